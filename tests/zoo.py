@@ -338,7 +338,7 @@ def _dcgan(tiny: bool) -> ZooModel:
 
 
 class Micro(nn.Module):
-    """gelu(x) * sigmoid(x), softmax over the row, plus a layer-norm of x: three row-wise reductions and no contraction."""
+    """softmax(gelu(x) * sigmoid(x)) plus a layer-norm of x: row-wise reductions and no contraction."""
 
     def __init__(self, columns: int) -> None:
         super().__init__()
