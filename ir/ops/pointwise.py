@@ -1,0 +1,57 @@
+"""Pointwise ops: every scalar operation on whole tensors, with NumPy broadcasting, and `cast`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dlcompiler.ir.errors import DTypeError
+from dlcompiler.ir.ops import Trait, register
+from dlcompiler.ir.ops.rules import broadcast_shapes, same_dtype
+from dlcompiler.ir.scalar import SCALARS, Scalar, apply_scalar, cast_array
+from dlcompiler.ir.types import DTYPES, TensorType, boolean, compute_dtype
+
+
+def _infer(scalar: Scalar):
+    def infer(types: tuple[TensorType, ...], attributes: Any) -> TensorType:
+        if len(types) != scalar.arity:
+            raise DTypeError(f"{scalar.name} takes {scalar.arity} operands, not {len(types)}")
+        values = types
+        if scalar.name == "where":
+            if types[0].dtype is not boolean:
+                raise DTypeError(f"where needs a bool condition, not {types[0].dtype}")
+            values = types[1:]
+        dtype = same_dtype(scalar.name, values)
+        if not scalar.accepts(dtype):
+            raise DTypeError(f"{scalar.name} does not take {dtype}", hint="insert a cast")
+        return TensorType(scalar.result(dtype), broadcast_shapes(t.shape for t in types))
+
+    return infer
+
+
+def _evaluate(scalar: Scalar):
+    return lambda operands, attributes: apply_scalar(scalar.name, *operands)
+
+
+def _element(builder, node, index):
+    operands = [builder.broadcast_operand(node, k, index) for k in range(len(node.inputs))]
+    return builder.compute(node.op.name, *operands)
+
+
+for _scalar in SCALARS.values():
+    _traits = [Trait.POINTWISE] + ([Trait.COMMUTATIVE] if _scalar.commutative else [])
+    register(_scalar.name, _infer(_scalar), *_traits, evaluate=_evaluate(_scalar), element=_element)
+
+
+def _cast_element(builder, node, index):
+    # rounding to a narrow dtype is what the model asked for, so it happens although the value stays in a wide register
+    narrow = builder.cast(builder.operand(node, 0, index), node.dtype)
+    return builder.cast(narrow, compute_dtype(node.dtype))
+
+
+register(
+    "cast",
+    lambda types, attributes: types[0].with_dtype(DTYPES[attributes["dtype"]]),
+    Trait.POINTWISE,
+    evaluate=lambda operands, attributes: cast_array(operands[0], DTYPES[attributes["dtype"]]),
+    element=_cast_element,
+)

@@ -1,0 +1,200 @@
+"""Program: the order of launches, and the memory each touches.
+
+A program is a list of steps over slots. A slot is one piece of memory: an argument of the call, a result, a constant, or an
+intermediate at an offset of the one arena that a call uses. Steps see slots through views (strides and an offset), so that a
+transposed weight or a slice costs nothing. Sizes may be symbolic; offsets are numbers and belong to one binding of the symbols
+(`Placement`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
+
+from dlcompiler.ir.expression import Dim, symbols
+from dlcompiler.ir.graph import Event, Graph
+from dlcompiler.ir.kernel import Kernel
+from dlcompiler.ir.types import DType, contiguous_strides
+
+Role = Literal["input", "output", "constant", "intermediate", "extern"]
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """One piece of memory, compared by identity.
+
+    role      input: memory of argument `position`. output: memory allocated afresh by each call for result `position` of the
+              outputs' own slots. constant: `Program.constants[position]`. intermediate: lives in the arena between its first
+              and last use. extern: a tensor that an aten call allocates and that is dropped after its last use.
+    strides   in elements
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[Dim, ...]
+    strides: tuple[Dim, ...]
+    role: Role
+    position: int = -1
+
+    @property
+    def elements(self) -> Dim:
+        """Elements from the first to the last one touched, gaps included; 0 for an empty tensor."""
+        if any(size == 0 for size in self.shape):
+            return 0
+        total: Dim = 1
+        for size, stride in zip(self.shape, self.strides):
+            total = total + (size - 1) * stride
+        return total
+
+    @property
+    def bytes(self) -> Dim:
+        return self.elements * self.dtype.bytes
+
+    def view(self) -> View:
+        """The whole slot."""
+        return View(self, self.shape, self.strides)
+
+    def __repr__(self) -> str:
+        return f"{self.role} {self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True)
+class View:
+    """A strided window on a slot. Strides and offset are in elements."""
+
+    slot: Slot
+    shape: tuple[Dim, ...]
+    strides: tuple[Dim, ...]
+    offset: Dim = 0
+
+    @property
+    def dtype(self) -> DType:
+        return self.slot.dtype
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether this is the slot itself, as its owner laid it out."""
+        return self.shape == self.slot.shape and self.strides == self.slot.strides and self.offset == 0
+
+    @property
+    def is_contiguous(self) -> bool:
+        return self.strides == contiguous_strides(self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Launch:
+    """Run a kernel of our own. `arguments` are in the order of `kernel.buffers`; the kernel may write those of role out."""
+
+    kernel: Kernel
+    arguments: tuple[View, ...]
+    origin: tuple[str, ...] = ()
+
+    @property
+    def reads(self) -> tuple[View, ...]:
+        return tuple(v for v, b in zip(self.arguments, self.kernel.buffers) if b.role == "in")
+
+    @property
+    def writes(self) -> tuple[View, ...]:
+        return tuple(v for v, b in zip(self.arguments, self.kernel.buffers) if b.role == "out")
+
+
+@dataclass(frozen=True, eq=False)
+class LibraryCall:
+    """Run a library's routine for one op, writing into planned memory. `attributes` are the graph node's."""
+
+    op: str
+    reads: tuple[View, ...]
+    writes: tuple[View, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    origin: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class AtenCall:
+    """Run an ATen operator that allocates its results (`writes` are extern slots; None for a result that is not a tensor).
+
+    `arguments` is a template: `{"operand": k}` stands for `reads[k]`, `{"dim": expression}` for a size.
+    """
+
+    target: str
+    arguments: Any
+    reads: tuple[View, ...]
+    writes: tuple[View | None, ...]
+    origin: tuple[str, ...] = ()
+    reason: str = ""
+
+
+Step = Launch | LibraryCall | AtenCall
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where intermediates lie, for one binding of the symbols. All in bytes.
+
+    lower_bound   the largest sum of intermediates alive at one step: no plan can be smaller
+    eager_peak    the same sum if every op of the captured graph had kept its own result until its last use
+    """
+
+    offsets: Mapping[Slot, int]
+    arena_bytes: int
+    lower_bound: int
+    eager_peak: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A whole compiled computation.
+
+    inputs     slots of the tensor arguments, None for an integer argument that binds a symbol, in call order
+    outputs    views to hand back, in order: on an output slot, an input, a constant or an extern slot
+    constants  arrays (NumPy, or torch tensors) that constant slots hold
+    aliases    an intermediate -> the one whose memory it takes over in place (its last reader writes it)
+    placement  for a program without symbols; else made for each binding when first called
+    code       what codegen attached: for each launch, in order of steps, an object that the runtime knows how to start
+    """
+
+    name: str
+    graph: Graph
+    slots: tuple[Slot, ...]
+    steps: tuple[Step, ...]
+    inputs: tuple[Slot | None, ...]
+    outputs: tuple[View, ...]
+    constants: tuple[Any, ...] = ()
+    aliases: Mapping[Slot, Slot] = field(default_factory=dict)
+    placement: Placement | None = None
+    code: Any = None
+    refusals: tuple[str, ...] = ()
+    history: tuple[Event, ...] = ()
+
+    @cached_property
+    def lifetimes(self) -> dict[Slot, tuple[int, int]]:
+        """First and last step that touches each intermediate or extern slot."""
+        found: dict[Slot, tuple[int, int]] = {}
+        for number, step in enumerate(self.steps):
+            for view in (*step.reads, *step.writes):
+                if view is not None and view.slot.role in ("intermediate", "extern"):
+                    first, _ = found.get(view.slot, (number, number))
+                    found[view.slot] = (first, number)
+        for view in self.outputs:
+            if view.slot in found:
+                found[view.slot] = (found[view.slot][0], len(self.steps))
+        return found
+
+    @cached_property
+    def symbols(self) -> tuple[str, ...]:
+        """Sizes that a call must bind."""
+        used: set[str] = set()
+        for slot in self.slots:
+            for dim in (*slot.shape, *slot.strides):
+                used |= symbols(dim)
+        return tuple(s for s in self.graph.symbols if s in used) or tuple(self.graph.symbols)
+
+    def replace(self, **changes: Any) -> Program:
+        return replace(self, **changes)
+
+    def __str__(self) -> str:
+        from dlcompiler.ir.text import print_program
+
+        return print_program(self)

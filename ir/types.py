@@ -1,0 +1,147 @@
+"""Element types and tensor types."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from dlcompiler.ir.expression import Dim, product
+
+
+@dataclass(frozen=True)
+class DType:
+    """One element type. `kind` is one of float, int, uint, bool, complex; `bits` counts the storage of one element."""
+
+    name: str
+    kind: str
+    bits: int
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that one element takes in memory."""
+        return self.bits // 8
+
+    @cached_property
+    def numpy(self) -> np.dtype:
+        """The NumPy dtype that stores it (from `ml_dtypes` where NumPy has none)."""
+        return _numpy_dtype(self)
+
+    @property
+    def is_float(self) -> bool:
+        return self.kind == "float"
+
+    @property
+    def is_integer(self) -> bool:
+        return self.kind in ("int", "uint")
+
+    @property
+    def is_signed(self) -> bool:
+        return self.kind in ("int", "float", "complex")
+
+    def __str__(self) -> str:
+        return self.name
+
+    __repr__ = __str__
+
+
+f64, f32, f16, bf16 = (DType(n, "float", b) for n, b in (("f64", 64), ("f32", 32), ("f16", 16), ("bf16", 16)))
+i64, i32, i16, i8 = (DType(f"i{b}", "int", b) for b in (64, 32, 16, 8))
+u64, u32, u16, u8 = (DType(f"u{b}", "uint", b) for b in (64, 32, 16, 8))
+boolean = DType("bool", "bool", 8)
+c64, c128 = DType("c64", "complex", 64), DType("c128", "complex", 128)
+
+DTYPES: dict[str, DType] = {
+    d.name: d for d in (f64, f32, f16, bf16, i64, i32, i16, i8, u64, u32, u16, u8, boolean, c64, c128)
+}
+FLOATS = (f64, f32, f16, bf16)
+INTEGERS = (i64, i32, i16, i8, u64, u32, u16, u8)
+
+
+def _numpy_dtype(dtype: DType) -> np.dtype:
+    if dtype is bf16:
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    prefix = {"float": "float", "int": "int", "uint": "uint", "complex": "complex"}.get(dtype.kind)
+    return np.dtype(f"{prefix}{dtype.bits}" if prefix else "bool")
+
+
+def dtype_of(array: np.ndarray | np.generic) -> DType:
+    """The element type of a NumPy array. Raises KeyError for one that the IR does not have."""
+    return _BY_NUMPY_NAME[array.dtype.name]
+
+
+_BY_NUMPY_NAME = {
+    "float64": f64, "float32": f32, "float16": f16, "bfloat16": bf16, "bool": boolean, "complex64": c64, "complex128": c128,
+    **{f"int{d.bits}": d for d in (i64, i32, i16, i8)}, **{f"uint{d.bits}": d for d in (u64, u32, u16, u8)},
+}  # fmt: skip
+
+
+def compute_dtype(dtype: DType) -> DType:
+    """What kernels compute in: float16 and bfloat16 are stored narrow and computed in float32; all else as it is."""
+    return f32 if dtype in (f16, bf16) else dtype
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """Element type and shape; a dimension is an int or an `Expression` of named sizes."""
+
+    dtype: DType
+    shape: tuple[Dim, ...] = ()
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+    @property
+    def numel(self) -> Dim:
+        """Number of elements."""
+        return product(self.shape)
+
+    @property
+    def bytes(self) -> Dim:
+        """Bytes of the elements, stored without gaps."""
+        return self.numel * self.dtype.bytes
+
+    @property
+    def is_static(self) -> bool:
+        return all(isinstance(d, int) for d in self.shape)
+
+    def with_shape(self, shape: Iterable[Dim]) -> TensorType:
+        return TensorType(self.dtype, tuple(shape))
+
+    def with_dtype(self, dtype: DType) -> TensorType:
+        return TensorType(dtype, self.shape)
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
+
+    __repr__ = __str__
+
+
+@dataclass(frozen=True)
+class TupleType:
+    """Several results at once: what an `aten.call` of a many-result operator gives; `tuple.get` takes one out."""
+
+    elements: tuple[TensorType | None, ...]
+
+    def __str__(self) -> str:
+        return f"({', '.join('none' if e is None else str(e) for e in self.elements)})"
+
+    __repr__ = __str__
+
+
+Type = TensorType | TupleType
+
+
+def contiguous_strides(shape: tuple[Dim, ...]) -> tuple[Dim, ...]:
+    """Row-major strides in elements: the last dimension's is 1."""
+    strides: list[Dim] = []
+    step: Dim = 1
+    for size in reversed(shape):
+        strides.append(step)
+        # as torch: a dimension of size 0 counts as 1, so that strides stay positive
+        step = step * (1 if size == 0 else size)
+    return tuple(reversed(strides))
