@@ -115,7 +115,9 @@ class KernelBuilder:
                 return source  # narrow -> wide -> narrow changes nothing
         return self.share(("cast", value, dtype), lambda: K.Compute(dtype, "cast", (value,)))
 
-    def reduce(self, kind: str, extents: Sequence[Dim], avoid: Sequence[Dim], body: Callable[[tuple[Dim, ...]], K.Value]) -> K.Value:
+    def reduce(
+        self, kind: str, extents: Sequence[Dim], avoid: Sequence[Dim], body: Callable[[tuple[Dim, ...]], K.Value]
+    ) -> K.Value:
         """`body(position)` reduced over new positions of these extents; `avoid`: index expressions whose axes are taken."""
         taken = frozenset().union(*(symbols(e) for e in avoid), *(symbols(b.expression) for b in self.guard))
         position: list[Dim] = []
@@ -132,7 +134,9 @@ class KernelBuilder:
             return operand
         return self.share((kind, operand, over), lambda: K.Reduce(operand.dtype, kind, operand, over))
 
-    def select_within(self, bounds: Sequence[tuple[Dim, Dim]], inside: Callable[[], K.Value], outside: Callable[[], K.Value]) -> K.Value:
+    def select_within(
+        self, bounds: Sequence[tuple[Dim, Dim]], inside: Callable[[], K.Value], outside: Callable[[], K.Value]
+    ) -> K.Value:
         """`inside()` where `0 <= expression < extent` holds for every bound, else `outside()`; reads nothing out of bounds."""
         from dlcompiler.ir.expression import is_below, is_non_negative
 
@@ -206,4 +210,3 @@ class KernelBuilder:
     def store_value(self, value: K.Value, dtype: DType) -> K.Value:
         """The value as it is stored: cast to the storage dtype."""
         return self.cast(value, dtype)
-

@@ -156,7 +156,11 @@ def _shift_left(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _shift_right(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     bits = np.asarray(a).dtype.itemsize * 8
     outside = (b < 0) | (b >= bits)
-    return np.right_shift(a, np.where(outside, bits - 1, b)) if np.asarray(a).dtype.kind == "i" else _shift_right_unsigned(a, b, outside)
+    return (
+        np.right_shift(a, np.where(outside, bits - 1, b))
+        if np.asarray(a).dtype.kind == "i"
+        else _shift_right_unsigned(a, b, outside)
+    )
 
 
 def _shift_right_unsigned(a: np.ndarray, b: np.ndarray, outside: np.ndarray) -> np.ndarray:
@@ -168,9 +172,7 @@ def _sign(x: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(x), 0, np.sign(x)).astype(np.asarray(x).dtype) if np.asarray(x).dtype.kind in "fV" else np.sign(x)
 
 
-for _name in (
-    "exp exp2 expm1 log log2 log10 log1p sqrt sin cos tan sinh cosh tanh floor ceil trunc"
-).split():
+for _name in ("exp exp2 expm1 log log2 log10 log1p sqrt sin cos tan sinh cosh tanh floor ceil trunc").split():
     _scalar(_name, getattr(np, _name), 1, "float")
 for _name, _function in {
     "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan, "asinh": np.arcsinh, "acosh": np.arccosh, "atanh": np.arctanh,

@@ -52,9 +52,7 @@ u64, u32, u16, u8 = (DType(f"u{b}", "uint", b) for b in (64, 32, 16, 8))
 boolean = DType("bool", "bool", 8)
 c64, c128 = DType("c64", "complex", 64), DType("c128", "complex", 128)
 
-DTYPES: dict[str, DType] = {
-    d.name: d for d in (f64, f32, f16, bf16, i64, i32, i16, i8, u64, u32, u16, u8, boolean, c64, c128)
-}
+DTYPES: dict[str, DType] = {d.name: d for d in (f64, f32, f16, bf16, i64, i32, i16, i8, u64, u32, u16, u8, boolean, c64, c128)}
 FLOATS = (f64, f32, f16, bf16)
 INTEGERS = (i64, i32, i16, i8, u64, u32, u16, u8)
 

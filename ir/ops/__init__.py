@@ -80,7 +80,9 @@ def lookup(name: str) -> Op:
     op = TABLE.get(name)
     if op is None:
         near = difflib.get_close_matches(name, TABLE, 3)
-        raise UnsupportedError(f"there is no op {name!r}", items=(name,), hint=f"did you mean {', '.join(near)}?" if near else None)
+        raise UnsupportedError(
+            f"there is no op {name!r}", items=(name,), hint=f"did you mean {', '.join(near)}?" if near else None
+        )
     return op
 
 

@@ -128,7 +128,14 @@ def _evaluate_plain(x, weight, attributes):
     kernel = weight.shape[2:]
     spans = [d * (k - 1) + 1 for k, d in zip(kernel, attributes["dilations"])]
     windows = np.lib.stride_tricks.sliding_window_view(x, spans, axis=tuple(range(2, x.ndim)))
-    windows = windows[(slice(None), slice(None), *(slice(None, None, s) for s in attributes["strides"]), *(slice(None, None, d) for d in attributes["dilations"]))]
+    windows = windows[
+        (
+            slice(None),
+            slice(None),
+            *(slice(None, None, s) for s in attributes["strides"]),
+            *(slice(None, None, d) for d in attributes["dilations"]),
+        )
+    ]
     n, _, *out = windows.shape[: 2 + spatial]
     windows = windows.reshape(n, groups, -1, *out, *kernel)
     weight = weight.reshape(groups, -1, *weight.shape[1:])
@@ -143,7 +150,10 @@ def _evaluate_transposed(x, weight, attributes):
     groups, strides, padding, dilations = (attributes[k] for k in ("groups", "strides", "padding", "dilations"))
     n, _, *size = x.shape
     kernel = weight.shape[2:]
-    full = [(s - 1) * st + d * (k - 1) + 1 + extra for s, st, d, k, extra in zip(size, strides, dilations, kernel, attributes["output_padding"])]
+    full = [
+        (s - 1) * st + d * (k - 1) + 1 + extra
+        for s, st, d, k, extra in zip(size, strides, dilations, kernel, attributes["output_padding"])
+    ]
     result = np.zeros((n, groups, weight.shape[1], *full), dtype=x.dtype)
     grouped = x.reshape(n, groups, -1, *size)
     weight = weight.reshape(groups, -1, *weight.shape[1:])

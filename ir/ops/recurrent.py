@@ -21,7 +21,9 @@ def _infer_lstm(types, attributes):
     if x.rank != 3 or h0.rank != 3 or len(types) != 3 + attributes["layers"] * directions * each:
         raise ShapeError(f"lstm of {', '.join(map(str, types[:3]))} with {len(types) - 3} weights: ranks or numbers do not fit")
     hidden = h0.shape[2]
-    return TupleType((x.with_shape((*x.shape[:2], directions * hidden)), TensorType(x.dtype, h0.shape), TensorType(x.dtype, h0.shape)))
+    return TupleType(
+        (x.with_shape((*x.shape[:2], directions * hidden)), TensorType(x.dtype, h0.shape), TensorType(x.dtype, h0.shape))
+    )
 
 
 def _run_direction(x, h, c, weights, reverse):

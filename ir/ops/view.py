@@ -180,7 +180,11 @@ def _infer_pad(types, attributes):
 def _pad_element(builder, node, index):
     source = node.inputs[0]
     at = [i - low for i, low in zip(index, node.attributes["low"])]
-    bounds = [(e, size) for e, size, low, high in zip(at, source.shape, *(node.attributes[k] for k in ("low", "high"))) if (low, high) != (0, 0)]
+    bounds = [
+        (e, size)
+        for e, size, low, high in zip(at, source.shape, *(node.attributes[k] for k in ("low", "high")))
+        if (low, high) != (0, 0)
+    ]
     fill = builder.constant(node.attributes["value"], compute_dtype(node.dtype))
     return builder.select_within(bounds, lambda: builder.operand(node, 0, at), lambda: fill)
 
@@ -222,7 +226,9 @@ def _concat_element(builder, node, index):
             continue
         at = [*index[:axis], index[axis] - starts[k], *index[axis + 1 :]]
         before = value
-        value = builder.select_within([(at[axis], size)], lambda k=k, at=at: builder.operand(node, k, at), lambda before=before: before)
+        value = builder.select_within(
+            [(at[axis], size)], lambda k=k, at=at: builder.operand(node, k, at), lambda before=before: before
+        )
     return value
 
 
@@ -243,7 +249,10 @@ def _infer_slice_update(types, attributes):
 
 def _evaluate_slice_update(operands, attributes):
     result = operands[0].copy()
-    limits = [start + (size - 1) * step + 1 if size else start for start, size, step in zip(attributes["starts"], operands[1].shape, attributes["steps"])]
+    limits = [
+        start + (size - 1) * step + 1 if size else start
+        for start, size, step in zip(attributes["starts"], operands[1].shape, attributes["steps"])
+    ]
     result[tuple(slice(*each) for each in zip(attributes["starts"], limits, attributes["steps"]))] = operands[1]
     return result
 
@@ -262,9 +271,7 @@ def _slice_update_element(builder, node, index):
     return builder.select_within(bounds, lambda: builder.operand(node, 1, at), lambda: builder.operand(node, 0, index))
 
 
-register(
-    "slice_update", _infer_slice_update, Trait.VIEW, evaluate=_evaluate_slice_update, element=_slice_update_element
-)
+register("slice_update", _infer_slice_update, Trait.VIEW, evaluate=_evaluate_slice_update, element=_slice_update_element)
 
 # -- window: the sliding views that pooling and convolution read ---------------------------------------------------------------
 
@@ -388,7 +395,9 @@ def view_strides(node: Any, strides: tuple[Dim, ...]) -> tuple[tuple[Dim, ...], 
             return tuple(strides[d] for d in node.attributes["dims"]), 0
         case "expand":
             lead = len(node.shape) - source.tensor.rank
-            return tuple(0 if d < lead or source.shape[d - lead] != size else strides[d - lead] for d, size in enumerate(node.shape)), 0
+            return tuple(
+                0 if d < lead or source.shape[d - lead] != size else strides[d - lead] for d, size in enumerate(node.shape)
+            ), 0
         case "slice":
             offset: Dim = 0
             for start, stride in zip(node.attributes["starts"], strides):
