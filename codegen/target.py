@@ -1,0 +1,58 @@
+"""What code is made for. The architecture is an argument, never asked of the live machine inside the compiler."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from dlcompiler.ir.errors import OptionError
+
+CPU_ARCHITECTURES = ("x86-64-v2", "x86-64-v3", "x86-64-v4", "aarch64")
+GPU_ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+
+# Ops that a library runs whole on each kind of target; everything else becomes kernels of our own.
+LIBRARY_OPS = {
+    "cpu": frozenset({"matmul", "linear", "convolution", "attention", "lstm"}),
+    "cuda": frozenset({"matmul", "linear", "convolution", "attention", "lstm"}),
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """`kind` is cpu or cuda; `arch` the instruction set, as `x86-64-v3` or `sm_90`; `host` whether it is this very machine's."""
+
+    kind: str
+    arch: str
+    host: bool = False
+
+    @property
+    def library_ops(self) -> frozenset[str]:
+        """Ops kept whole for a library."""
+        return LIBRARY_OPS[self.kind]
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.arch}"
+
+
+def parse_target(text: str) -> Target:
+    """`cpu`, `cpu:x86-64-v3`, `cuda`, `cuda:sm_90`. Without an architecture: this machine's CPU, or sm_90.
+
+    Raises OptionError naming the nearest target.
+    """
+    kind, _, arch = text.partition(":")
+    if kind == "cpu":
+        from dlcompiler.codegen.cpu.machine import host
+
+        native = host().name
+        if not arch or arch == native:
+            return Target("cpu", native, host=True)
+        if arch in CPU_ARCHITECTURES:
+            return Target("cpu", arch)
+    if kind == "cuda":
+        if not arch:
+            return Target("cuda", "sm_90")
+        if arch in GPU_ARCHITECTURES:
+            return Target("cuda", arch)
+    known = ["cpu", "cuda", *(f"cpu:{a}" for a in CPU_ARCHITECTURES), *(f"cuda:{a}" for a in GPU_ARCHITECTURES)]
+    near = difflib.get_close_matches(text, known, 1)
+    raise OptionError(f"unknown target {text!r}", hint=f"did you mean {near[0]!r}?" if near else f"one of {', '.join(known)}")
