@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ MODES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Kind:
-    """What an option takes. `check` converts a Python value, `parse` the text of an environment variable; both raise ValueError."""
+    """What an option takes. `check` converts a Python value, `parse` an environment variable's text; both raise ValueError."""
 
     says: str
     check: Callable[[Any], Any]
@@ -76,8 +76,8 @@ def _choice(*names: str) -> Kind:
 
 def _names(*known: str) -> Kind:
     def check(value: Any) -> frozenset[str]:
-        parts = value.split(",") if isinstance(value, str) else value
-        if not isinstance(parts, Iterable) or not all(isinstance(part, str) for part in (parts := list(parts))):
+        parts = value.split(",") if isinstance(value, str) else list(value)
+        if not all(isinstance(part, str) for part in parts):
             raise ValueError
         found = frozenset(part.strip() for part in parts if part.strip())
         if known and not found <= set(known):
@@ -188,9 +188,8 @@ def _checked(convert: Callable[[Any], Any], value: Any, what: str, kind: Kind) -
     try:
         return convert(value)
     except (ValueError, TypeError):
-        near = (
-            difflib.get_close_matches(value, kind.says.removeprefix("one of ").split(", "), 1) if isinstance(value, str) else []
-        )
+        known = kind.says.removeprefix("one of ").split(", ")
+        near = difflib.get_close_matches(value, known, 1) if isinstance(value, str) else []
         hint = f"did you mean {near[0]!r}?" if near else None
         raise OptionError(f"{what} takes {kind.says}, not {value!r}", hint=hint) from None
 
