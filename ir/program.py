@@ -129,6 +129,43 @@ class AtenCall:
 Step = Launch | LibraryCall | AtenCall
 
 
+@dataclass(frozen=True, eq=False)
+class CompiledKernel:
+    """Machine code of one kernel: a C function `void kernel(void **words, int64_t low, int64_t high)`.
+
+    It does the iterations [low, high) of the parallel range [0, work), and may be called for disjoint parts by several threads.
+    `words` holds one 8-byte word for each of `kernel.buffers`, its first element's address (with no alignment beyond the
+    element's own), then one for each of `kernel.size_symbols`, its value as an int64.
+
+    address      of the function, valid while `keep_alive` lives
+    work         iterations; may be symbolic, in the program's sizes
+    grain        the fewest iterations worth a thread: work <= grain runs on the calling thread
+    multiple     parts given to threads begin at multiples of this (a vector's width, say)
+    text         what was compiled, for dumps
+    """
+
+    name: str
+    address: int
+    work: Dim
+    grain: int = 1
+    multiple: int = 1
+    text: str = ""
+    keep_alive: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class Code:
+    """What codegen attaches to a program for a CPU.
+
+    kernels   one for each step: a CompiledKernel for a Launch (identical kernels may share one), None for the other steps
+    driver    address of the C function that starts a run of launches; see `codegen.cpu.driver`
+    """
+
+    kernels: tuple[CompiledKernel | None, ...]
+    driver: int
+    keep_alive: Any = None
+
+
 @dataclass(frozen=True)
 class Placement:
     """Where intermediates lie, for one binding of the symbols. All in bytes.
@@ -152,7 +189,7 @@ class Program:
     constants  arrays (NumPy, or torch tensors) that constant slots hold
     aliases    an intermediate -> the one whose memory it takes over in place (its last reader writes it)
     placement  for a program without symbols; else made for each binding when first called
-    code       what codegen attached: for each launch, in order of steps, an object that the runtime knows how to start
+    code       what codegen attached; None before
     """
 
     name: str
@@ -164,7 +201,7 @@ class Program:
     constants: tuple[Any, ...] = ()
     aliases: Mapping[Slot, Slot] = field(default_factory=dict)
     placement: Placement | None = None
-    code: Any = None
+    code: Code | None = None
     refusals: tuple[str, ...] = ()
     history: tuple[Event, ...] = ()
 
