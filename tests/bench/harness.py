@@ -114,9 +114,7 @@ class Entry:
 class Bench:
     """Workers for a set of systems, one folder for their ONNX files; use it as a context manager."""
 
-    def __init__(
-        self, names: Sequence[str], rounds: int, burst: float, environment: dict[str, str] | None = None
-    ) -> None:
+    def __init__(self, names: Sequence[str], rounds: int, burst: float, environment: dict[str, str] | None = None) -> None:
         self.names = names
         self.rounds = rounds
         self.burst = burst

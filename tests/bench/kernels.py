@@ -68,9 +68,7 @@ def main() -> int:
     bandwidth = copy_bandwidth()
     results: dict[str, dict[str, Entry]] = {}
     rows = []
-    with Bench(
-        names, arguments.rounds, BURST_SECONDS, {} if arguments.default_malloc else harness.KEEP_MEMORY
-    ) as bench:
+    with Bench(names, arguments.rounds, BURST_SECONDS, {} if arguments.default_malloc else harness.KEEP_MEMORY) as bench:
         for name in harness.chosen(kernel_cases.NAMES, arguments.only):
             results[name] = bench.compare("kernel", name)
             for entry in results[name].values():
@@ -82,10 +80,7 @@ def main() -> int:
     header = ["case, us", "MiB moved", *names]
     if ours is not None:
         header += [*(f"{peer} / ours" for peer in peers), "ours GB/s", "of copy"]
-        means = [
-            harness.geomean(entries[peer].seconds / entries[ours].seconds for entries in results.values())
-            for peer in peers
-        ]
+        means = [harness.geomean(entries[peer].seconds / entries[ours].seconds for entries in results.values()) for peer in peers]
         rows.append(["geomean", "", *[""] * len(names), *(harness.ratio(mean) for mean in means), "", ""])
     print(harness.table(header, rows))
     dump = {name: [entry.as_dict() for entry in entries.values()] for name, entries in results.items()}

@@ -100,9 +100,7 @@ def main() -> int:
     """Runs the suite and prints it."""
     parser = harness.parser(__doc__.splitlines()[0])
     parser.add_argument("--systems", default=DEFAULT_SYSTEMS, help=f"comma-separated, of: {', '.join(SYSTEMS)}")
-    parser.add_argument(
-        "--size", choices=("real", "tiny"), default="real", help="tiny checks the benchmark, not the compiler"
-    )
+    parser.add_argument("--size", choices=("real", "tiny"), default="real", help="tiny checks the benchmark, not the compiler")
     arguments = parser.parse_args()
     names = arguments.systems.split(",")
     if unknown := [name for name in names if name not in SYSTEMS]:

@@ -179,9 +179,7 @@ def export_onnx(workload: Workload, path: Path) -> None:
     import torch
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.onnx.export(
-        workload.module, workload.inputs, str(path), dynamo=True, external_data=True, verbose=False, optimize=True
-    )
+    torch.onnx.export(workload.module, workload.inputs, str(path), dynamo=True, external_data=True, verbose=False, optimize=True)
 
 
 def flatten(outputs: Any) -> list[Any]:
