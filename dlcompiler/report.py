@@ -1,0 +1,321 @@
+"""What happened in a compilation: `Report` is data, prints as one screen, and keeps nothing of the program alive.
+
+timings = Timings()
+with timings.stage("optimize"):
+    graph = optimize(graph, target, options)
+report = record(program, captured, target, options, timings, kernels_compiled=3)
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from dlcompiler.ir.graph import Graph, Node
+from dlcompiler.ir.ops import Trait
+from dlcompiler.ir.program import AtenCall, Launch, LibraryCall, Placement, Program
+
+if TYPE_CHECKING:
+    from dlcompiler.options import Options
+
+STAGES = ("capture", "import", "optimize", "fuse", "plan", "emit", "load")
+KEPT_REPORTS = 256  # in a process; older ones are forgotten
+KEPT_REFUSALS = 5000  # sentences in one report; `refusals_omitted` counts the rest
+SHOWN = 6  # lines of each list on the printed screen
+
+
+class Timings:
+    """Seconds by stage. A stage entered twice adds up; stages do not nest."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the time of the `with` body under `name`, also when it raises."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def as_dict(self) -> dict[str, float]:
+        """Stages in the order of the data, others after them, and their sum as `total`."""
+        known = {name: self.seconds[name] for name in STAGES if name in self.seconds}
+        return {**known, **{k: v for k, v in self.seconds.items() if k not in known}, "total": sum(self.seconds.values())}
+
+
+@dataclass(frozen=True)
+class AtenNode:
+    """An operator that ATen runs: how many nodes, why it is not ours, and where in the model the first one stands."""
+
+    name: str
+    count: int
+    reason: str
+    location: str | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """One compilation. Seconds are wall clock, memory is in bytes.
+
+    nodes_captured     nodes of the graph as captured, inputs and constants left out
+    native             nodes of the optimized graph that became part of our own kernels
+    library            op -> number of calls into a library, in planned memory
+    aten               operators run by ATen in memory of its own
+    kernels, distinct  launches of our kernels, and how many different kernels they are
+    compiled, reused   distinct kernels compiled now, and taken from the ones that this process had
+    planned_peak       arena of intermediates; None until the sizes of a dynamic program are bound
+    lower_bound        no plan can be smaller; eager_peak: what eager execution of the captured graph holds
+    recompile          why the same code was compiled again, None for a first compilation
+    """
+
+    name: str
+    target: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    symbols: tuple[str, ...]
+    nodes_captured: int
+    native: int
+    library: Mapping[str, int]
+    aten: tuple[AtenNode, ...]
+    kernels: int
+    distinct: int
+    compiled: int
+    reused: int
+    seconds: Mapping[str, float]
+    planned_peak: int | None = None
+    lower_bound: int | None = None
+    eager_peak: int | None = None
+    refusals: tuple[str, ...] = ()
+    refusals_omitted: int = 0
+    history: tuple[str, ...] = ()
+    code_key: str | None = field(default=None, repr=False)
+    compilation: int = 0
+    recompile: str | None = None
+    dump: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return "\n".join([*self._what(), *self._memory_and_time(), *self._why()])
+
+    def _what(self) -> list[str]:
+        aten = sum(a.count for a in self.aten)
+        library = sum(self.library.values())
+        calls = f" ({_tally(self.library)})" if library else ""
+        lines = [
+            f"{self.name} on {self.target}: {', '.join(self.inputs) or 'no inputs'} --> {', '.join(self.outputs)}"[:160],
+            f"  nodes     {self.nodes_captured} captured; {self.native} native, {library} library{calls}, {aten} aten",
+        ]
+        lines += [f"            aten: {a.name} x{a.count}: {a.reason}{_at(a.location)}" for a in self.aten[:SHOWN]]
+        lines += _more(len(self.aten), "aten operators")
+        lines.append(
+            f"  kernels   {self.kernels} launches of {self.distinct} distinct; {self.compiled} compiled, {self.reused} reused"
+        )
+        return lines
+
+    def _memory_and_time(self) -> list[str]:
+        stages = ", ".join(f"{name} {seconds:.3f}" for name, seconds in self.seconds.items() if name != "total")
+        lines = [f"  seconds   {self.seconds.get('total', 0.0):.3f}{f' = {stages}' if stages else ''}"]
+        if self.planned_peak is None:
+            lines.append(f"  memory    planned at the first call (sizes {', '.join(self.symbols)})")
+        else:
+            over = f" (x{self.planned_peak / self.lower_bound:.2f})" if self.lower_bound else ""
+            peak, bound, eager = (format_bytes(n) for n in (self.planned_peak, self.lower_bound, self.eager_peak))
+            lines.append(f"  memory    planned peak {peak}, lower bound {bound}{over}, eager {eager}")
+        return lines
+
+    def _why(self) -> list[str]:
+        lines = [f"  recompile {self.recompile}"] if self.recompile else []
+        count = len(self.refusals) + self.refusals_omitted
+        lines.append(f"  not fused {count}{':' if count else ''}")
+        lines += [f"            {sentence}" for sentence in self.refusals[:SHOWN]] + _more(count, "refusals")
+        if self.dump:
+            lines.append(f"  dump      {self.dump}")
+        return lines
+
+
+def _more(count: int, what: str) -> list[str]:
+    return [f"            and {count - SHOWN} more {what}"] if count > SHOWN else []
+
+
+def _at(location: str | None) -> str:
+    return f" (at {location})" if location else ""
+
+
+def _tally(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} x{count}" for name, count in counts.items())
+
+
+def format_bytes(count: int | None) -> str:
+    """`12.3 MiB`; `?` where the count is not known."""
+    if count is None:
+        return "?"
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    raise AssertionError
+
+
+_lock = threading.Lock()
+_reports: deque[Report] = deque(maxlen=KEPT_REPORTS)
+
+
+def reports() -> list[Report]:
+    """One for every graph compiled in this process since the last reset, newest last (at most KEPT_REPORTS)."""
+    with _lock:
+        return list(_reports)
+
+
+def clear() -> None:
+    """Forget every report."""
+    with _lock:
+        _reports.clear()
+
+
+def record(
+    program: Program,
+    captured: Graph,
+    target: object,
+    options: Options,
+    timings: Timings,
+    *,
+    kernels_compiled: int = 0,
+    code_key: str | None = None,
+    dump: str | None = None,
+) -> Report:
+    """Make the report of a finished compilation and remember it.
+
+    program    with code attached; `captured` is the graph as the frontend made it
+    kernels_compiled  distinct kernels compiled by this compilation; the other distinct ones were reused
+    code_key   names the user's code (frame), so that a second compilation of it is called a recompilation, with the reason
+    """
+    launches = [step for step in program.steps if isinstance(step, Launch)]
+    distinct = _distinct_kernels(program)
+    library = Counter(step.op for step in program.steps if isinstance(step, LibraryCall))
+    aten = _aten_nodes(program)
+    computed = sum(not node.has(Trait.SOURCE) for node in program.graph.nodes if node.op.name != "tuple.get")
+    placement = program.placement
+    report = Report(
+        name=captured.name,
+        target=str(target),
+        inputs=tuple(_signature(node) for node in captured.inputs),
+        outputs=tuple(str(node.type) for node in captured.outputs),
+        symbols=tuple(captured.symbols),
+        nodes_captured=sum(not node.has(Trait.SOURCE) for node in captured.nodes),
+        native=max(0, computed - sum(library.values()) - sum(a.count for a in aten)),
+        library=dict(library.most_common()),
+        aten=aten,
+        kernels=len(launches),
+        distinct=distinct,
+        compiled=kernels_compiled,
+        reused=max(0, distinct - kernels_compiled),
+        seconds=timings.as_dict(),
+        refusals=tuple(program.refusals[:KEPT_REFUSALS]),
+        refusals_omitted=max(0, len(program.refusals) - KEPT_REFUSALS),
+        history=tuple(str(event) for event in (program.history or program.graph.history)),
+        code_key=code_key,
+        dump=dump,
+        **_memory(placement),
+    )
+    with _lock:
+        report = _explain_recompilation(report)
+        _reports.append(report)
+    _log(report, options)
+    return report
+
+
+def _memory(placement: Placement | None) -> dict[str, int | None]:
+    if placement is None:
+        return {}
+    return {
+        "planned_peak": placement.arena_bytes,
+        "lower_bound": placement.lower_bound,
+        "eager_peak": placement.eager_peak,
+    }
+
+
+def _distinct_kernels(program: Program) -> int:
+    if program.code is not None:
+        return len({id(code) for step, code in zip(program.steps, program.code) if isinstance(step, Launch)})
+    return len({id(step.kernel) for step in program.steps if isinstance(step, Launch)})
+
+
+def _aten_nodes(program: Program) -> tuple[AtenNode, ...]:
+    calls = [step for step in program.steps if isinstance(step, AtenCall)]
+    counts = Counter((step.target, step.reason) for step in calls)
+    first: dict[tuple[str, str], str | None] = {}
+    for step in calls:
+        first.setdefault((step.target, step.reason), step.origin[-1] if step.origin else None)
+    return tuple(
+        AtenNode(target, count, reason or "no rule for it", first[target, reason])
+        for (target, reason), count in counts.most_common()
+    )
+
+
+def _signature(node: Node) -> str:
+    return f"{node.name}: {node.attributes['symbol']}" if node.op.name == "size" else f"{node.name}: {node.type}"
+
+
+def _explain_recompilation(report: Report) -> Report:
+    """Compare with the last compilation of the same code. Called with the lock held."""
+    if report.code_key is None:
+        return report
+    earlier = [r for r in _reports if r.code_key == report.code_key]
+    if not earlier:
+        return report
+    last = earlier[-1]
+    changes = [f"{old} became {new}" for old, new in zip(last.inputs, report.inputs) if old != new]
+    if len(last.inputs) != len(report.inputs):
+        changes.append(f"{len(last.inputs)} inputs became {len(report.inputs)}")
+    why = "; ".join(changes) or "inputs look the same: a guard on something else failed (TORCH_LOGS=recompiles names it)"
+    hint = "" if report.symbols or not changes else " (dynamic=True or mark_dynamic compiles once for all sizes)"
+    return replace(report, compilation=last.compilation + 1, recompile=f"no. {last.compilation + 1}: {why}{hint}")
+
+
+def _log(report: Report, options: Options) -> None:
+    """Write what `options.logs` asks for to the loggers `dlcompiler.<topic>`."""
+    lines = {
+        "fusion": [f"{report.name}: {sentence}" for sentence in report.refusals],
+        "recompiles": [f"{report.name}: recompile {report.recompile}"] if report.recompile else [],
+        "cache": [f"{report.name}: {report.compiled} kernels compiled, {report.reused} reused from this process"],
+        "memory": [report._memory_and_time()[-1].strip()],
+    }
+    for topic in sorted(options.logs):
+        topic_logger = topic_logger_for(topic)
+        for line in lines[topic]:
+            topic_logger.info("%s", line)
+
+
+class _StandardError(logging.StreamHandler):
+    """Writes to whatever `sys.stderr` is at the time."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+
+def topic_logger_for(topic: str) -> logging.Logger:
+    """The logger `dlcompiler.<topic>`, made to reach stderr where the program set up no logging of its own."""
+    found = logging.getLogger(f"dlcompiler.{topic}")
+    found.setLevel(logging.INFO)
+    if not found.hasHandlers():
+        handler = _StandardError()
+        handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+        found.addHandler(handler)
+    return found
