@@ -10,7 +10,7 @@ solver is needed. Facts about ranges (an axis lies in `[0, extent)`) are passed 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
 from typing import TypeAlias, Union
 
@@ -179,6 +179,20 @@ def symbol_name(value: Dim) -> str | None:
         if coefficient == 1 and len(monomial) == 1 and monomial[0].kind == "symbol":
             return monomial[0].operands[0]
     return None
+
+
+def linear_coefficients(value: Dim, names: Iterable[str]) -> dict[str, Dim] | None:
+    """`{name: coefficient}` of an expression that is linear in the named symbols, the rest under `""`; None if it is not."""
+    names = frozenset(names)
+    found: dict[str, Dim] = {}
+    for monomial, coefficient in terms_of(value).items():
+        inside = [a for a in monomial if a.kind == "symbol" and a.operands[0] in names]
+        if len(inside) > 1 or any(a.kind != "symbol" and any(symbols(o) & names for o in a.operands) for a in monomial):
+            return None
+        rest = _from_terms({_divide_monomial(monomial, tuple(inside)) or (): coefficient})
+        name = inside[0].operands[0] if inside else ""
+        found[name] = found.get(name, 0) + rest
+    return found
 
 
 def product(values) -> Dim:

@@ -40,6 +40,7 @@ class KernelBuilder:
         self.guard: tuple[K.Bound, ...] = ()
         self.elements: dict[tuple, K.Value] = {}  # (node, index, guard) -> value
         self.visited: dict[Node, tuple[Dim, ...]] = {}  # the first index each group node was asked for, unguarded
+        self.asked: dict[Node, tuple[Dim, ...]] = {}  # the first index each group node was asked for
         self._shared: dict[tuple, K.Value] = {}
         self._axes_of: dict[K.Value, frozenset[str]] = {}
         self._indirect: dict[str, K.Value] = {}  # symbol "@vN" -> the integer value it stands for
@@ -176,6 +177,7 @@ class KernelBuilder:
         if buffer is not None:
             value = self.cast(self.load(buffer, index), compute_dtype(node.dtype))
         else:
+            self.asked.setdefault(node, index)
             if not self.guard:
                 self.visited.setdefault(node, index)
             if node.op.element is None:
@@ -198,8 +200,10 @@ class KernelBuilder:
         key = ("load", buffer, renamed, self.guard, indirect)
         return self.share(key, lambda: K.Load(buffer.dtype, buffer, renamed, self.guard, indirect))
 
-    def indirect_index(self, value: K.Value) -> Dim:
-        """An integer value as an index expression (it is clamped into the dimension it indexes)."""
+    def indirect_index(self, value: K.Value, extent: Dim) -> Dim:
+        """An integer value as an index into a dimension of `extent`; one outside is clamped, so that no read leaves the memory."""
+        low = self.compute("maximum", value, self.constant(0, value.dtype))
+        value = self.compute("minimum", low, self.cast(self.index(extent - 1), value.dtype))
         for name, known in self._indirect.items():
             if known is value:
                 return symbol(name)

@@ -53,19 +53,22 @@ def _divides(divisor: Dim, value: Dim) -> bool:
     return divisor == 1 or (divisor != 0 and value != 0 and floor_div(value, divisor) * divisor == value)
 
 
-def _reshape_element(builder, node, index):
-    old, new = node.inputs[0].shape, node.shape
+def reshape_index(source, target, index, div, mod) -> tuple[Dim, ...]:
+    """The index in shape `target` of the element at `index` in shape `source`; `div` and `mod` divide index expressions."""
     at: list[Dim] = []
-    for old_run, new_run in _matched_runs(old, new):
+    for target_run, source_run in _matched_runs(target, source):
         flat: Dim = 0
-        for k in new_run:
-            flat = flat * new[k] + index[k]
-        sizes = [old[k] for k in old_run]
+        for k in source_run:
+            flat = flat * source[k] + index[k]
+        sizes = [target[k] for k in target_run]
         for position, size in enumerate(sizes):
-            below = product(sizes[position + 1 :])
-            part = builder.div(flat, below)
-            at.append(part if position == 0 else builder.mod(part, size))
-    return builder.operand(node, 0, at)
+            part = div(flat, product(sizes[position + 1 :]))
+            at.append(part if position == 0 else mod(part, size))
+    return tuple(at)
+
+
+def _reshape_element(builder, node, index):
+    return builder.operand(node, 0, reshape_index(node.shape, node.inputs[0].shape, index, builder.div, builder.mod))
 
 
 register(
@@ -344,7 +347,7 @@ def _index_element(builder, node, index):
     for k in range(1, count + 1):
         own_rank = node.inputs[k].tensor.rank
         value = builder.operand(node, k, inner[rank - own_rank :] if own_rank else ())
-        at.append(builder.indirect_index(value))
+        at.append(builder.indirect_index(value, node.inputs[0].shape[first + k - 1]))
     return builder.operand(node, 0, [*index[:first], *at, *index[first + rank :]])
 
 
@@ -366,7 +369,7 @@ def _evaluate_gather(operands, attributes):
 
 def _gather_element(builder, node, index):
     axis = node.attributes["axis"]
-    at = builder.indirect_index(builder.operand(node, 1, index))
+    at = builder.indirect_index(builder.operand(node, 1, index), node.inputs[0].shape[axis])
     return builder.operand(node, 0, [*index[:axis], at, *index[axis + 1 :]])
 
 

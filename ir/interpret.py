@@ -1,0 +1,143 @@
+"""Interpreters in NumPy for the three IRs: the definition that everything faster is compared with.
+
+`interpret_graph` evaluates one node after another, composites by their expansion. `interpret_kernel` evaluates one scalar value
+after another for all points of the axes at once. `interpret_program` runs a program's steps in its own memory plan, so that a
+wrong plan gives wrong numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from dlcompiler.ir.errors import CompilerError, InputError, UnsupportedError, VerifyError
+from dlcompiler.ir.expression import Dim, Expression, evaluate
+from dlcompiler.ir.graph import Builder, Graph, Node
+from dlcompiler.ir.ops import Op
+from dlcompiler.ir.program import AtenCall, Launch, LibraryCall, Program, Slot, View
+from dlcompiler.ir.types import DType, TensorType, dtype_of
+
+# What runs an `aten.call`: (target, arguments template, operand arrays) -> array, or tuple of arrays
+Call = Callable[[str, Any, list[np.ndarray]], Any]
+
+
+# -- graphs ------------------------------------------------------------------------------------------------------------------
+
+
+def interpret_graph(graph: Graph, inputs: Sequence[np.ndarray | int], *, call: Call | None = None) -> list[np.ndarray]:
+    """The outputs of `graph`, then the values of its writebacks, each a NumPy array.
+
+    `inputs`: an array for each tensor input, an int for each `size` input. Raises InputError where they do not fit, and
+    UnsupportedError for an `aten.call` when no `call` is given.
+    """
+    bindings = bind_inputs(graph, inputs)
+    values: dict[Node, Any] = {}
+    for node, given in zip(graph.inputs, inputs):
+        values[node] = np.asarray(given, dtype=np.int64) if node.op.name == "size" else np.asarray(given)
+    run_nodes(graph.nodes, values, bindings, keep=graph.results, call=call)
+    return [values[node] for node in (*graph.outputs, *(value for value, _ in graph.writebacks))]
+
+
+def bind_inputs(graph: Graph, inputs: Sequence[np.ndarray | int]) -> dict[str, int]:
+    """Values of the graph's symbols for these inputs. Raises InputError for a wrong number, dtype or shape."""
+    if len(inputs) != len(graph.inputs):
+        raise InputError(f"graph {graph.name} takes {len(graph.inputs)} inputs, not {len(inputs)}")
+    bindings = graph.bind([int(x) if node.op.name == "size" else np.shape(x) for node, x in zip(graph.inputs, inputs)])
+    for node, given in zip(graph.inputs, inputs):
+        if node.op.name == "size":
+            continue
+        array = np.asarray(given)
+        try:
+            shape = tuple(evaluate(d, bindings) for d in node.shape)
+        except KeyError as error:
+            raise InputError(f"no input binds the size {error} in input %{node.name}: {node.type}") from None
+        if array.shape != shape or array.dtype != node.dtype.numpy:
+            raise InputError(
+                f"input %{node.name} is {node.type}, not {array.dtype}{list(array.shape)}",
+                location=node.location,
+                hint=f"expected shape {list(shape)}" if array.dtype == node.dtype.numpy else None,
+            )
+    return bindings
+
+
+def run_nodes(
+    nodes: Sequence[Node],
+    values: dict[Node, Any],
+    bindings: Mapping[str, int],
+    *,
+    keep: frozenset[Node] = frozenset(),
+    call: Call | None = None,
+) -> None:
+    """Evaluate `nodes` in order into `values`, dropping each value after its last use unless it is in `keep`."""
+    last_use: dict[Node, int] = {}
+    for number, node in enumerate(nodes):
+        for operand in node.inputs:
+            last_use[operand] = number
+    for number, node in enumerate(nodes):
+        attributes = concrete(node.attributes, bindings)
+        operands = [values[i] for i in node.inputs]
+        try:
+            result = evaluate_op(node.op, operands, attributes, call)
+        except UnsupportedError as error:
+            raise UnsupportedError(error.message, items=error.items, location=node.location, hint=error.hint) from None
+        _check_result(node, result, bindings)
+        values[node] = result
+        for dead in {i for i in node.inputs if last_use[i] == number and i not in keep}:
+            del values[dead]
+        if node not in last_use and node not in keep:
+            del values[node]
+
+
+def evaluate_op(op: Op, operands: Sequence[Any], attributes: Mapping[str, Any], call: Call | None = None) -> Any:
+    """One op on arrays. A composite is expanded for the operands' shapes and its expansion evaluated."""
+    if op.evaluate is not None:
+        with np.errstate(all="ignore"):
+            result = op.evaluate(operands, attributes)
+        return result if isinstance(result, tuple) else np.asarray(result)
+    if op.expand is not None:
+        builder = Builder("expansion")
+        inputs = tuple(builder.input("x", TensorType(dtype_of(a), a.shape)) for a in operands)
+        output = op.expand(builder, inputs, attributes)
+        values: dict[Node, Any] = dict(zip(inputs, operands))
+        run_nodes(builder.nodes, values, {}, keep=frozenset((output, *inputs)))
+        return values[output]
+    if op.name == "aten.call":
+        target = attributes["target"]
+        if call is None:
+            raise UnsupportedError(f"the interpreter has no meaning for {target}", items=(target,), hint="pass call=")
+        return call(target, attributes["arguments"], list(operands))
+    raise UnsupportedError(f"the op {op.name} has no meaning in NumPy", items=(op.name,))
+
+
+def concrete(value: Any, bindings: Mapping[str, int]) -> Any:
+    """`value` with every dimension in it, however deeply nested, replaced by its number."""
+    if isinstance(value, Expression):
+        return evaluate(value, bindings)
+    if not bindings:
+        return value
+    if isinstance(value, tuple):
+        return tuple(concrete(v, bindings) for v in value)
+    if isinstance(value, list):
+        return [concrete(v, bindings) for v in value]
+    if isinstance(value, Mapping):
+        return {k: concrete(v, bindings) for k, v in value.items()}
+    return value
+
+
+def _check_result(node: Node, result: Any, bindings: Mapping[str, int]) -> None:
+    """The type rule and the meaning of an op must agree, so a value has the type of its node."""
+    if not isinstance(node.type, TensorType) or not isinstance(result, np.ndarray):
+        return
+    known = {name: bindings.get(name) for dim in node.type.shape if isinstance(dim, Expression) for name in _names(dim)}
+    if None in known.values():  # a size that only the value itself knows
+        return
+    shape = tuple(evaluate(d, bindings) for d in node.type.shape)
+    if result.shape != shape or result.dtype != node.type.dtype.numpy:
+        raise VerifyError(f"{node!r} gave {result.dtype}{list(result.shape)}", location=node.location)
+
+
+def _names(dim: Expression) -> frozenset[str]:
+    from dlcompiler.ir.expression import symbols
+
+    return symbols(dim)

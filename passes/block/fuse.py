@@ -1,0 +1,294 @@
+"""Fusion: which ops share one loop nest.
+
+    %1 = add(%x, %b); %2 = gelu'(%1); %3 = reduce_sum(%2)  -->  group {%1, %2, %3}: one kernel
+
+Nodes are taken in order. A compute node joins the groups of its producers if the nodes together still make one good kernel
+(`lower.lower_group` says so, or gives the reason why not) and no path leads from the group out and back in. Views are members
+of no group: whoever reads them turns them into index arithmetic. Library and extern nodes stand alone. Every refusal is kept as
+a sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from dlcompiler.ir.graph import Graph, Node
+from dlcompiler.ir.ops import Trait
+from dlcompiler.passes.block.lower import Refusal, lower_group
+
+# Bounds compile time: groups are lowered while they grow, so the work is linear in nodes times this.
+MAXIMUM_NODES = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Nodes that run as one step. `kind`: kernel, library or extern. `outputs` have memory of their own."""
+
+    kind: str
+    nodes: tuple[Node, ...]
+    outputs: tuple[Node, ...]
+    position: int
+
+
+@dataclass(frozen=True, eq=False)
+class Fusion:
+    """A graph and its groups, each after those it reads from. `stored`: every node that has memory of its own."""
+
+    graph: Graph
+    groups: tuple[Group, ...]
+    stored: frozenset[Node]
+    refusals: tuple[str, ...] = ()
+
+    def inlined(self, node: Node) -> bool:
+        """Whether a node has no memory: each reader computes or re-indexes it."""
+        return node not in self.stored
+
+
+@dataclass(eq=False)
+class _Open:
+    """A group while it grows."""
+
+    nodes: list[Node]
+    kind: str = "kernel"
+    first: int = 0
+    last: int = 0
+    has_reduction: bool = False
+    producers: set[_Open] = field(default_factory=set)
+    merged_into: _Open | None = None
+
+
+def is_kernel_node(node: Node, library_ops: frozenset[str]) -> bool:
+    """Whether a node is computed by a kernel of ours (and is not a mere view or source)."""
+    return node.op.element is not None and node.op.name not in library_ops and not is_virtual(node)
+
+
+def is_virtual(node: Node) -> bool:
+    """Views, scalar constants and index ranges: re-computed by each reader instead of being stored."""
+    if node.has(Trait.VIEW):
+        return True
+    if node.op.name == "constant":
+        return node.attributes["value"].size == 1
+    return node.op.name in ("dim", "iota", "size")
+
+
+class _Fuser:
+    def __init__(self, graph: Graph, library_ops: frozenset[str]) -> None:
+        self.graph = graph
+        self.library_ops = library_ops
+        self.position = {node: k for k, node in enumerate((*graph.inputs, *graph.nodes))}
+        self.group_of: dict[Node, _Open] = {}
+        self.bases: dict[Node, tuple[Node, ...]] = {}
+        self.free: set[Node] = set()  # computed from nothing but index arithmetic: cheaper to repeat than to store
+        self.refusals: list[str] = []
+
+    def run(self) -> Fusion:
+        for node in self.graph.nodes:
+            self._find_bases(node)
+            if is_virtual(node):
+                continue
+            if not is_kernel_node(node, self.library_ops):
+                kind = "library" if node.op.name in self.library_ops else "extern"
+                if not (node.has(Trait.SOURCE) or node.op.name == "tuple.get"):
+                    self._new_group(node, kind)
+                continue
+            if node.has(Trait.POINTWISE) and all(b in self.free or is_virtual(b) for b in node.inputs) and self._is_small(node):
+                self.free.add(node)
+                continue
+            self._place(node)
+        return self._finish()
+
+    # -- bookkeeping -------------------------------------------------------------------------------------------------------
+
+    def _find_bases(self, node: Node) -> None:
+        """The nodes with memory or a group that a node reads, looking through views."""
+        found: dict[Node, None] = {}
+        for operand in node.inputs:
+            if is_virtual(operand) or operand in self.free or operand.op.name == "tuple.get":
+                found.update(dict.fromkeys(self.bases.get(operand, ())))
+            else:
+                found[operand] = None
+        self.bases[node] = tuple(found)
+
+    def _is_small(self, node: Node) -> bool:
+        """Few operations from the sources up, so that repeating them costs less than a load."""
+        count, stack = 0, [node]
+        while stack:
+            current = stack.pop()
+            count += 1
+            if count > 12 or self.bases[current]:
+                return False
+            stack.extend(i for i in current.inputs if i in self.bases)
+        return True
+
+    def _group(self, node: Node) -> _Open | None:
+        group = self.group_of.get(node)
+        while group is not None and group.merged_into is not None:
+            group = group.merged_into
+        if group is not None:
+            self.group_of[node] = group
+        return group
+
+    def _new_group(self, node: Node, kind: str) -> _Open:
+        at = self.position[node]
+        producers = {g for b in self.bases[node] if (g := self._group(b)) is not None}
+        group = _Open([node], kind, at, at, node.has(Trait.REDUCTION), producers)
+        self.group_of[node] = group
+        return group
+
+    # -- joining -------------------------------------------------------------------------------------------------------------
+
+    def _place(self, node: Node) -> None:
+        candidates: dict[_Open, None] = {}
+        for base in self.bases[node]:
+            group = self._group(base)
+            if group is not None and group.kind == "kernel":
+                candidates[group] = None
+        new = self._new_group(node, "kernel")
+        # the producer computed last first: it is the one whose result is still in cache
+        ordered = sorted(candidates, key=lambda g: g.last, reverse=True)
+        if len(ordered) > 1 and self._join(new, ordered, silent=True):
+            return
+        for group in ordered:
+            while group.merged_into is not None:
+                group = group.merged_into
+            if group is not new:
+                self._join(new, [group])
+
+    def _join(self, new: _Open, groups: Sequence[_Open], silent: bool = False) -> bool:
+        parts = [*groups, new]
+        reason = self._why_not(parts)
+        if reason is not None:
+            if not silent:
+                node = new.nodes[-1]
+                self.refusals.append(f"%{node.name} ({node.op.name}) does not join %{groups[0].nodes[-1].name}: {reason}")
+            return False
+        nodes = sorted((n for part in parts for n in part.nodes), key=self.position.__getitem__)
+        new.nodes = nodes
+        new.first, new.last = self.position[nodes[0]], self.position[nodes[-1]]
+        new.has_reduction = any(p.has_reduction for p in parts)
+        producers = set().union(*(p.producers for p in parts))
+        for part in groups:
+            part.merged_into = new
+        new.producers = {g for p in producers if (g := self._resolve(p)) is not new}
+        return True
+
+    @staticmethod
+    def _resolve(group: _Open) -> _Open:
+        while group.merged_into is not None:
+            group = group.merged_into
+        return group
+
+    def _why_not(self, parts: Sequence[_Open]) -> str | None:
+        count = sum(len(p.nodes) for p in parts)
+        if count > MAXIMUM_NODES:
+            return f"together they have {count} ops, more than {MAXIMUM_NODES}"
+        if self._makes_cycle(parts):
+            return "another step lies between them, reading one and feeding the other"
+        if self._obviously_fits(parts):
+            return None
+        nodes = sorted((n for p in parts for n in p.nodes), key=self.position.__getitem__)
+        try:
+            lower_group("trial", nodes, self._outputs(nodes), self._is_inlined)
+        except Refusal as refusal:
+            return str(refusal)
+        return None
+
+    def _is_inlined(self, node: Node) -> bool:
+        return is_virtual(node) or node in self.free
+
+    def _obviously_fits(self, parts: Sequence[_Open]) -> bool:
+        """One pointwise node on top of one group without reductions, all of one shape and read directly: no trial needed."""
+        if len(parts) != 2 or parts[0].has_reduction or len(parts[1].nodes) != 1:
+            return False
+        group, (node,) = parts[0], parts[1].nodes
+        if not node.has(Trait.POINTWISE) or any(n.shape != node.shape or not n.has(Trait.POINTWISE) for n in group.nodes):
+            return False
+        members = set(group.nodes)
+        return all(i in members or not (set(self.bases.get(i, ())) & members) for i in node.inputs)
+
+    def _outputs(self, nodes: Sequence[Node]) -> list[Node]:
+        members = set(nodes)
+        return [n for n in nodes if n in self.graph.results or any(u not in members for u in self._readers(n))]
+
+    def _readers(self, node: Node) -> Iterable[Node]:
+        """Nodes that compute with a node's elements, looking through what is inlined into its readers."""
+        return self.graph.users[node] or ()
+
+    def _makes_cycle(self, parts: Sequence[_Open]) -> bool:
+        """Whether some producer outside depends on a part: a walk back that stops at groups that end before the parts begin."""
+        inside = set(parts)
+        begin = min(p.first for p in parts)
+        stack = [g for p in parts for q in p.producers if (g := self._resolve(q)) not in inside]
+        seen: set[_Open] = set()
+        while stack:
+            group = stack.pop()
+            if group in inside:
+                return True
+            if group in seen or group.last < begin:
+                continue
+            seen.add(group)
+            stack.extend(self._resolve(p) for p in group.producers)
+        return False
+
+    # -- the result ------------------------------------------------------------------------------------------------------------
+
+    def _finish(self) -> Fusion:
+        groups = {self._resolve(g) for g in self.group_of.values()}
+        ordered = _topological(sorted(groups, key=lambda g: g.first), self._resolve)
+        stored: set[Node] = set(self.graph.inputs)
+        stored.update(n for n in self.graph.nodes if n.op.name == "constant" and not is_virtual(n))
+        stored.update(n for n in self.graph.nodes if n.op.name == "tuple.get")
+        closed = []
+        for group in ordered:
+            outputs = tuple(group.nodes) if group.kind != "kernel" else self._final_outputs(group)
+            if outputs:
+                stored.update(outputs)
+                closed.append(Group(group.kind, tuple(group.nodes), outputs, group.first))
+        return Fusion(self.graph, tuple(closed), frozenset(stored), tuple(self.refusals))
+
+    def _final_outputs(self, group: _Open) -> tuple[Node, ...]:
+        """Members read outside: by another group (directly or through views), or as a result."""
+        members = set(group.nodes)
+        found = []
+        for node in group.nodes:
+            if node in self.graph.results or self._read_outside(node, members):
+                found.append(node)
+        return tuple(found)
+
+    def _read_outside(self, node: Node, members: set[Node]) -> bool:
+        stack = list(self.graph.users[node])
+        while stack:
+            user = stack.pop()
+            if user in members:
+                continue
+            if self._is_inlined(user):
+                if user in self.graph.results:
+                    return True
+                stack.extend(self.graph.users[user])
+                continue
+            return True
+        return False
+
+
+def _topological(groups: Sequence[_Open], resolve) -> list[_Open]:
+    """Groups so that each comes after its producers; among those ready, the one whose first node is earliest. Iterative."""
+    done: dict[_Open, None] = {}
+    for root in groups:
+        stack: list[tuple[_Open, bool]] = [(root, False)]
+        while stack:
+            group, expanded = stack.pop()
+            if group in done:
+                continue
+            if expanded:
+                done[group] = None
+                continue
+            stack.append((group, True))
+            producers = {resolve(p) for p in group.producers} - {group}
+            stack.extend((p, False) for p in sorted(producers, key=lambda p: p.first, reverse=True) if p not in done)
+    return list(done)
+
+
+def fuse(graph: Graph, target, options=None) -> Fusion:
+    """Group the nodes of `graph` into steps; `target.library_ops` stand alone. See the module's docstring."""
+    return _Fuser(graph, target.library_ops).run()
