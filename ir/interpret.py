@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from dlcompiler.ir.errors import CompilerError, InputError, UnsupportedError, VerifyError
-from dlcompiler.ir.expression import Dim, Expression, evaluate
+from dlcompiler.ir.errors import InputError, UnsupportedError, VerifyError
+from dlcompiler.ir.expression import Expression, evaluate, symbols
 from dlcompiler.ir.graph import Builder, Graph, Node
-from dlcompiler.ir.ops import Op
+from dlcompiler.ir.interpret_kernel import interpret_kernel
+from dlcompiler.ir.ops import Op, lookup
 from dlcompiler.ir.program import AtenCall, Launch, LibraryCall, Program, Slot, View
-from dlcompiler.ir.types import DType, TensorType, dtype_of
+from dlcompiler.ir.types import TensorType, dtype_of
 
 # What runs an `aten.call`: (target, arguments template, operand arrays) -> array, or tuple of arrays
 Call = Callable[[str, Any, list[np.ndarray]], Any]
@@ -129,7 +130,7 @@ def _check_result(node: Node, result: Any, bindings: Mapping[str, int]) -> None:
     """The type rule and the meaning of an op must agree, so a value has the type of its node."""
     if not isinstance(node.type, TensorType) or not isinstance(result, np.ndarray):
         return
-    known = {name: bindings.get(name) for dim in node.type.shape if isinstance(dim, Expression) for name in _names(dim)}
+    known = {name: bindings.get(name) for dim in node.type.shape if isinstance(dim, Expression) for name in symbols(dim)}
     if None in known.values():  # a size that only the value itself knows
         return
     shape = tuple(evaluate(d, bindings) for d in node.type.shape)
@@ -137,7 +138,104 @@ def _check_result(node: Node, result: Any, bindings: Mapping[str, int]) -> None:
         raise VerifyError(f"{node!r} gave {result.dtype}{list(result.shape)}", location=node.location)
 
 
-def _names(dim: Expression) -> frozenset[str]:
-    from dlcompiler.ir.expression import symbols
+# -- programs ----------------------------------------------------------------------------------------------------------------
 
-    return symbols(dim)
+
+def interpret_program(
+    program: Program, inputs: Sequence[np.ndarray | int], *, call: Call | None = None, bindings: Mapping[str, int] | None = None
+) -> list[np.ndarray]:
+    """The outputs of `program`, then the final contents of the inputs that its graph writes back.
+
+    Kernels run by the kernel interpreter, library calls by the op table. With a placement, intermediates share one arena at
+    their planned offsets; without one each has memory of its own. Memory starts as NaN bits; `inputs` are not changed.
+    """
+    memory = _Memory(program, inputs, bindings or bind_inputs(program.graph, inputs))
+    for step in program.steps:
+        match step:
+            case Launch():
+                arrays = {b.name: memory.array(v) for b, v in zip(step.kernel.buffers, step.arguments)}
+                sizes = {s: memory.bindings[s] for s in step.kernel.size_symbols}
+                interpret_kernel(step.kernel, arrays, sizes)
+            case LibraryCall():
+                operands = [memory.array(v).copy() for v in step.reads]
+                result = evaluate_op(lookup(step.op), operands, concrete(step.attributes, memory.bindings))
+                for view, array in zip(step.writes, result if isinstance(result, tuple) else (result,)):
+                    memory.array(view)[...] = array
+            case AtenCall():
+                if call is None:
+                    raise UnsupportedError(f"the interpreter has no meaning for {step.target}", items=(step.target,))
+                operands = [memory.array(v).copy() for v in step.reads]
+                result = call(step.target, concrete(step.arguments, memory.bindings), operands)
+                for view, array in zip(step.writes, result if isinstance(result, tuple | list) else (result,)):
+                    if view is not None:
+                        memory.give(view.slot, np.asarray(array))
+    results = [memory.array(view).copy() for view in program.outputs]
+    places = {node: slot for node, slot in zip(program.graph.inputs, program.inputs)}
+    for _, node in program.graph.writebacks:
+        slot = places[node]
+        assert slot is not None
+        results.append(memory.array(slot.view()).copy())
+    return results
+
+
+class _Memory:
+    """The bytes of every slot of a program."""
+
+    def __init__(self, program: Program, inputs: Sequence[np.ndarray | int], bindings: Mapping[str, int]) -> None:
+        self.program, self.bindings = program, bindings
+        self.given: dict[Slot, np.ndarray] = {}
+        placement = program.placement
+        self.arena = _fresh(placement.arena_bytes) if placement is not None else None
+        self.own: dict[Slot, np.ndarray] = {}
+        for slot, given in zip(program.inputs, inputs):
+            if slot is not None:
+                self.array(slot.view())[...] = given
+        for slot in program.slots:
+            if slot.role == "constant":
+                self.array(slot.view())[...] = np.asarray(program.constants[slot.position])
+
+    def array(self, view: View) -> np.ndarray:
+        """The memory that a view sees, as a writable array of its shape."""
+        shape, strides = (tuple(evaluate(d, self.bindings) for d in dims) for dims in (view.shape, view.strides))
+        offset = evaluate(view.offset, self.bindings)
+        given = self.given.get(view.slot)
+        if given is not None:
+            return np.lib.stride_tricks.as_strided(given.reshape(-1)[offset:], shape, tuple(s * given.itemsize for s in strides))
+        item = view.dtype.bytes
+        size = 0 if 0 in shape else (1 + sum((n - 1) * s for n, s in zip(shape, strides))) * item
+        memory = self._bytes(view.slot)[offset * item :]
+        if size > memory.size:
+            raise VerifyError(f"a view of {size} bytes at element {offset} does not fit {view.slot}")
+        if size == 0:
+            return np.empty(shape, view.dtype.numpy)
+        return np.ndarray(shape, view.dtype.numpy, memory, strides=tuple(s * item for s in strides))
+
+    def give(self, slot: Slot, array: np.ndarray) -> None:
+        """Memory that an aten call allocated, laid out as its slot says."""
+        strides = tuple(evaluate(s, self.bindings) for s in slot.strides)
+        reach = 0 if array.size == 0 else 1 + sum((n - 1) * s for n, s in zip(array.shape, strides))
+        flat = np.empty(reach, array.dtype)
+        if array.size:
+            np.lib.stride_tricks.as_strided(flat, array.shape, tuple(s * flat.itemsize for s in strides))[...] = array
+        self.given[slot] = flat
+
+    def _bytes(self, slot: Slot) -> np.ndarray:
+        root = slot
+        while root in self.program.aliases:
+            root = self.program.aliases[root]
+        placement = self.program.placement
+        if placement is not None and root.role == "intermediate":
+            start = placement.offsets.get(slot, placement.offsets.get(root))
+            if start is None:
+                raise VerifyError(f"{slot} has no place in the arena")
+            assert self.arena is not None
+            return self.arena[start : start + evaluate(slot.bytes, self.bindings)]
+        if root not in self.own:
+            members = [s for s in self.program.slots if s is root or s in self.program.aliases]
+            self.own[root] = _fresh(max(evaluate(s.bytes, self.bindings) for s in (root, *members)))
+        return self.own[root]
+
+
+def _fresh(size: int) -> np.ndarray:
+    """Memory whose floats are NaN and whose integers are -1; 16 bytes too many, aligned as NumPy allocates."""
+    return np.full(size + 16, 0xFF, dtype=np.uint8)

@@ -202,8 +202,8 @@ class KernelBuilder:
 
     def indirect_index(self, value: K.Value, extent: Dim) -> Dim:
         """An integer value as an index into a dimension of `extent`; one outside is clamped, so that no read leaves the memory."""
-        low = self.compute("maximum", value, self.constant(0, value.dtype))
-        value = self.compute("minimum", low, self.cast(self.index(extent - 1), value.dtype))
+        low = self.compute("maximum", self.cast(value, i64), self.constant(0, i64))
+        value = self.compute("minimum", low, self.index(extent - 1))
         for name, known in self._indirect.items():
             if known is value:
                 return symbol(name)

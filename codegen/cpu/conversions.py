@@ -3,15 +3,16 @@
 Narrowing floats rounds to nearest even and keeps NaN. bf16 goes through integer steps, since the processor's own instruction flushes denormals.
 Float to integer truncates; what does not fit gives what x86 gives (the wide integer's least value, then its low bits), never an LLVM poison.
 """
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .literals import ELEMENT_BITS, FLOATS
-from .value import Value
+from dlcompiler.codegen.cpu.literals import ELEMENT_BITS, FLOATS
+from dlcompiler.codegen.cpu.value import Value
 
 if TYPE_CHECKING:
-    from .emitter import Emitter
+    from dlcompiler.codegen.cpu.emitter import Emitter
 
 
 def convert(e: Emitter, x: Value, element: str, signed: bool, source_signed: bool) -> Value:
@@ -85,9 +86,9 @@ def float_to_integer(e: Emitter, x: Value, element: str, signed: bool) -> Value:
 
 def float_to_unsigned64(e: Emitter, x: Value) -> Value:
     """Values from 2^63 on are brought down by 2^63, whose bit is put back afterwards."""
-    big = x >= 2.0 ** 63
-    low = float_to_integer(e, e.select(big, x - 2.0 ** 63, x), "i64", True)
-    return e.select(big, low ^ -(2 ** 63), low)
+    big = x >= 2.0**63
+    low = float_to_integer(e, e.select(big, x - 2.0**63, x), "i64", True)
+    return e.select(big, low ^ -(2**63), low)
 
 
 def integer_to_float(e: Emitter, x: Value, element: str, signed: bool) -> Value:

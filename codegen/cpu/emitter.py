@@ -14,15 +14,17 @@ The text mixes arith, vector, scf and math with llvm: functions are `llvm.func`,
 Elements are MLIR's names (f32 f64 f16 bf16 i1 i8 i16 i32 i64) and "ptr". Signedness belongs to the operation, not to the type. An i1 lives in
 memory as one byte that is 0 or 1. Arithmetic exists for f32, f64 and integers; f16 and bf16 are storage, converted first.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from . import conversions
-from .literals import ELEMENT_BITS, Number, literal
-from .value import Operand, Value
+from dlcompiler.codegen.cpu import conversions
+from dlcompiler.codegen.cpu.literals import ELEMENT_BITS, Number, literal
+from dlcompiler.codegen.cpu.machine import Machine
+from dlcompiler.codegen.cpu.value import Operand, Value
 
 __all__ = ["Emitter", "Loop", "Operand", "Value"]
 
@@ -53,12 +55,14 @@ class Emitter:
     """A module being written. Methods append to the open function and return the new Value; see the module's docstring.
 
     Numbers are accepted wherever a Value is, and become constants of the other operand's type; a scalar beside a vector is broadcast.
-    Constants are hoisted to the function's top, once each, and left out when nothing uses them. `attributes` (MLIR text, such as
-    `target_features = ...`) are put on every function.
+    Constants are hoisted to the function's top, once each, and left out when nothing uses them. With a `machine`, its own
+    instructions are used where they help, and every function is held to its level; else the text suits any. `attributes`
+    (MLIR text) are put on every function.
     """
 
-    def __init__(self, attributes: str = "") -> None:
-        self.attributes = attributes
+    def __init__(self, attributes: str = "", machine: Machine | None = None) -> None:
+        self.machine = machine
+        self.attributes = attributes or (machine.attributes() if machine else "")
         self._top: list[str] = []
         self._declared: dict[str, str] = {}
         self._lines: list[str] = []
@@ -98,8 +102,9 @@ class Emitter:
         return result
 
     @contextmanager
-    def func(self, name: str, arguments: Sequence[tuple[str, str]], public: bool = False,
-             result: str | None = None) -> Iterator[tuple[Value, ...]]:
+    def func(
+        self, name: str, arguments: Sequence[tuple[str, str]], public: bool = False, result: str | None = None
+    ) -> Iterator[tuple[Value, ...]]:
         """Open a function and give its arguments as Values; `arguments` are (name, element). End it with `ret` if it has a `result`.
 
         Functions are internal to the module unless `public`; `jit.compile_mlir` finds its entry points either way.
@@ -115,9 +120,16 @@ class Emitter:
         signature = ", ".join(f"{value.name}: {value.type}" for value in values)
         returns = f" -> {Value('', result).type}" if result else ""
         attributes = f" attributes {{{self.attributes}}}" if self.attributes else ""
-        constants = [f"{value.name} = arith.constant {text}" for text, value in self._constants.items() if value.name in self._used]
-        self._top += [f"llvm.func {'' if public else 'internal '}@{name}({signature}){returns}{attributes} {{",
-                      *constants, *self._scratch, *self._lines, "}"]
+        constants = [
+            f"{value.name} = arith.constant {text}" for text, value in self._constants.items() if value.name in self._used
+        ]
+        self._top += [
+            f"llvm.func {'' if public else 'internal '}@{name}({signature}){returns}{attributes} {{",
+            *constants,
+            *self._scratch,
+            *self._lines,
+            "}",
+        ]
         self._open_function = None
 
     def ret(self, value: Value) -> None:
@@ -129,7 +141,11 @@ class Emitter:
     def constant(self, value: Number | Sequence[Number], like_or_element: Value | str, lanes: int | None = None) -> Value:
         """A number (or one number a lane) as a value of the given type: `constant(1.5, x)`, `constant(0, "i32")`, `constant(-0.0, "f32", 16)`."""
         like = like_or_element
-        kind = Value("", like.element, like.lanes if lanes is None else lanes) if isinstance(like, Value) else Value("", like, lanes or 0)
+        kind = (
+            Value("", like.element, like.lanes if lanes is None else lanes)
+            if isinstance(like, Value)
+            else Value("", like, lanes or 0)
+        )
         text = literal(value, kind.element, kind.lanes)
         key = text if kind.element == "i1" and not kind.lanes else f"{text} : {kind.type}"
         if key not in self._constants:
@@ -157,8 +173,10 @@ class Emitter:
         if len(elements) != 1:
             raise TypeError(f"operands of elements {sorted(elements)}: convert them to one")
         element, lanes = elements.pop(), max(value.lanes for value in values)
-        return tuple(self.broadcast(operand, lanes) if isinstance(operand, Value) else self.constant(operand, element, lanes)
-                     for operand in operands)
+        return tuple(
+            self.broadcast(operand, lanes) if isinstance(operand, Value) else self.constant(operand, element, lanes)
+            for operand in operands
+        )
 
     # ---- arithmetic ----
 
@@ -169,7 +187,9 @@ class Emitter:
         if kind.element in ("f16", "bf16"):
             raise TypeError(f"{name} of {kind.element}: arithmetic is done in f32, convert first")
         suffix = "f" if kind.is_float else "i"
-        return self.op(kind.element, kind.lanes, f"arith.{name}{suffix} {', '.join('{}' for _ in values)}{flags} : {kind.type}", *values)
+        return self.op(
+            kind.element, kind.lanes, f"arith.{name}{suffix} {', '.join('{}' for _ in values)}{flags} : {kind.type}", *values
+        )
 
     def add(self, a: Operand, b: Operand) -> Value:
         return self._arithmetic("add", a, b)
@@ -254,7 +274,9 @@ class Emitter:
             raise TypeError(f"comparison of {left.element}: convert first")
         kind = "float" if left.is_float else "signed" if signed else "unsigned"
         exact = PREDICATES[kind].get(predicate, predicate)
-        return self.op("i1", left.lanes, f"arith.cmp{'f' if left.is_float else 'i'} {exact}, {{}}, {{}} : {left.type}", left, right)
+        return self.op(
+            "i1", left.lanes, f"arith.cmp{'f' if left.is_float else 'i'} {exact}, {{}}, {{}} : {left.type}", left, right
+        )
 
     def is_nan(self, x: Value) -> Value:
         return self.compare("uno", x, x)
@@ -321,7 +343,9 @@ class Emitter:
             return self.op("ptr", 0, f"llvm.getelementptr {{}}[{index}] : (!llvm.ptr) -> !llvm.ptr, {memory}", pointer)
         result = self.value("ptr", index.lanes)
         kind = f"vector<{index.lanes}x!llvm.ptr>" if index.lanes else "!llvm.ptr"
-        self.line(f"{result.name} = llvm.getelementptr {{}}[{{}}] : (!llvm.ptr, {index.type}) -> {kind}, {memory}", pointer, index)
+        self.line(
+            f"{result.name} = llvm.getelementptr {{}}[{{}}] : (!llvm.ptr, {index.type}) -> {kind}, {memory}", pointer, index
+        )
         return result
 
     def load(self, pointer: Value, index: Operand, element: str, lanes: int = 0) -> Value:
@@ -330,7 +354,12 @@ class Emitter:
         if element == "i1":
             return self.compare("ne", self.load(address, 0, "i8", lanes), 0)
         result = Value("", element, lanes)
-        return self.op(element, lanes, f"llvm.load {{}} {{alignment = {self._alignment(element)} : i64}} : !llvm.ptr -> {result.type}", address)
+        return self.op(
+            element,
+            lanes,
+            f"llvm.load {{}} {{alignment = {self._alignment(element)} : i64}} : !llvm.ptr -> {result.type}",
+            address,
+        )
 
     def store(self, value: Value, pointer: Value, index: Operand, nontemporal: bool = False) -> None:
         """Write the value's elements from `index` on; `nontemporal` goes past the caches and needs a naturally aligned address."""
@@ -347,14 +376,26 @@ class Emitter:
             return self.compare("ne", self.masked_load(address, 0, mask, self.convert(passthru, "i8")), 0)
         attributes = f"{{alignment = {self._alignment(passthru.element)} : i32}}"
         kind = f"(!llvm.ptr, {mask.type}, {passthru.type}) -> {passthru.type}"
-        return self.op(passthru.element, passthru.lanes, f"llvm.intr.masked.load {{}}, {{}}, {{}} {attributes} : {kind}", address, mask, passthru)
+        return self.op(
+            passthru.element,
+            passthru.lanes,
+            f"llvm.intr.masked.load {{}}, {{}}, {{}} {attributes} : {kind}",
+            address,
+            mask,
+            passthru,
+        )
 
     def masked_store(self, value: Value, pointer: Value, index: Operand, mask: Value) -> None:
         """As `store`, where the mask holds."""
         address = self.offset(pointer, index, value.element)
         value = self._stored(value)
         attributes = f"{{alignment = {self._alignment(value.element)} : i32}}"
-        self.line(f"llvm.intr.masked.store {{}}, {{}}, {{}} {attributes} : {value.type}, {mask.type} into !llvm.ptr", value, address, mask)
+        self.line(
+            f"llvm.intr.masked.store {{}}, {{}}, {{}} {attributes} : {value.type}, {mask.type} into !llvm.ptr",
+            value,
+            address,
+            mask,
+        )
 
     def gather(self, pointer: Value, base: Operand, indices: Value, mask: Value, passthru: Value) -> Value:
         """Element `base + indices[lane]` in each lane where the mask holds, `passthru` elsewhere; i32 indices are quickest."""
@@ -363,16 +404,26 @@ class Emitter:
         addresses = self.offset(self.offset(pointer, base, passthru.element), indices, passthru.element)
         attributes = f"{{alignment = {self._alignment(passthru.element)} : i32}}"
         kind = f"({addresses.type}, {mask.type}, {passthru.type}) -> {passthru.type}"
-        return self.op(passthru.element, passthru.lanes, f"llvm.intr.masked.gather {{}}, {{}}, {{}} {attributes} : {kind}",
-                       addresses, mask, passthru)
+        return self.op(
+            passthru.element,
+            passthru.lanes,
+            f"llvm.intr.masked.gather {{}}, {{}}, {{}} {attributes} : {kind}",
+            addresses,
+            mask,
+            passthru,
+        )
 
     def scatter(self, value: Value, pointer: Value, base: Operand, indices: Value, mask: Value) -> None:
         """Write each lane where the mask holds to element `base + indices[lane]`; of equal indices the highest lane stays."""
         addresses = self.offset(self.offset(pointer, base, value.element), indices, value.element)
         value = self._stored(value)
         attributes = f"{{alignment = {self._alignment(value.element)} : i32}}"
-        self.line(f"llvm.intr.masked.scatter {{}}, {{}}, {{}} {attributes} : {value.type}, {mask.type} into {addresses.type}",
-                  value, addresses, mask)
+        self.line(
+            f"llvm.intr.masked.scatter {{}}, {{}}, {{}} {attributes} : {value.type}, {mask.type} into {addresses.type}",
+            value,
+            addresses,
+            mask,
+        )
 
     def prefetch(self, pointer: Value, index: Operand, element: str, write: bool = False) -> None:
         """Ask for the cache line of an element; any address is allowed."""
@@ -384,8 +435,10 @@ class Emitter:
         """A 64-byte aligned buffer of `count` elements on the stack, for as long as the function runs."""
         size, result = self.value("i64"), self.value("ptr")
         memory = Value("", "i8" if element == "i1" else element).type
-        self._scratch += [f"{size.name} = llvm.mlir.constant({count} : i64) : i64",
-                          f"{result.name} = llvm.alloca {size.name} x {memory} {{alignment = 64 : i64}} : (i64) -> !llvm.ptr"]
+        self._scratch += [
+            f"{size.name} = llvm.mlir.constant({count} : i64) : i64",
+            f"{result.name} = llvm.alloca {size.name} x {memory} {{alignment = 64 : i64}} : (i64) -> !llvm.ptr",
+        ]
         return result
 
     def _stored(self, value: Value) -> Value:
@@ -408,7 +461,9 @@ class Emitter:
         return self.op(vector.element, 0, f"vector.extract {{}}[{lane}] : {vector.element} from {vector.type}", vector)
 
     def insert(self, scalar: Value, vector: Value, lane: int) -> Value:
-        return self.op(vector.element, vector.lanes, f"vector.insert {{}}, {{}} [{lane}] : {scalar.type} into {vector.type}", scalar, vector)
+        return self.op(
+            vector.element, vector.lanes, f"vector.insert {{}}, {{}} [{lane}] : {scalar.type} into {vector.type}", scalar, vector
+        )
 
     def shuffle(self, a: Value, b: Value, pattern: Sequence[int]) -> Value:
         """Lane i of the result is lane pattern[i] of a and b side by side."""
@@ -417,8 +472,14 @@ class Emitter:
     def reduce(self, kind: str, vector: Value, signed: bool = True) -> Value:
         """All lanes as one scalar, in a fixed tree: halves against each other. `kind`: add mul max min and or xor; float max and min keep NaN."""
         steps: dict[str, Callable[[Value, Value], Value]] = {
-            "add": self.add, "mul": self.mul, "and": self.bit_and, "or": self.bit_or, "xor": self.bit_xor,
-            "max": lambda a, b: self.maximum(a, b, signed), "min": lambda a, b: self.minimum(a, b, signed)}
+            "add": self.add,
+            "mul": self.mul,
+            "and": self.bit_and,
+            "or": self.bit_or,
+            "xor": self.bit_xor,
+            "max": lambda a, b: self.maximum(a, b, signed),
+            "min": lambda a, b: self.minimum(a, b, signed),
+        }
         lanes = vector.lanes
         if lanes < 1 or lanes & lanes - 1:
             raise ValueError(f"reduce needs a power of two of lanes, not {vector.type}")
@@ -463,7 +524,9 @@ class Emitter:
         yield
         self.line("}")
 
-    def if_else(self, condition: Value, then: Callable[[], Sequence[Value]], otherwise: Callable[[], Sequence[Value]]) -> tuple[Value, ...]:
+    def if_else(
+        self, condition: Value, then: Callable[[], Sequence[Value]], otherwise: Callable[[], Sequence[Value]]
+    ) -> tuple[Value, ...]:
         """The values of `then()` if the scalar condition holds, else those of `otherwise()`; only one of the two runs."""
         outer, sides, types = self._lines, [], []
         for body in (then, otherwise):

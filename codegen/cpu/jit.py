@@ -4,6 +4,7 @@ Entry points are called by plain C convention, not through the packed wrappers o
 addresses of all entry points into a table, which is read once. Every other function stays internal, so LLVM makes no wrapper (a second copy)
 of it. The engine compiles for the live processor; a lower level is kept by `Machine.attributes()` on the functions.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -13,8 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-LOWER_TO_LLVM = ("builtin.module(convert-vector-to-llvm,convert-scf-to-cf,convert-math-to-llvm,convert-arith-to-llvm,convert-cf-to-llvm,"
-                 "reconcile-unrealized-casts)")
+LOWER_TO_LLVM = (
+    "builtin.module(convert-vector-to-llvm,convert-scf-to-cf,convert-math-to-llvm,convert-arith-to-llvm,convert-cf-to-llvm,"
+    "reconcile-unrealized-casts)"
+)
 TABLE_FUNCTION = "dlcompiler_entry_points"
 
 
@@ -55,9 +58,11 @@ def entry_point_table(names: list[str]) -> str:
     """The function that writes the address of each name to an array of pointers."""
     lines = [f"llvm.func @{TABLE_FUNCTION}(%table: !llvm.ptr) {{"]
     for number, name in enumerate(names):
-        lines += [f"%f{number} = llvm.mlir.addressof @{name} : !llvm.ptr",
-                  f"%p{number} = llvm.getelementptr %table[{number}] : (!llvm.ptr) -> !llvm.ptr, !llvm.ptr",
-                  f"llvm.store %f{number}, %p{number} : !llvm.ptr, !llvm.ptr"]
+        lines += [
+            f"%f{number} = llvm.mlir.addressof @{name} : !llvm.ptr",
+            f"%p{number} = llvm.getelementptr %table[{number}] : (!llvm.ptr) -> !llvm.ptr, !llvm.ptr",
+            f"llvm.store %f{number}, %p{number} : !llvm.ptr, !llvm.ptr",
+        ]
     return "\n".join([*lines, "llvm.return", "}"])
 
 

@@ -1,4 +1,5 @@
 """How a Python number is spelled as an MLIR literal, to the bit."""
+
 from __future__ import annotations
 
 import math

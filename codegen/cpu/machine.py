@@ -1,4 +1,5 @@
 """Facts about CPUs. The compiler is told its machine; only `host()` looks at the live one."""
+
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,16 +38,32 @@ class Machine:
         return f'target_cpu = "{self.cpu}", target_features = #llvm.target_features<[{words}]>'
 
 
-NO_AVX512 = ("-avx512f", "-avx512bw", "-avx512dq", "-avx512vl", "-avx512cd", "-avx512bf16", "-avx512vnni", "-avx512ifma",
-             "-avx512vbmi", "-avx512vbmi2", "-avx512bitalg", "-avx512vpopcntdq", "-evex512")
+NO_AVX512 = (
+    "-avx512f",
+    "-avx512bw",
+    "-avx512dq",
+    "-avx512vl",
+    "-avx512cd",
+    "-avx512bf16",
+    "-avx512vnni",
+    "-avx512ifma",
+    "-avx512vbmi",
+    "-avx512vbmi2",
+    "-avx512bitalg",
+    "-avx512vpopcntdq",
+    "-evex512",
+)
 NO_AVX = NO_AVX512 + ("-avx2", "-avx", "-fma", "-f16c", "-bmi", "-bmi2", "-movbe", "-vaes", "-vpclmulqdq", "-fma4")
 
-MACHINES: dict[str, Machine] = {machine.name: machine for machine in (
-    Machine("x86-64-v2", "x86-64-v2", 16, 16, has_fma=False, has_masks=False, has_half_conversion=False, features=NO_AVX),
-    Machine("x86-64-v3", "x86-64-v3", 32, 16, has_fma=True, has_masks=False, has_half_conversion=True, features=NO_AVX512),
-    Machine("x86-64-v4", "x86-64-v4", 64, 32, has_fma=True, has_masks=True, has_half_conversion=True),
-    Machine("aarch64", "generic", 16, 32, has_fma=True, has_masks=False, has_half_conversion=True),
-)}
+MACHINES: dict[str, Machine] = {
+    machine.name: machine
+    for machine in (
+        Machine("x86-64-v2", "x86-64-v2", 16, 16, has_fma=False, has_masks=False, has_half_conversion=False, features=NO_AVX),
+        Machine("x86-64-v3", "x86-64-v3", 32, 16, has_fma=True, has_masks=False, has_half_conversion=True, features=NO_AVX512),
+        Machine("x86-64-v4", "x86-64-v4", 64, 32, has_fma=True, has_masks=True, has_half_conversion=True),
+        Machine("aarch64", "generic", 16, 32, has_fma=True, has_masks=False, has_half_conversion=True),
+    )
+}
 
 
 def machine(name: str) -> Machine:
@@ -73,6 +90,7 @@ def host() -> Machine:
     import dataclasses
     import os
     import platform
+
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])

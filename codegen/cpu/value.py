@@ -1,13 +1,14 @@
 """One SSA value of the text that `Emitter` writes, with operators so that formulas read like mathematics."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .literals import ELEMENT_BITS, FLOATS, Number
+from dlcompiler.codegen.cpu.literals import ELEMENT_BITS, FLOATS, Number
 
 if TYPE_CHECKING:
-    from .emitter import Emitter
+    from dlcompiler.codegen.cpu.emitter import Emitter
 
 
 @dataclass(frozen=True)
