@@ -1,7 +1,8 @@
 """Conversions between every two elements, exact where IEEE 754 says what exact is.
 
-Narrowing floats rounds to nearest even and keeps NaN. bf16 goes through integer steps, since the processor's own instruction flushes denormals.
-Float to integer truncates; what does not fit gives what x86 gives (the wide integer's least value, then its low bits), never an LLVM poison.
+Narrowing floats rounds to nearest even and keeps NaN. bf16 goes through integer steps, since the processor's own
+instruction flushes denormals. Float to integer truncates; what does not fit gives what x86 gives (the wide integer's
+least value, then its low bits), never an LLVM poison.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def float_to_float(e: Emitter, x: Value, element: str) -> Value:
 
 
 def single_to_bfloat(e: Emitter, x: Value) -> Value:
-    """f32 to bf16: add just under half of the part cut off, or exactly half where the part kept is odd (nearest even); NaN is kept quiet."""
+    """f32 to bf16: add just under half of the part cut off, or exactly half where the part kept is odd (nearest even);
+    NaN is kept quiet.
+    """
     bits = e.bitcast(x, "i32")
     odd = e.shr(bits, 16, signed=False) & 1
     rounded = e.shr(bits + (odd + 0x7FFF), 16, signed=False)
@@ -55,7 +58,7 @@ def single_to_bfloat(e: Emitter, x: Value) -> Value:
 
 
 def narrow_to_odd(e: Emitter, x: Value) -> Value:
-    """f64 to f32 "rounded to odd": an inexact result has its last bit set, so that rounding it once more gives what rounding x once gives.
+    """f64 to f32 "rounded to odd": an inexact result has its last bit set, so rounding it again is as if x were rounded once.
 
     Boldo and Melquiond, "When double rounding is odd" (2005).
     """

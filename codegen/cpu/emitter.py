@@ -1,7 +1,8 @@
 """Writes MLIR text one SSA value a line: the vocabulary in which every CPU kernel is spelled.
 
-The text mixes arith, vector, scf and math with llvm: functions are `llvm.func`, a buffer is a plain `!llvm.ptr` and memory is read with
-`llvm.load`, so that no memref descriptors exist, and functions call each other and are called from C as they are. All indices are i64.
+The text mixes arith, vector, scf and math with llvm: functions are `llvm.func`, a buffer is a plain `!llvm.ptr` and
+memory is read with `llvm.load`, so that no memref descriptors exist, and functions call each other and are called from
+C as they are. All indices are i64.
 
     e = Emitter()
     with e.func("scale", [("args", "ptr"), ("low", "i64"), ("high", "i64")]) as (args, low, high):
@@ -11,8 +12,9 @@ The text mixes arith, vector, scf and math with llvm: functions are `llvm.func`,
             e.store(x * 2.0, target, loop.index)
     text = e.text()
 
-Elements are MLIR's names (f32 f64 f16 bf16 i1 i8 i16 i32 i64) and "ptr". Signedness belongs to the operation, not to the type. An i1 lives in
-memory as one byte that is 0 or 1. Arithmetic exists for f32, f64 and integers; f16 and bf16 are storage, converted first.
+Elements are MLIR's names (f32 f64 f16 bf16 i1 i8 i16 i32 i64) and "ptr". Signedness belongs to the operation, not to
+the type. An i1 lives in memory as one byte that is 0 or 1. Arithmetic exists for f32, f64 and integers; f16 and bf16
+are storage, converted first.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ PREDICATES = {
 
 @dataclass
 class Loop:
-    """An open `for_loop`: read `index` and `carried` inside, call `next` once if values are carried, read `results` after it has closed."""
+    """An open `for_loop`: read `index` and `carried` inside, call `next` once if values are carried, read `results`
+    after it has closed.
+    """
 
     index: Value
     carried: tuple[Value, ...]
@@ -54,10 +58,10 @@ class Loop:
 class Emitter:
     """A module being written. Methods append to the open function and return the new Value; see the module's docstring.
 
-    Numbers are accepted wherever a Value is, and become constants of the other operand's type; a scalar beside a vector is broadcast.
-    Constants are hoisted to the function's top, once each, and left out when nothing uses them. With a `machine`, its own
-    instructions are used where they help, and every function is held to its level; else the text suits any. `attributes`
-    (MLIR text) are put on every function.
+    Numbers are accepted wherever a Value is, and become constants of the other operand's type; a scalar beside a vector
+    is broadcast. Constants are hoisted to the function's top, once each, and left out when nothing uses them. With a
+    `machine`, its own instructions are used where they help, and every function is held to its level; else the text
+    suits any. `attributes` (MLIR text) are put on every function.
     """
 
     def __init__(self, attributes: str = "", machine: Machine | None = None) -> None:
@@ -105,7 +109,7 @@ class Emitter:
     def func(
         self, name: str, arguments: Sequence[tuple[str, str]], public: bool = False, result: str | None = None
     ) -> Iterator[tuple[Value, ...]]:
-        """Open a function and give its arguments as Values; `arguments` are (name, element). End it with `ret` if it has a `result`.
+        """Open a function and give its arguments as Values; `arguments` are (name, element). `ret` ends one that has a `result`.
 
         Functions are internal to the module unless `public`; `jit.compile_mlir` finds its entry points either way.
         """
@@ -139,7 +143,9 @@ class Emitter:
     # ---- constants and operands ----
 
     def constant(self, value: Number | Sequence[Number], like_or_element: Value | str, lanes: int | None = None) -> Value:
-        """A number (or one number a lane) as a value of the given type: `constant(1.5, x)`, `constant(0, "i32")`, `constant(-0.0, "f32", 16)`."""
+        """A number (or one number a lane) as a value of the given type: `constant(1.5, x)`, `constant(0, "i32")`,
+        `constant(-0.0, "f32", 16)`.
+        """
         like = like_or_element
         kind = (
             Value("", like.element, like.lanes if lanes is None else lanes)
@@ -268,7 +274,9 @@ class Emitter:
     # ---- comparison and choice ----
 
     def compare(self, predicate: str, a: Operand, b: Operand, signed: bool = True) -> Value:
-        """i1 of `eq ne lt le gt ge` (for floats: false with NaN, except ne), or of any exact MLIR predicate (`ult`, `uno`, `sgt`, ...)."""
+        """i1 of `eq ne lt le gt ge` (for floats: false with NaN, except ne), or of any exact MLIR predicate (`ult`,
+        `uno`, `sgt`, ...).
+        """
         left, right = self.unify(a, b)
         if left.element in ("f16", "bf16"):
             raise TypeError(f"comparison of {left.element}: convert first")
@@ -319,7 +327,8 @@ class Emitter:
         return self.op(a.element, a.lanes, f"{name} {{}}, {{}} : {a.type}", a, b)
 
     def cast(self, operation: str, x: Value, element: str) -> Value:
-        """One arith cast (`arith.extf`, `arith.fptosi`, ...) to the element, as it is; `convert` knows which are right."""
+        """One arith cast (`arith.extf`, `arith.fptosi`, ...) to the element, as it is; `convert` knows which are right.
+        """
         return self.op(element, x.lanes, f"{operation} {{}} : {x.type} to {Value('', element, x.lanes).type}", x)
 
     def bitcast(self, x: Value, element: str) -> Value:
@@ -362,7 +371,9 @@ class Emitter:
         )
 
     def store(self, value: Value, pointer: Value, index: Operand, nontemporal: bool = False) -> None:
-        """Write the value's elements from `index` on; `nontemporal` goes past the caches and needs a naturally aligned address."""
+        """Write the value's elements from `index` on; `nontemporal` goes past the caches and needs a naturally aligned
+        address.
+        """
         address = self.offset(pointer, index, value.element)
         value = self._stored(value)
         alignment = value.bits // 8 * (max(value.lanes, 1) if nontemporal else 1)
@@ -398,7 +409,9 @@ class Emitter:
         )
 
     def gather(self, pointer: Value, base: Operand, indices: Value, mask: Value, passthru: Value) -> Value:
-        """Element `base + indices[lane]` in each lane where the mask holds, `passthru` elsewhere; i32 indices are quickest."""
+        """Element `base + indices[lane]` in each lane where the mask holds, `passthru` elsewhere; i32 indices are
+        quickest.
+        """
         if passthru.element == "i1":
             return self.compare("ne", self.gather(pointer, base, indices, mask, self.convert(passthru, "i8")), 0)
         addresses = self.offset(self.offset(pointer, base, passthru.element), indices, passthru.element)
@@ -414,7 +427,9 @@ class Emitter:
         )
 
     def scatter(self, value: Value, pointer: Value, base: Operand, indices: Value, mask: Value) -> None:
-        """Write each lane where the mask holds to element `base + indices[lane]`; of equal indices the highest lane stays."""
+        """Write each lane where the mask holds to element `base + indices[lane]`; of equal indices the highest lane
+        stays.
+        """
         addresses = self.offset(self.offset(pointer, base, value.element), indices, value.element)
         value = self._stored(value)
         attributes = f"{{alignment = {self._alignment(value.element)} : i32}}"
@@ -470,7 +485,9 @@ class Emitter:
         return self.op(a.element, len(pattern), f"vector.shuffle {{}}, {{}} {list(pattern)} : {a.type}, {b.type}", a, b)
 
     def reduce(self, kind: str, vector: Value, signed: bool = True) -> Value:
-        """All lanes as one scalar, in a fixed tree: halves against each other. `kind`: add mul max min and or xor; float max and min keep NaN."""
+        """All lanes as one scalar, in a fixed tree: halves against each other. `kind`: add mul max min and or xor;
+        float max and min keep NaN.
+        """
         steps: dict[str, Callable[[Value, Value], Value]] = {
             "add": self.add,
             "mul": self.mul,
@@ -527,7 +544,8 @@ class Emitter:
     def if_else(
         self, condition: Value, then: Callable[[], Sequence[Value]], otherwise: Callable[[], Sequence[Value]]
     ) -> tuple[Value, ...]:
-        """The values of `then()` if the scalar condition holds, else those of `otherwise()`; only one of the two runs."""
+        """The values of `then()` if the scalar condition holds, else those of `otherwise()`; only one of the two runs.
+        """
         outer, sides, types = self._lines, [], []
         for body in (then, otherwise):
             self._lines = []

@@ -1,8 +1,9 @@
 """MLIR text to machine code in this process: text -> LLVM dialect -> LLVM's JIT.
 
-Entry points are called by plain C convention, not through the packed wrappers of MLIR's ExecutionEngine: one small public function writes the
-addresses of all entry points into a table, which is read once. Every other function stays internal, so LLVM makes no wrapper (a second copy)
-of it. The engine compiles for the live processor; a lower level is kept by `Machine.attributes()` on the functions.
+Entry points are called by plain C convention, not through the packed wrappers of MLIR's ExecutionEngine: one small
+public function writes the addresses of all entry points into a table, which is read once. Every other function stays
+internal, so LLVM makes no wrapper (a second copy) of it. The engine compiles for the live processor; a lower level is
+kept by `Machine.attributes()` on the functions.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ TABLE_FUNCTION = "dlcompiler_entry_points"
 
 @dataclass
 class Module:
-    """Compiled code. The addresses are valid as long as this object lives. `stages` are the texts, `milliseconds` the time of each stage."""
+    """Compiled code. The addresses are valid as long as this object lives. `stages` are the texts, `milliseconds` the
+    time of each stage.
+    """
 
     engine: Any
     addresses: dict[str, int]
@@ -31,13 +34,17 @@ class Module:
     milliseconds: dict[str, float] = field(default_factory=dict)
 
     def address(self, name: str) -> int:
-        """The plain C address of an entry point: its arguments are what its `llvm.func` says (`!llvm.ptr` is void *, i64 is int64_t)."""
+        """The plain C address of an entry point: its arguments are what its `llvm.func` says (`!llvm.ptr` is void *,
+        i64 is int64_t).
+        """
         return self.addresses[name]
 
     def function(self, name: str, *argument_types: Any, result: Any = None) -> Any:
-        """An entry point as a ctypes function that keeps this module alive; the default arguments are (void **, int64_t, int64_t)."""
+        """An entry point as a ctypes function that keeps this module alive; the default arguments are (void **,
+        int64_t, int64_t).
+        """
         kinds = argument_types or (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
-        function = ctypes.CFUNCTYPE(result, *kinds)(self.addresses[name])
+        function: Any = ctypes.CFUNCTYPE(result, *kinds)(self.addresses[name])
         function.module = self
         return function
 
@@ -69,8 +76,9 @@ def entry_point_table(names: list[str]) -> str:
 def compile_mlir(text: str, entry_points: list[str], opt_level: int = 2, openmp: bool = False) -> Module:
     """Compile a module of `llvm.func`s (their bodies in arith, vector, scf, math, llvm) and look up its entry points.
 
-    `openmp` links torch's libgomp, so that the code may declare and call GOMP_parallel. ImportError if the MLIR bindings are missing; the
-    bindings' MLIRError names the line of a text that does not parse; RuntimeError for a symbol that cannot be found.
+    `openmp` links torch's libgomp, so that the code may declare and call GOMP_parallel. ImportError if the MLIR
+    bindings are missing; the bindings' MLIRError names the line of a text that does not parse; RuntimeError for a
+    symbol that cannot be found.
     """
     from torch_mlir import ir, passmanager
     from torch_mlir.execution_engine import ExecutionEngine

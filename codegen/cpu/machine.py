@@ -31,7 +31,9 @@ class Machine:
         return self.vector_bytes // element_bytes
 
     def attributes(self) -> str:
-        """What `Emitter(attributes=...)` puts on functions so that a bigger host makes code of this level; empty for the highest."""
+        """What `Emitter(attributes=...)` puts on functions so that a bigger host makes code of this level; empty for
+        the highest.
+        """
         if not self.features:
             return ""
         words = ", ".join(f'"{feature}"' for feature in self.features)

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 class Value:
     """A scalar (lanes 0) or a vector of `lanes` elements. Its operators emit through the Emitter that made it.
 
-    `/ < <= > >= >>` are the signed operations; the unsigned ones are methods of Emitter. `==` compares names, as for any dataclass.
+    `/ < <= > >= >>` are the signed operations; the unsigned ones are methods of Emitter. `==` compares names, as for
+    any dataclass.
     """
 
     name: str
