@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as functional
@@ -107,17 +108,23 @@ def _normal_inputs(*shape: int) -> Callable[..., Inputs]:
     return make
 
 
-def _wrapped(
-    name: str, model: nn.Module, inputs: str, outputs: str, make: Callable[..., Inputs], batch: int = 1
-) -> ZooModel:
+def _wrapped(name: str, model: nn.Module, inputs: str, outputs: str, make: Callable[..., Inputs], batch: int = 1) -> ZooModel:
     return ZooModel(name, PlainOutputs(model, tuple(inputs.split()), tuple(outputs.split())), make(batch), make)
 
 
+def _config(name: str, **settings: Any) -> Any:
+    """A transformers configuration by name (the classes take keywords that their signatures do not show)."""
+    import transformers
+
+    return getattr(transformers, name)(**settings)
+
+
 def _bert_module(tiny: bool) -> tuple[nn.Module, int, int]:
-    from transformers import BertConfig, BertModel
+    from transformers import BertModel
 
     if tiny:
-        config = BertConfig(
+        config = _config(
+            "BertConfig",
             vocab_size=97,
             hidden_size=32,
             num_hidden_layers=2,
@@ -127,15 +134,13 @@ def _bert_module(tiny: bool) -> tuple[nn.Module, int, int]:
             initializer_range=0.3,
         )
     else:
-        config = BertConfig()
+        config = _config("BertConfig")
     return BertModel(config), config.vocab_size, 11 if tiny else 128
 
 
 def _bert(tiny: bool) -> ZooModel:
     module, vocabulary, length = _bert_module(tiny)
-    return _wrapped(
-        "bert-base", module, "input_ids", "last_hidden_state pooler_output", _token_inputs(vocabulary, length)
-    )
+    return _wrapped("bert-base", module, "input_ids", "last_hidden_state pooler_output", _token_inputs(vocabulary, length))
 
 
 def _bert_masked(tiny: bool) -> ZooModel:
@@ -151,25 +156,24 @@ def _bert_masked(tiny: bool) -> ZooModel:
 
 
 def _gpt2(tiny: bool) -> ZooModel:
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import GPT2LMHeadModel
 
     if tiny:
-        config = GPT2Config(
-            vocab_size=97, n_positions=32, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3, use_cache=False
+        config = _config(
+            "GPT2Config", vocab_size=97, n_positions=32, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3, use_cache=False
         )
     else:
-        config = GPT2Config(use_cache=False)
-    return _wrapped(
-        "gpt2", GPT2LMHeadModel(config), "input_ids", "logits", _token_inputs(config.vocab_size, 11 if tiny else 128)
-    )
+        config = _config("GPT2Config", use_cache=False)
+    return _wrapped("gpt2", GPT2LMHeadModel(config), "input_ids", "logits", _token_inputs(config.vocab_size, 11 if tiny else 128))
 
 
 def _llama(tiny: bool) -> ZooModel:
     """A small Llama: rotary embedding, grouped-query attention, gated SiLU, rms-norm."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     if tiny:
-        config = LlamaConfig(
+        config = _config(
+            "LlamaConfig",
             vocab_size=97,
             hidden_size=32,
             intermediate_size=48,
@@ -181,7 +185,8 @@ def _llama(tiny: bool) -> ZooModel:
             use_cache=False,
         )
     else:
-        config = LlamaConfig(
+        config = _config(
+            "LlamaConfig",
             vocab_size=32000,
             hidden_size=512,
             intermediate_size=1376,
@@ -201,10 +206,11 @@ def _llama(tiny: bool) -> ZooModel:
 
 
 def _t5(tiny: bool) -> ZooModel:
-    from transformers import T5Config, T5ForConditionalGeneration
+    from transformers import T5ForConditionalGeneration
 
     if tiny:
-        config = T5Config(
+        config = _config(
+            "T5Config",
             vocab_size=97,
             d_model=32,
             d_kv=8,
@@ -215,7 +221,7 @@ def _t5(tiny: bool) -> ZooModel:
             decoder_start_token_id=0,
         )
     else:
-        config = T5Config(vocab_size=32128, use_cache=False, decoder_start_token_id=0)
+        config = _config("T5Config", vocab_size=32128, use_cache=False, decoder_start_token_id=0)
     lengths = (11, 7) if tiny else (128, 64)
     return _wrapped(
         "t5-small",
@@ -227,10 +233,11 @@ def _t5(tiny: bool) -> ZooModel:
 
 
 def _vit(tiny: bool) -> ZooModel:
-    from transformers import ViTConfig, ViTForImageClassification
+    from transformers import ViTForImageClassification
 
     if tiny:
-        config = ViTConfig(
+        config = _config(
+            "ViTConfig",
             hidden_size=32,
             num_hidden_layers=2,
             num_attention_heads=4,
@@ -241,7 +248,7 @@ def _vit(tiny: bool) -> ZooModel:
             initializer_range=0.3,
         )
     else:
-        config = ViTConfig(num_labels=1000)
+        config = _config("ViTConfig", num_labels=1000)
     return _wrapped(
         "vit-b16",
         ViTForImageClassification(config),
@@ -252,25 +259,23 @@ def _vit(tiny: bool) -> ZooModel:
 
 
 def _resnet(tiny: bool) -> ZooModel:
-    from transformers import ResNetConfig, ResNetForImageClassification
+    from transformers import ResNetForImageClassification
 
     if tiny:
-        config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1, 2, 1, 1], num_labels=10)
+        config = _config("ResNetConfig", embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1, 2, 1, 1], num_labels=10)
     else:
-        config = ResNetConfig(num_labels=1000)
+        config = _config("ResNetConfig", num_labels=1000)
     side = 64 if tiny else 224
-    return _wrapped(
-        "resnet50", ResNetForImageClassification(config), "pixel_values", "logits", _normal_inputs(3, side, side)
-    )
+    return _wrapped("resnet50", ResNetForImageClassification(config), "pixel_values", "logits", _normal_inputs(3, side, side))
 
 
 def _mobilenet(tiny: bool) -> ZooModel:
-    from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
+    from transformers import MobileNetV2ForImageClassification
 
     if tiny:
-        config = MobileNetV2Config(image_size=64, depth_multiplier=0.35, num_labels=10, initializer_range=0.3)
+        config = _config("MobileNetV2Config", image_size=64, depth_multiplier=0.35, num_labels=10, initializer_range=0.3)
     else:
-        config = MobileNetV2Config(num_labels=1001)
+        config = _config("MobileNetV2Config", num_labels=1001)
     return _wrapped(
         "mobilenet-v2",
         MobileNetV2ForImageClassification(config),
@@ -282,10 +287,11 @@ def _mobilenet(tiny: bool) -> ZooModel:
 
 def _convnext(tiny: bool) -> ZooModel:
     """The layer scale starts at 0.3, not at 1e-6, which would hide every block from the output."""
-    from transformers import ConvNextConfig, ConvNextForImageClassification
+    from transformers import ConvNextForImageClassification
 
     if tiny:
-        config = ConvNextConfig(
+        config = _config(
+            "ConvNextConfig",
             hidden_sizes=[8, 16, 24, 32],
             depths=[1, 1, 2, 1],
             num_labels=10,
@@ -293,11 +299,9 @@ def _convnext(tiny: bool) -> ZooModel:
             initializer_range=0.3,
         )
     else:
-        config = ConvNextConfig(num_labels=1000, layer_scale_init_value=0.3)
+        config = _config("ConvNextConfig", num_labels=1000, layer_scale_init_value=0.3)
     side = 64 if tiny else 224
-    return _wrapped(
-        "convnext-t", ConvNextForImageClassification(config), "pixel_values", "logits", _normal_inputs(3, side, side)
-    )
+    return _wrapped("convnext-t", ConvNextForImageClassification(config), "pixel_values", "logits", _normal_inputs(3, side, side))
 
 
 class LstmClassifier(nn.Module):

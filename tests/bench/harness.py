@@ -43,7 +43,7 @@ class Worker:
     def __init__(self, system: str, folder: Path, environment: dict[str, str] | None = None) -> None:
         self.system = system
         self.errors: IO[str] = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen(
+        self.process: Any = subprocess.Popen(
             [sys.executable, "-m", "tests.bench.worker", system, str(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import sys
 import timeit
@@ -39,16 +40,16 @@ def systems(function: Callable[..., Any], inputs: tuple[Any, ...], names: list[s
     for name in names:
         torch._dynamo.reset()
         if name == "eager":
-            made[name] = lambda: function(*inputs)
+            made[name] = functools.partial(function, *inputs)
         elif name == "dlcompiler-direct":
             import dlcompiler
 
             direct = dlcompiler.compile(function, inputs)
-            made[name] = lambda direct=direct: direct(*inputs)
+            made[name] = functools.partial(direct, *inputs)
         else:
             backend = {"dynamo": "eager", "inductor": "inductor", "dlcompiler": "dlcompiler"}[name]
             compiled = compiled_copy(function, backend)
-            made[name] = lambda compiled=compiled: compiled(*inputs)
+            made[name] = functools.partial(compiled, *inputs)
         expected = function(*inputs)
         torch.testing.assert_close(made[name](), expected)
     return made

@@ -19,9 +19,14 @@ TOLERANCE = 1e-4  # max|ours - eager| / max|eager|
 class Workload(Protocol):
     """What is run: a module in eval mode and its inputs. ``tests.zoo.ZooModel`` and the kernel cases are such."""
 
-    name: str
-    module: Any
-    inputs: tuple[Any, ...]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def module(self) -> Any: ...
+
+    @property
+    def inputs(self) -> tuple[Any, ...]: ...
 
 
 class WrongResultError(Exception):

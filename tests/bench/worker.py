@@ -21,7 +21,7 @@ from tests.bench import systems
 def measure_burst(call: Any, seconds: float, minimum: int) -> list[float]:
     """Times single calls until the budget is spent, one untimed call first to wake threads and caches."""
     call()
-    samples = []
+    samples: list[float] = []
     end = time.perf_counter() + seconds
     while len(samples) < minimum or time.perf_counter() < end:
         began = time.perf_counter()
@@ -51,8 +51,8 @@ class Session:
     def __init__(self, system: str, folder: Path) -> None:
         self.system = system
         self.folder = folder
-        self.workload: systems.Workload | None = None
-        self.prepared: systems.Prepared | None = None
+        self.workload: Any = None
+        self.prepared: Any = None
 
     def load(self, kind: str, name: str, size: str) -> dict[str, Any]:
         """Builds the model and its inputs, untimed."""
