@@ -1,0 +1,241 @@
+"""The `.dlc` artefact: a compiled model in one file, as data and nothing that runs when loaded.
+
+A zip of `manifest.json` (what it is, and a SHA-256 of every other member), `graph.txt` (the captured Graph) and
+`weights.safetensors`. Members are stored, not compressed, and the weights begin at a multiple of 64 bytes, so that loading
+maps them. Kernels are rebuilt when it is loaded. A file from elsewhere is not trusted: names, sizes and digests are checked
+before use, and nothing is unpacked to disk. A digest finds damage, it does not say who made the file.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from dlcompiler.ir.errors import InvalidModelError
+from dlcompiler.ir.graph import Graph, Node
+from dlcompiler.version import __version__
+from dlcompiler.weights import ALIGNMENT, map_file, read_safetensors, write_safetensors
+
+FORMAT_VERSION = 1
+MANIFEST, GRAPH, WEIGHTS = "manifest.json", "graph.txt", "weights.safetensors"
+LARGEST = {MANIFEST: 64 << 20, GRAPH: 1 << 30}  # bytes; weights are bounded by the file itself
+LARGEST_RATIO = 200  # of a compressed member's size to what it takes in the file
+ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    struct.error,
+    ValueError,
+    OverflowError,
+)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What an artefact holds. `options` are the explicit ones; `structure` says how inputs and outputs were nested."""
+
+    graph: Graph
+    target: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    structure: Mapping[str, Any] = field(default_factory=dict)
+
+
+def save_artifact(path: str | os.PathLike[str], artifact: Artifact) -> None:
+    """Write `path` in one go: a reader sees the old file or the whole new one. Raises OSError."""
+    from dlcompiler.graph_file import graph_text_and_weights
+
+    text, weights = graph_text_and_weights(artifact.graph)
+    members: dict[str, dict[str, Any]] = {}
+
+    def write(file: BinaryIO) -> None:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            members[GRAPH] = _add(archive, file, GRAPH, lambda out: out.write(text.encode()))
+            members[WEIGHTS] = _add(archive, file, WEIGHTS, lambda out: write_safetensors(out, weights))
+            manifest = json.dumps(_manifest(artifact, members), indent=1)
+            _add(archive, file, MANIFEST, lambda out: out.write(manifest.encode()))
+
+    write_atomically(path, write)
+
+
+def _manifest(artifact: Artifact, members: Mapping[str, Any]) -> dict[str, Any]:
+    graph = artifact.graph
+    names = graph.output_names or tuple(f"output_{k}" for k in range(len(graph.outputs)))
+    return {
+        "format": "dlcompiler artefact",
+        "format_version": FORMAT_VERSION,
+        "dlcompiler_version": __version__,
+        "name": graph.name,
+        "targets": [artifact.target],
+        "options": dict(artifact.options),
+        "inputs": [_described(node.name, node) for node in graph.inputs],
+        "outputs": [_described(name, node) for name, node in zip(names, graph.outputs)],
+        "structure": dict(artifact.structure),
+        "members": dict(members),
+    }
+
+
+def _described(name: str, node: Node) -> dict[str, Any]:
+    if node.op.name == "size":
+        return {"name": name, "size": node.attributes["symbol"]}
+    return {"name": name, "dtype": str(node.dtype), "shape": [d if isinstance(d, int) else str(d) for d in node.shape]}
+
+
+class _Digest:
+    """A file that is written to, and the SHA-256 and length of what was."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.sha256, self.bytes = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes | memoryview) -> int:
+        self.sha256.update(data)
+        self.bytes += len(data)
+        return self.file.write(data)
+
+
+def _add(archive: zipfile.ZipFile, file: BinaryIO, name: str, write: Callable[[Any], object]) -> dict[str, Any]:
+    """Append a stored member whose data begins at a multiple of ALIGNMENT bytes; its digest and size."""
+    info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))  # the same content makes the same file
+    info.external_attr = 0o644 << 16
+    zip64_field, own_field = 20, 4  # bytes that zipfile adds, and the header of the padding
+    begin = file.tell() + 30 + len(name.encode()) + zip64_field + own_field
+    info.extra = struct.pack("<HH", 0xDA7A, padding := -begin % ALIGNMENT) + bytes(padding)
+    with archive.open(info, "w", force_zip64=True) as out:
+        digest = _Digest(out)  # type: ignore[arg-type]
+        write(digest)
+    return {"sha256": digest.sha256.hexdigest(), "bytes": digest.bytes}
+
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
+    """Let `write` fill a new file beside `path`, then rename it to `path`; on any error nothing is left. Raises OSError."""
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        with os.fdopen(descriptor, "w+b") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)  # there only if something went wrong
+
+
+def load_artifact(path: str | os.PathLike[str]) -> Artifact:
+    """Read and check an artefact. Weights are views of the mapped file.
+
+    Raises InvalidModelError with one line for a file that is missing, damaged, unsafe, or of another format version.
+    """
+    from dlcompiler.graph_file import graph_from_text
+
+    where = os.fspath(path)
+    try:
+        data = map_file(path)
+        with zipfile.ZipFile(path) as archive:
+            infos = _checked_infos(archive, where)
+            manifest = _read_manifest(archive, infos, where)
+            text = _read_member(archive, infos[GRAPH], where)
+            offset = _data_offset(data, infos[WEIGHTS], where)
+    except OSError as error:
+        raise InvalidModelError(f"cannot read {where}: {error.strerror or error}") from None
+    except InvalidModelError:
+        raise
+    except ZIP_ERRORS as error:
+        raise InvalidModelError(f"{where} is no readable .dlc artefact ({error})", hint="compile the model again") from None
+    weights = data[offset : offset + infos[WEIGHTS].file_size]
+    for name, content in ((GRAPH, text), (WEIGHTS, weights)):
+        _check_digest(manifest, name, content, where)
+    try:
+        source = text.decode()
+    except UnicodeDecodeError:
+        raise InvalidModelError(f"{where}: {GRAPH} is not UTF-8") from None
+    graph = graph_from_text(source, read_safetensors(weights, f"{where}: {WEIGHTS}"), f"{where}: {GRAPH}")
+    return Artifact(graph, manifest["targets"][0], manifest["options"], manifest["structure"])
+
+
+def _checked_infos(archive: zipfile.ZipFile, where: str) -> dict[str, zipfile.ZipInfo]:
+    """The members by name, every one with a plain name, plain flags and a believable size."""
+    size = os.fstat(archive.fp.fileno()).st_size  # type: ignore[union-attr]
+    infos: dict[str, zipfile.ZipInfo] = {}
+    for info in archive.infolist():
+        if info.filename not in (MANIFEST, GRAPH, WEIGHTS):
+            raise InvalidModelError(f"{where} holds a member that no artefact has: {info.filename!r}")
+        if info.filename in infos:
+            raise InvalidModelError(f"{where} holds {info.filename} twice")
+        if info.flag_bits & 1:
+            raise InvalidModelError(f"{where}: {info.filename} is encrypted")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise InvalidModelError(f"{where}: {info.filename} is compressed in an unknown way")
+        if info.filename == WEIGHTS and info.compress_type != zipfile.ZIP_STORED:
+            raise InvalidModelError(f"{where}: {WEIGHTS} must be stored, not compressed")
+        if info.compress_size > size or info.file_size > max(LARGEST_RATIO * info.compress_size, 1 << 12):
+            raise InvalidModelError(f"{where}: {info.filename} claims {info.file_size} bytes in a file of {size}")
+        if info.file_size > LARGEST.get(info.filename, size):
+            raise InvalidModelError(f"{where}: {info.filename} claims {info.file_size} bytes, more than allowed")
+        infos[info.filename] = info
+    missing = [name for name in (MANIFEST, GRAPH, WEIGHTS) if name not in infos]
+    if missing:
+        raise InvalidModelError(f"{where} is no artefact: {', '.join(missing)} missing")
+    return infos
+
+
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> bytes:
+    with archive.open(info) as file:
+        content = file.read(info.file_size + 1)  # never more than declared, whatever the compressed data unfolds to
+    if len(content) != info.file_size:
+        raise InvalidModelError(f"{where}: {info.filename} has {len(content)} bytes and claims {info.file_size}")
+    return content
+
+
+def _read_manifest(archive: zipfile.ZipFile, infos: Mapping[str, zipfile.ZipInfo], where: str) -> dict[str, Any]:
+    try:
+        manifest = json.loads(_read_member(archive, infos[MANIFEST], where))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InvalidModelError):
+            raise
+        raise InvalidModelError(f"{where}: {MANIFEST} is not JSON ({error})") from None
+    version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    if version != FORMAT_VERSION or isinstance(version, bool):
+        raise InvalidModelError(
+            f"{where} has format version {version!r}; this dlcompiler ({__version__}) reads version {FORMAT_VERSION}",
+            hint="compile the model again with this version",
+        )
+    kinds: dict[str, type] = {"targets": list, "options": dict, "structure": dict, "members": dict}
+    for key, kind in kinds.items():
+        if not isinstance(manifest.get(key), kind):
+            raise InvalidModelError(f"{where}: {MANIFEST} has no {key}")
+    if not manifest["targets"] or not isinstance(manifest["targets"][0], str):
+        raise InvalidModelError(f"{where}: {MANIFEST} names no target")
+    return manifest
+
+
+def _data_offset(data: memoryview, info: zipfile.ZipInfo, where: str) -> int:
+    """Where a stored member's bytes begin, out of its local header."""
+    at = info.header_offset
+    if not 0 <= at <= len(data) - 30 or bytes(data[at : at + 4]) != b"PK\x03\x04":
+        raise InvalidModelError(f"{where}: the header of {info.filename} is damaged")
+    name_length, extra_length = struct.unpack_from("<HH", data, at + 26)
+    offset = at + 30 + name_length + extra_length
+    if offset + info.file_size > len(data) or info.compress_size != info.file_size:
+        raise InvalidModelError(f"{where}: {info.filename} reaches past the end of the file")
+    return offset
+
+
+def _check_digest(manifest: Mapping[str, Any], name: str, content: bytes | memoryview, where: str) -> None:
+    entry = manifest["members"].get(name)
+    declared = entry.get("sha256") if isinstance(entry, dict) else None
+    if hashlib.sha256(content).hexdigest() != declared:
+        raise InvalidModelError(f"{where}: {name} is not what was saved (its SHA-256 differs)", hint="the file is damaged")
