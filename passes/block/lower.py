@@ -177,9 +177,13 @@ def _check_reductions(kernel: K.Kernel, reduced: frozenset[str], outer: frozense
         if not isinstance(value, K.Reduce):
             continue
         if frozenset(value.over) != reduced:
-            raise Refusal(f"it reduces over {_names(value.over)} and over {_names(reduced - frozenset(value.over))}: two loop nests")
+            raise Refusal(
+                f"it reduces over {_names(value.over)} and over {_names(reduced - frozenset(value.over))}: two loop nests"
+            )
         if kernel.axes_of[value] != outer:
-            raise Refusal(f"a reduction over {_names(value.over)} would be repeated for each step of {_names(outer - kernel.axes_of[value])}")
+            raise Refusal(
+                f"a reduction over {_names(value.over)} would be repeated for each step of {_names(outer - kernel.axes_of[value])}"
+            )
 
 
 def _check_repeated_work(kernel: K.Kernel, builder: KernelBuilder, nodes: Sequence[Node]) -> None:
@@ -188,7 +192,9 @@ def _check_repeated_work(kernel: K.Kernel, builder: KernelBuilder, nodes: Sequen
         index = builder.asked.get(node)
         if index is None or node.has(Trait.SOURCE):
             continue
-        points = product(kernel.extents[a] for a in frozenset().union(*(symbols(e) for e in index), frozenset()) if a in kernel.extents)
+        points = product(
+            kernel.extents[a] for a in frozenset().union(*(symbols(e) for e in index), frozenset()) if a in kernel.extents
+        )
         if not is_non_negative(node.tensor.numel - points):
             raise Refusal(f"elements of %{node.name} would be computed more than once")
 
