@@ -1,0 +1,96 @@
+"""What every pass is given: the target's needs, the options it may ask, the fuel left, and a tally of what it did."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Set
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class PassTarget(Protocol):
+    """What passes ask of a target."""
+
+    @property
+    def library_ops(self) -> frozenset[str]:
+        """Ops that a library runs whole; composites among them are not expanded."""
+        ...
+
+
+class PassOptions(Protocol):
+    """What passes ask of the options of a compilation."""
+
+    @property
+    def optimization_level(self) -> int:
+        """0: only what is needed to run; 1: cheap and bit-for-bit; 2: everything usual; 3: also what costs memory."""
+        ...
+
+    @property
+    def disabled_passes(self) -> Set[str]: ...
+
+    @property
+    def fuel(self) -> int | None:
+        """Apply only this many rewrites; None for all."""
+        ...
+
+    @property
+    def numerics(self) -> str:
+        """`fast` allows rules that change the last bits; `eager` only exact ones."""
+        ...
+
+
+@dataclass(frozen=True)
+class DefaultOptions:
+    """What holds when no options are given."""
+
+    optimization_level: int = 2
+    disabled_passes: frozenset[str] = frozenset()
+    fuel: int | None = None
+    numerics: str = "fast"
+
+
+class Fuel:
+    """Counts rewrites, and stops them after `limit`: which rewrite broke a result is then a binary search.
+
+    `last` names the last rewrite that was paid for, as `simplify: add-zero at %add_3`.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.limit = limit
+        self.spent = 0
+        self.last = ""
+
+    @property
+    def empty(self) -> bool:
+        return self.limit is not None and self.spent >= self.limit
+
+    def spend(self, what: str) -> bool:
+        """Pay for one rewrite. False, and nothing is paid, when none is left."""
+        if self.empty:
+            return False
+        self.spent += 1
+        self.last = what
+        return True
+
+
+@dataclass
+class Context:
+    """Passed to every pass. `counts` is what the pass did, by rule or verb, for the graph's history."""
+
+    target: PassTarget
+    options: PassOptions = field(default_factory=DefaultOptions)
+    fuel: Fuel = field(default_factory=Fuel)
+    counts: Counter[str] = field(default_factory=Counter)
+    pass_name: str = ""
+
+    def spend(self, what: str, name: str) -> bool:
+        """Pay for rewrite `what` of the node called `name` and count it; False when the fuel is used up."""
+        if not self.fuel.spend(f"{self.pass_name}: {what} at %{name}"):
+            return False
+        self.counts[what] += 1
+        return True
+
+    @property
+    def allows_approximate(self) -> bool:
+        """Whether rules that change the last bits may fire."""
+        return self.options.numerics == "fast"

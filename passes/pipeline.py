@@ -1,0 +1,99 @@
+"""The passes, in order: Graph -> Graph. This is the one list; no other place adds a pass.
+
+Each pass leaves a valid graph and may assume that it gets one. It returns the same object when it changed nothing; else the
+graph's history gets a line: what it did, to how many nodes, in what time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dlcompiler.ir.errors import OptionError
+from dlcompiler.ir.graph import Event, Graph
+from dlcompiler.passes.context import Context, DefaultOptions, Fuel, PassOptions, PassTarget
+from dlcompiler.passes.node.common_subexpressions import merge_common_subexpressions
+from dlcompiler.passes.node.dead_code import remove_dead_code
+from dlcompiler.passes.node.decompose import decompose
+
+Observer = Callable[[str, Graph], None]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """`level`: the lowest -O at which it runs. A pass of level 0 is needed to run at all and cannot be disabled."""
+
+    name: str
+    run: Callable[[Graph, Context], Graph]
+    level: int = 1
+
+
+DEAD_CODE = Pass("dead-code", remove_dead_code)
+COMMON_SUBEXPRESSIONS = Pass("common-subexpressions", merge_common_subexpressions)
+DECOMPOSE = Pass("decompose", decompose, level=0)
+
+PIPELINE: tuple[Pass, ...] = (
+    # first, so that nothing is spent on what nobody reads
+    DEAD_CODE,
+    DECOMPOSE,
+    # after everything that makes nodes
+    COMMON_SUBEXPRESSIONS,
+    DEAD_CODE,
+)
+
+PASSES: dict[str, Pass] = {each.name: each for each in PIPELINE}
+
+
+def optimize(graph: Graph, target: PassTarget, options: PassOptions | None = None, observe: Observer | None = None) -> Graph:
+    """Run every pass that the options allow, and verify after each. `observe(pass name, graph)` sees each that changed something.
+
+    Raises OptionError for a disabled pass that does not exist or cannot be left out, VerifyError for a pass that went wrong.
+    """
+    options = options or DefaultOptions()
+    check_pass_names(options.disabled_passes)
+    context = Context(target, options, Fuel(options.fuel))
+    for each in PIPELINE:
+        if each.name not in options.disabled_passes and each.level <= options.optimization_level:
+            before, graph = graph, run_pass(each, graph, context)
+            if observe is not None and graph is not before:
+                observe(each.name, graph)
+    return graph
+
+
+def run_pass(each: Pass, graph: Graph, context: Context) -> Graph:
+    """Run one pass, verify its result, and write a line into the graph's history if it changed anything."""
+    context.counts.clear()
+    context.pass_name = each.name
+    start = time.perf_counter()
+    result = each.run(graph, context)
+    if result is graph:
+        return graph
+    seconds = time.perf_counter() - start
+    _verify(result)
+    detail = ", ".join(f"{what} ×{count}" for what, count in sorted(context.counts.items()))
+    event = Event(each.name, len(graph.nodes), len(result.nodes), seconds, detail)
+    return result.replace(history=(*graph.history, event))
+
+
+def _verify(graph: Graph) -> None:
+    from importlib.util import find_spec
+
+    if find_spec("dlcompiler.ir.verify"):
+        from dlcompiler.ir.verify import verify_graph
+
+        verify_graph(graph)
+
+
+def check_pass_names(names: frozenset[str] | set[str]) -> None:
+    """Raises OptionError for a name that is no pass, or a pass that nothing can be compiled without."""
+    import difflib
+
+    for name in sorted(names):
+        if name not in PASSES:
+            near = difflib.get_close_matches(name, PASSES, 1)
+            raise OptionError(
+                f"there is no pass {name!r}", hint=f"did you mean {near[0]!r}?" if near else f"one of {', '.join(PASSES)}"
+            )
+        if PASSES[name].level == 0:
+            raise OptionError(f"pass {name!r} cannot be disabled: no target can run what it replaces")
