@@ -8,21 +8,21 @@ before use, and nothing is unpacked to disk. A digest finds damage, it does not 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
-import secrets
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, BinaryIO
 
+from dlcompiler.files import write_atomically
+from dlcompiler.graph_file import graph_from_text
 from dlcompiler.ir.errors import InvalidModelError
 from dlcompiler.ir.graph import Graph, Node
+from dlcompiler.ir.text import graph_constants, print_graph
 from dlcompiler.version import __version__
 from dlcompiler.weights import ALIGNMENT, map_file, read_safetensors, write_safetensors
 
@@ -54,9 +54,7 @@ class Artifact:
 
 def save_artifact(path: str | os.PathLike[str], artifact: Artifact) -> None:
     """Write `path` in one go: a reader sees the old file or the whole new one. Raises OSError."""
-    from dlcompiler.graph_file import graph_text_and_weights
-
-    text, weights = graph_text_and_weights(artifact.graph)
+    text, weights = print_graph(artifact.graph, digests=False), graph_constants(artifact.graph)
     members: dict[str, dict[str, Any]] = {}
 
     def write(file: BinaryIO) -> None:
@@ -117,30 +115,11 @@ def _add(archive: zipfile.ZipFile, file: BinaryIO, name: str, write: Callable[[A
     return {"sha256": digest.sha256.hexdigest(), "bytes": digest.bytes}
 
 
-def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a new file beside `path`, then rename it to `path`; on any error nothing is left. Raises OSError."""
-    path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}-{secrets.token_hex(4)}.partial")
-    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
-        with os.fdopen(descriptor, "w+b") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)  # there only if something went wrong
-
-
 def load_artifact(path: str | os.PathLike[str]) -> Artifact:
     """Read and check an artefact. Weights are views of the mapped file.
 
     Raises InvalidModelError with one line for a file that is missing, damaged, unsafe, or of another format version.
     """
-    from dlcompiler.graph_file import graph_from_text
-
     where = os.fspath(path)
     try:
         data = map_file(path)

@@ -27,6 +27,7 @@ from typing import Any
 from dlcompiler.dump_pages import KernelPage, StageRow, index_page, kernel_page, kernel_pages, ops_page, sources_page
 from dlcompiler.ir.graph import Graph
 from dlcompiler.ir.program import Program
+from dlcompiler.ir.text import print_graph
 from dlcompiler.memory_table import memory_plan, memory_table
 from dlcompiler.observe import Observer
 from dlcompiler.options import Options, writable_folder
@@ -99,7 +100,8 @@ class Dump(Observer):
     def graph(self, stage: str, graph: Graph) -> None:
         if graph is self._last:
             return
-        text = str(graph)
+        # checksums of constants read all of their memory: once is enough
+        text = print_graph(graph, digests=self._last is None)
         lines = Counter(line.strip() for line in text.splitlines())
         added, removed = (lines - self._last_lines).total(), (self._last_lines - lines).total()
         file = f"{len(self._stages):02d}-{safe_name(stage)}.txt"
