@@ -171,13 +171,15 @@ class Placement:
     """Where intermediates lie, for one binding of the symbols. All in bytes.
 
     lower_bound   the largest sum of intermediates alive at one step: no plan can be smaller
-    eager_peak    the same sum if every op of the captured graph had kept its own result until its last use
+    eager_peak    the same sum if every op of the program's graph had kept its own result until its last use
+    extern_bytes  the largest sum of extern slots alive at one step; they are not in the arena
     """
 
     offsets: Mapping[Slot, int]
     arena_bytes: int
     lower_bound: int
     eager_peak: int = 0
+    extern_bytes: int = 0
 
 
 @dataclass(frozen=True, eq=False)
