@@ -15,7 +15,8 @@ _TOKEN = re.compile(
       | (?P<string>"(?:[^"\\\n]|\\.)*")
       | (?P<value>%(?:[\w.]+|"(?:[^"\\\n]|\\.)*"))
       | (?P<number>0x[0-9a-fA-F]+|\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)
-      | (?P<name>[^\W\d][\w.]*(?:~\d+)?|@[\w.]+|@"(?:[^"\\\n]|\\.)*")
+      | (?P<copy>~\d+)
+      | (?P<name>[^\W\d][\w.]*|@[\w.]+|@"(?:[^"\\\n]|\\.)*")
       | (?P<mark><=|->|[()\[\]{}=,:<+*-])
       | (?P<bad>.)""",
     re.VERBOSE,
@@ -98,6 +99,14 @@ class Scanner:
     def name(self, wanted: str = "a name") -> str:
         """An identifier, or a string for a name that is not one."""
         return self.string() if self.kinds[self.at] == "string" else self.take("name", wanted)
+
+    def label(self, wanted: str) -> tuple[str, int]:
+        """A name, and the number in `name~2`, which tells things of one name apart; 0 without it."""
+        name = self.name(wanted)
+        if self.kinds[self.at] != "copy":
+            return name, 0
+        self.at += 1
+        return name, int(self.tokens[self.at - 1][1:])
 
     def value_name(self) -> str:
         """The name in `%name` or `%"any name"`."""

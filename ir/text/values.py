@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from dlcompiler.ir.errors import VerifyError
 from dlcompiler.ir.expression import Dim, Expression
-from dlcompiler.ir.text.scanner import IDENTIFIER, Scanner
+from dlcompiler.ir.text.scanner import IDENTIFIER, RESERVED, Scanner
 from dlcompiler.ir.types import DType
 
 
@@ -20,13 +20,24 @@ def quote(text: str) -> str:
 
 def show_name(name: str) -> str:
     """An identifier as it is, any other name as a string."""
-    return name if IDENTIFIER.match(name) else quote(name)
+    return name if IDENTIFIER.match(name) and name not in RESERVED else quote(name)
 
 
 def show_value(name: str, mark: str = "%") -> str:
     """`%name`, quoted where the name is not made of letters, digits, `_` and `.`."""
     plain = name.isidentifier() or name.replace(".", "0").replace("_", "0").isalnum()
     return mark + (name if plain else quote(name))
+
+
+def show_labels(things: Iterable[Any]) -> dict[Any, str]:
+    """What each thing with a `name` is called in a text: its name, with `~1`, `~2` behind where an earlier one has it too."""
+    seen: dict[str, int] = {}
+    labels: dict[Any, str] = {}
+    for thing in things:
+        count = seen.get(thing.name, 0)
+        seen[thing.name] = count + 1
+        labels[thing] = show_name(thing.name) + (f"~{count}" if count else "")
+    return labels
 
 
 def show_dims(dims: tuple[Dim, ...]) -> str:
