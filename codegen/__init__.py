@@ -1,0 +1,18 @@
+"""Code generation: how a machine says what a program means."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dlcompiler.codegen.target import Target
+    from dlcompiler.ir.program import Program
+
+
+def emit(program: Program, target: Target, options: object = None) -> Program:
+    """Give every kernel of the program its text and its machine code. Raises UnsupportedError for what the target cannot spell."""
+    if target.kind == "cpu":
+        from dlcompiler.codegen.cpu.compile import emit_program
+    else:
+        from dlcompiler.codegen.gpu.compile import emit_program
+    return emit_program(program, target)

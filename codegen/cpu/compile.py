@@ -1,0 +1,101 @@
+"""Compiles the kernels of a program for a CPU: each distinct kernel once in this process, all new ones in one module."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dlcompiler.codegen.cpu import scalars
+from dlcompiler.codegen.cpu.emitter import Emitter
+from dlcompiler.codegen.cpu.machine import Machine, host, machine
+from dlcompiler.codegen.cpu.writer import KernelWriter
+from dlcompiler.codegen.schedule import Schedule, schedule_kernel
+from dlcompiler.codegen.target import Target
+from dlcompiler.ir import kernel as K
+from dlcompiler.ir.program import Code, CompiledKernel, Launch, Program
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A kernel as text, before it is machine code."""
+
+    kernel: K.Kernel
+    schedule: Schedule
+    name: str
+
+
+# Kernels compiled in this process: what they compute, for which machine -> machine code. Guarded by the lock.
+_compiled: dict[str, CompiledKernel] = {}
+_lock = threading.Lock()
+
+
+def forget() -> None:
+    """Drop every compiled kernel that no program holds."""
+    with _lock:
+        _compiled.clear()
+
+
+def compiled_count() -> int:
+    """Distinct kernels compiled and kept in this process."""
+    return len(_compiled)
+
+
+def machine_of(target: Target) -> Machine:
+    """The description of the target's CPU: the live one if that is what was asked for."""
+    return host() if target.host else machine(target.arch)
+
+
+def kernel_key(kernel: K.Kernel, described: Machine) -> str:
+    """What makes two kernels the same code: everything but their names and origins."""
+    text = str(kernel.replace(name="kernel", origin=()))
+    return hashlib.sha256(f"{described.name}\n{text}".encode()).hexdigest()[:24]
+
+
+def write_kernel(kernel: K.Kernel, described: Machine, name: str = "kernel") -> tuple[str, Schedule]:
+    """One kernel as a module of MLIR text, and the schedule it follows."""
+    schedule = schedule_kernel(kernel, described.vector_bytes)
+    e = Emitter(attributes=described.attributes())
+    KernelWriter(e, kernel, schedule, described.has_masks).write(name)
+    return e.text(), schedule
+
+
+def compile_kernels(kernels: Sequence[K.Kernel], target: Target) -> list[CompiledKernel]:
+    """Machine code for each kernel, in order. Equal kernels share one, and so do those compiled earlier in this process."""
+    from dlcompiler.codegen.cpu.jit import compile_mlir
+
+    described = machine_of(target)
+    keys = [kernel_key(kernel, described) for kernel in kernels]
+    with _lock:
+        new = {key: kernel for key, kernel in zip(keys, kernels) if key not in _compiled}
+        if new:
+            e = Emitter(attributes=described.attributes())
+            written = {}
+            for key, kernel in new.items():
+                schedule = schedule_kernel(kernel, described.vector_bytes)
+                KernelWriter(e, kernel, schedule, described.has_masks).write(f"k{key}")
+                written[key] = _Written(kernel, schedule, f"k{key}")
+            module = compile_mlir(e.text(), [w.name for w in written.values()])
+            for key, item in written.items():
+                _compiled[key] = CompiledKernel(
+                    item.name, module.address(item.name), item.schedule.work, item.schedule.grain, text="", keep_alive=module
+                )  # fmt: skip
+        return [_compiled[key] for key in keys]
+
+
+def emit_program(program: Program, target: Target) -> Program:
+    """Attach machine code for every launch, and the driver that starts them."""
+    from dlcompiler.codegen.cpu.driver import compile_driver, driver_address
+
+    launches = [step.kernel for step in program.steps if isinstance(step, Launch)]
+    codes = iter(compile_kernels(launches, target))
+    kernels = tuple(next(codes) if isinstance(step, Launch) else None for step in program.steps)
+    return program.replace(code=Code(kernels, driver_address(), keep_alive=compile_driver()))
+
+
+def unspelled(op: str, dtype) -> bool:
+    """Whether kernels for CPUs cannot compute this scalar operation."""
+    return op != "cast" and not scalars.spelled(op, dtype)
+
+

@@ -1,0 +1,35 @@
+"""The straight line from a captured graph to something that runs."""
+
+from __future__ import annotations
+
+from dlcompiler.codegen import emit
+from dlcompiler.codegen.target import Target
+from dlcompiler.ir.graph import Graph
+from dlcompiler.observe import Observer
+from dlcompiler.options import Options
+from dlcompiler.passes.block.fuse import fuse
+from dlcompiler.passes.dataflow.program import plan
+from dlcompiler.passes.pipeline import optimize
+from dlcompiler.report import Timings
+from dlcompiler.runtime.executable import Executable
+
+
+def compile_graph(graph: Graph, target: Target, options: Options, observer: Observer | None = None, timings: Timings | None = None) -> Executable:
+    """Compile a captured graph. `observer` is told of every stage, `timings` how long each took.
+
+    Raises UnsupportedError for what the target cannot do, and VerifyError where a stage broke the IR's rules: a bug of ours.
+    """
+    observer, timings = observer or Observer(), timings or Timings()
+    observer.graph("captured", graph)
+    with timings.stage("optimize"):
+        graph = optimize(graph, target, options, observe=observer.graph)
+    with timings.stage("fuse"):
+        fusion = fuse(graph, target, options)
+    observer.fusion(fusion)
+    with timings.stage("plan"):
+        program = plan(fusion, target, options)
+    observer.program(program)
+    with timings.stage("emit"):
+        program = emit(program, target, options)
+    observer.code(program)
+    return Executable(program)

@@ -1,0 +1,99 @@
+"""Layout: the strides of every value that has memory.
+
+    conv -> relu -> conv, all row major  -->  all channels last, with one conversion in front of the first
+
+Convolutions read and write images with the channels innermost, where one vector load takes a pixel's neighbours in channel
+space and a library needs no reordering. Kernels of our own compute in any layout, so each follows the largest value it reads.
+Inputs keep the strides they came with, outputs get the strides that eager gives them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dlcompiler.ir.expression import Dim
+from dlcompiler.ir.graph import Node
+from dlcompiler.ir.types import TensorType, contiguous_strides
+from dlcompiler.passes.block.fuse import Fusion, Group
+
+Strides = tuple[Dim, ...]
+
+
+def channels_last_strides(shape: tuple[Dim, ...]) -> Strides:
+    """[N, C, ...] stored as [N, ..., C]. Strides in elements."""
+    if len(shape) < 3:
+        return contiguous_strides(shape)
+    order = (0, *range(2, len(shape)), 1)
+    stored = contiguous_strides(tuple(shape[d] for d in order))
+    strides: list[Dim] = [0] * len(shape)
+    for position, dim in enumerate(order):
+        strides[dim] = stored[position]
+    return tuple(strides)
+
+
+def is_channels_last(shape: tuple[Dim, ...], strides: Strides) -> bool:
+    return len(shape) >= 4 and strides == channels_last_strides(shape) and strides != contiguous_strides(shape)
+
+
+def wants_channels_last(node: Node) -> bool:
+    """Whether a library call reads and writes images channels last: two-dimensional convolutions."""
+    return node.op.name == "convolution" and node.tensor.rank == 4
+
+
+def assign_layouts(fusion: Fusion) -> dict[Node, Strides]:
+    """Strides in elements of every stored node."""
+    graph = fusion.graph
+    layouts: dict[Node, Strides] = {}
+    for node in fusion.stored:
+        if isinstance(node.type, TensorType):
+            layouts[node] = tuple(node.attributes.get("strides") or contiguous_strides(node.shape))
+    wanted = {node: strides for node, strides in zip(graph.outputs, graph.output_strides) if strides is not None}
+    images = _images_of_convolutions(fusion)
+    for group in fusion.groups:
+        for node in group.outputs:
+            if not isinstance(node.type, TensorType):
+                continue
+            if node in wanted:
+                layouts[node] = wanted[node]
+            elif node in images or (group.kind == "kernel" and _follows_channels_last(group, node, layouts, fusion)):
+                layouts[node] = channels_last_strides(node.shape)
+    return layouts
+
+
+def _images_of_convolutions(fusion: Fusion) -> set[Node]:
+    """Values that a convolution writes, or reads directly."""
+    found: set[Node] = set()
+    for group in fusion.groups:
+        (node, *_) = group.nodes
+        if group.kind == "library" and wants_channels_last(node):
+            found.add(node)
+            if node.inputs[0] in fusion.stored and node.inputs[0].op.name not in ("input", "constant"):
+                found.add(node.inputs[0])
+    return found
+
+
+def _follows_channels_last(group: Group, node: Node, layouts: Mapping[Node, Strides], fusion: Fusion) -> bool:
+    """Whether most of what a kernel reads to make an image lies channels last."""
+    if node.tensor.rank != 4:
+        return False
+    votes = 0
+    for source in _sources(group, fusion):
+        if isinstance(source.type, TensorType) and source.tensor.rank == 4 and source.shape[:2] == node.shape[:2] and source in layouts:
+            votes += 1 if is_channels_last(source.shape, layouts[source]) else -1 if source.shape[2:] != (1, 1) else 0
+    return votes > 0
+
+
+def _sources(group: Group, fusion: Fusion) -> list[Node]:
+    """Stored nodes outside the group that it reads, through views."""
+    members, seen, found = set(group.nodes), set(), []
+    stack = [i for n in group.nodes for i in n.inputs]
+    while stack:
+        node = stack.pop()
+        if node in members or node in seen:
+            continue
+        seen.add(node)
+        if fusion.inlined(node):
+            stack.extend(node.inputs)
+        else:
+            found.append(node)
+    return found

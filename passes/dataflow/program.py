@@ -1,0 +1,246 @@
+"""Planning: groups become steps over slots, in an order and with a memory plan.
+
+    groups {relu, sum}, {matmul}  -->  slots x, y, arena...; steps launch k0, call matmul; offsets
+
+Every stored node gets a slot. What a library reads through views is a strided window where strides can say it, else a copy
+kernel in front. Results that are written back into inputs are copied at the end. Then steps are ordered for low peak memory,
+results take over the memory of operands that die, and intermediates get offsets in one arena.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dlcompiler.ir import program as P
+from dlcompiler.ir.expression import Dim
+from dlcompiler.ir.graph import Builder, Graph, Node
+from dlcompiler.ir.ops import Trait, lookup
+from dlcompiler.ir.ops.view import view_strides
+from dlcompiler.ir.types import TensorType, TupleType, contiguous_strides
+from dlcompiler.passes.block.fuse import Fusion, Group, fuse
+from dlcompiler.passes.block.lower import Refusal, lower_group
+from dlcompiler.passes.dataflow.in_place import find_aliases
+from dlcompiler.passes.dataflow.layout import Strides, assign_layouts, channels_last_strides, wants_channels_last
+from dlcompiler.passes.dataflow.memory import place
+from dlcompiler.passes.dataflow.order import order_steps
+
+
+class _Planner:
+    def __init__(self, fusion: Fusion) -> None:
+        self.fusion = fusion
+        self.graph = fusion.graph
+        self.layouts = assign_layouts(fusion)
+        self.slots: dict[Node, P.Slot] = {}
+        self.extra_slots: list[P.Slot] = []
+        self.steps: list[P.Step] = []
+        self.constants: list = []
+        self.copies: dict[tuple[Node, Strides], P.View] = {}
+        self.output_slots = 0
+
+    def run(self) -> P.Program:
+        inputs = self._input_slots()
+        self._choose_output_slots()
+        for group in self.fusion.groups:
+            self._plan_group(group)
+        outputs = self._outputs()
+        self._write_back()
+        slots = (*self.slots.values(), *self.extra_slots)
+        program = P.Program(
+            self.graph.name, self.graph, slots, tuple(self.steps), inputs, outputs, tuple(self.constants),
+            refusals=self.fusion.refusals, history=self.graph.history,
+        )  # fmt: skip
+        return program
+
+    # -- slots -------------------------------------------------------------------------------------------------------------
+
+    def _input_slots(self) -> tuple[P.Slot | None, ...]:
+        found: list[P.Slot | None] = []
+        for position, node in enumerate(self.graph.inputs):
+            if node.op.name == "size":
+                found.append(None)
+                continue
+            slot = P.Slot(node.name, node.dtype, node.shape, self.layouts[node], "input", position)
+            self.slots[node] = slot
+            found.append(slot)
+        return tuple(found)
+
+    def _choose_output_slots(self) -> None:
+        """Computed results live in memory of their own from the start; a mere view of one makes its base a result if all is used."""
+        wanted = self.graph.output_strides or (None,) * len(self.graph.outputs)
+        computed = {node for group in self.fusion.groups if group.kind != "extern" for node in group.outputs}
+        for node, strides in zip(self.graph.outputs, wanted):
+            base, view = self._base_view(node)
+            if base in self.slots or base not in computed or not isinstance(base.type, TensorType):
+                continue
+            if base is node or (view is not None and base.tensor.numel == node.tensor.numel and self._shows(view, node, strides)):
+                self._new_slot(base, "output")
+
+    def _shows(self, view: tuple[Strides, Dim], node: Node, strides: Strides | None) -> bool:
+        return view == (strides or contiguous_strides(node.shape), 0)
+
+    def _base_view(self, node: Node) -> tuple[Node, tuple[Strides, Dim] | None]:
+        """The stored node under a chain of views, and strides and offset of the chain's end, None if only a copy can hold it."""
+        chain = []
+        while self.fusion.inlined(node) and node.has(Trait.VIEW) and len(node.inputs) == 1:
+            chain.append(node)
+            node = node.inputs[0]
+        if self.fusion.inlined(node) or node not in self.layouts:
+            return node, None
+        strides, offset = self.layouts[node], 0
+        for view in reversed(chain):
+            found = view_strides(view, strides)
+            if found is None:
+                return node, None
+            strides, offset = found[0], offset + found[1]
+        return node, (strides, offset)
+
+    def _new_slot(self, node: Node, role: P.Role) -> P.Slot:
+        position = -1
+        if role == "output":
+            position, self.output_slots = self.output_slots, self.output_slots + 1
+        slot = P.Slot(node.name, node.dtype, node.shape, self.layouts[node], role, position)
+        self.slots[node] = slot
+        return slot
+
+    def slot(self, node: Node) -> P.Slot:
+        """The slot of a stored node, made when first asked for."""
+        if node in self.slots:
+            return self.slots[node]
+        if node.op.name == "constant":
+            slot = P.Slot(node.name, node.dtype, node.shape, self.layouts[node], "constant", len(self.constants))
+            self.constants.append(node.attributes["value"])
+            self.slots[node] = slot
+            return slot
+        source = node.inputs[0] if node.op.name == "tuple.get" else node
+        return self._new_slot(node, "extern" if source.op.name == "aten.call" else "intermediate")
+
+    # -- steps -------------------------------------------------------------------------------------------------------------
+
+    def _plan_group(self, group: Group) -> None:
+        if group.kind == "kernel":
+            self._launch(group.nodes, group.outputs, [self.slot(n).view() for n in group.outputs])
+            return
+        (node,) = group.nodes
+        origin = (_origin(node),)
+        reads = tuple(self._operand(node, k) for k in range(len(node.inputs)))
+        if group.kind == "library":
+            self.steps.append(P.LibraryCall(node.op.name, reads, self._results(node), dict(node.attributes), origin))
+        else:
+            target, arguments = node.attributes["target"], node.attributes["arguments"]
+            reason = node.attributes.get("reason", "")
+            self.steps.append(P.AtenCall(target, arguments, reads, self._results(node), origin, reason))
+
+    def _results(self, node: Node) -> tuple[P.View | None, ...]:
+        if isinstance(node.type, TensorType):
+            return (self.slot(node).view(),)
+        assert isinstance(node.type, TupleType)
+        taken = {user.attributes["index"]: user for user in self.graph.users[node]}
+        return tuple(self.slot(taken[k]).view() if k in taken else None for k in range(len(node.type.elements)))
+
+    def _launch(self, nodes: Sequence[Node], outputs: Sequence[Node], writes: Sequence[P.View]) -> None:
+        strides = {node: view.strides for node, view in zip(outputs, writes)}
+        kernel, reads, _ = lower_group(
+            f"kernel_{len(self.steps)}", nodes, outputs, self.fusion.inlined, lambda node: strides.get(node, self.layouts.get(node))
+        )
+        arguments = (*(self.slot(node).view() for node in reads), *writes)
+        self.steps.append(P.Launch(kernel, arguments, kernel.origin))
+
+    def _operand(self, node: Node, position: int) -> P.View:
+        """What a library or extern call reads: a window on a slot, or a copy where no window shows it."""
+        operand = node.inputs[position]
+        if not isinstance(operand.type, TensorType):
+            raise Refusal(f"%{node.name} reads a tuple")
+        base, view = self._base_view(operand)
+        want_image = position == 0 and wants_channels_last(node)
+        if view is not None:
+            if not want_image or view[0] == channels_last_strides(operand.shape):
+                return P.View(self.slot(base), operand.shape, *view)
+        strides = channels_last_strides(operand.shape) if want_image else contiguous_strides(operand.shape)
+        return self._copy(operand, strides)
+
+    def _copy(self, node: Node, strides: Strides, role: P.Role = "intermediate") -> P.View:
+        """A kernel that stores an inlined (or differently laid out) node into a slot of its own."""
+        key = (node, strides)
+        if role == "intermediate" and key in self.copies:
+            return self.copies[key]
+        position = -1
+        if role == "output":
+            position, self.output_slots = self.output_slots, self.output_slots + 1
+        slot = P.Slot(f"{node.name}.copy{len(self.extra_slots)}", node.dtype, node.shape, strides, role, position)
+        self.extra_slots.append(slot)
+        self._copy_into(node, slot.view())
+        if role == "intermediate":
+            self.copies[key] = slot.view()
+        return slot.view()
+
+    def _copy_into(self, node: Node, view: P.View) -> None:
+        """A launch that writes the node's elements to the view."""
+        if self.fusion.inlined(node):
+            self._launch((node,), (node,), (view,))
+            return
+        # a stored node is read: name its elements by a view that changes nothing
+        same = Builder("copy").make(lookup("reshape"), (node,), {"shape": node.shape}, node.type, f"{node.name}.copy")
+        self._launch((same,), (same,), (view,))
+
+    # -- results -------------------------------------------------------------------------------------------------------------
+
+    def _outputs(self) -> tuple[P.View, ...]:
+        wanted = self.graph.output_strides or (None,) * len(self.graph.outputs)
+        return tuple(self._output(node, strides or contiguous_strides(node.shape)) for node, strides in zip(self.graph.outputs, wanted))
+
+    def _output(self, node: Node, strides: Strides) -> P.View:
+        base, view = self._base_view(node)
+        if view is not None and view[0] == strides:
+            slot = self.slot(base)
+            # a result may alias an input, as in eager; it may not show the arena or hand out a constant
+            if slot.role in ("output", "input", "extern"):
+                return P.View(slot, node.shape, *view)
+        return self._copy(node, strides, "output")
+
+    def _write_back(self) -> None:
+        """Copy results into the inputs they replace, after all else; a source that is itself overwritten is saved first."""
+        overwritten = {target for _, target in self.graph.writebacks}
+        sources = []
+        for value, target in self.graph.writebacks:
+            base, _ = self._base_view(value)
+            if base in overwritten and value is not target:
+                saved = self._copy(value, contiguous_strides(value.shape))
+                sources.append((value, target, saved))
+            else:
+                sources.append((value, target, None))
+        for value, target, saved in sources:
+            if value is target:
+                continue
+            into = self.slot(target).view()
+            if saved is None:
+                self._copy_into(value, into)
+            else:
+                self._copy_slot(saved, into, value)
+
+    def _copy_slot(self, source: P.View, target: P.View, node: Node) -> None:
+        """A launch that copies one slot to another, both of the node's shape."""
+        builder = Builder("copy")
+        read = builder.input("saved", node.tensor)
+        same = builder.make(lookup("reshape"), (read,), {"shape": node.shape}, node.type, f"{node.name}.written")
+        strides = {read: source.strides, same: target.strides}
+        kernel, _, _ = lower_group(f"kernel_{len(self.steps)}", (same,), (same,), lambda n: False, strides.__getitem__)
+        self.steps.append(P.Launch(kernel, (source, target), (_origin(node),)))
+
+
+def _origin(node: Node) -> str:
+    return f"{node.op.name} %{node.name}" + (f" at {node.location}" if node.location else "")
+
+
+def plan(fusion: Fusion, target=None, options=None) -> P.Program:
+    """The program of a fused graph: slots, steps in order, in-place reuse and, if no size is symbolic, the memory plan."""
+    program = _Planner(fusion).run()
+    program = order_steps(program)
+    program = program.replace(aliases=find_aliases(program))
+    if not program.symbols:
+        program = program.replace(placement=place(program, {}))
+    return program
+
+
+def plan_graph(graph: Graph, target, options=None) -> P.Program:
+    """`fuse` and `plan` in one."""
+    return plan(fuse(graph, target, options), target, options)
