@@ -39,6 +39,7 @@ def exp_reduced(e: Emitter, x: Value, grade: str) -> tuple[Value, Value, Value]:
 
 def exp(e: Emitter, x: Value) -> Value:
     """e^x of f32 or f64, any lanes; inf, 0 and denormal results as IEEE 754 has them."""
+    form(x)
     return exp_in(e, at_most(e, x, EXP_RANGE[x.element][1]), x.element)
 
 
@@ -46,12 +47,6 @@ def exp_in(e: Emitter, x: Value, grade: str) -> Value:
     """exp of an x that is at most EXP_RANGE's upper end."""
     p, n, exponent = exp_reduced(e, at_least(e, x, EXP_RANGE[x.element][0]), grade)
     return scale(e, p, n, exponent)
-
-
-def exp_double(e: Emitter, x: Value) -> tuple[Value, Value]:
-    """exp of an x within EXP_RANGE as a rounded value and what it leaves over."""
-    high, low, n, exponent = exp_reduced_double(e, x)
-    return scale(e, high, n, exponent), scale(e, low, n, exponent)
 
 
 def exp_reduced_double(e: Emitter, x: Value) -> tuple[Value, Value, Value, Value]:
@@ -66,12 +61,13 @@ def exp_reduced_double(e: Emitter, x: Value) -> tuple[Value, Value, Value, Value
 
 def exp2(e: Emitter, x: Value) -> Value:
     """2^x; x - n is exact. f32 has its own polynomial, f64 goes through exp's."""
+    kind = form(x)
     x = at_most(e, at_least(e, x, EXP2_RANGE[x.element][0]), EXP2_RANGE[x.element][1])
     n, exponent = nearest(e, x)
     fraction = x - n
     if x.element == "f32":
         return scale(e, e.fma(polynomial(e, "exp2", fraction, "f32"), fraction, 1.0), n, exponent)
-    high, low = form(x).ln2
+    high, low = kind.ln2
     r = fraction * high
     error = e.fma(fraction, low, e.fma(fraction, high, -r))
     tail = e.fma(polynomial(e, "exp", r, "f64"), r, 1.0)
@@ -96,12 +92,12 @@ def expm1(e: Emitter, x: Value) -> Value:
 
 def sigmoid(e: Emitter, x: Value) -> Value:
     """1 / (1 + e^-x), from z = e^-|x| as 1 / (1 + z) or z / (1 + z), so that small results keep their precision."""
-    z, z_low = exp_double(e, at_least(e, -e.abs(x), EXP_RANGE[x.element][0]))
+    z = exp_in(e, -e.abs(x), x.element)
     negative = x < 0.0
-    top, top_low = e.select(negative, z, 1.0), e.select(negative, z_low, 0.0)
-    bottom, bottom_low = fast_two_sum(e.constant(1.0, x), z)
+    top = e.select(negative, z, 1.0)
+    bottom, lost = fast_two_sum(e.constant(1.0, x), z)
     quotient = top / bottom
-    remainder = e.fma(-quotient, bottom, top) + e.fma(-quotient, bottom_low + z_low, top_low)
+    remainder = e.fma(-quotient, lost, e.fma(-quotient, bottom, top))
     # 1 / bottom, near enough for a correction
     inverse = e.select(negative, 1.0 - quotient, quotient)
     return e.fma(remainder, inverse, quotient)

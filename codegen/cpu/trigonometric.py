@@ -120,7 +120,8 @@ def _turned(e: Emitter, x: Value, quarters: int, name: str) -> Value:
         r, quadrant = reduce_single(e, x)
         return turn(e, e.convert(r, "f32"), None, e.convert(quadrant + quarters, "i32"), "f32")
     r, error, quadrant = reduce_double(e, x)
-    return or_library(e, x, name, turn(e, r, error, quadrant + quarters, "f64"))
+    result = or_library(e, x, name, turn(e, r, error, quadrant + quarters, "f64"))
+    return e.select(e.compare("eq", x, 0.0), x, result) if quarters == 0 else result
 
 
 def or_library(e: Emitter, x: Value, name: str, result: Value) -> Value:
