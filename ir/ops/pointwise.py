@@ -55,3 +55,12 @@ register(
     evaluate=lambda operands, attributes: cast_array(operands[0], DTYPES[attributes["dtype"]]),
     element=_cast_element,
 )
+
+# the same elements in memory of their own: what a frontend puts before a result that must not share an input's or another's memory
+register(
+    "copy",
+    lambda types, attributes: types[0],
+    Trait.POINTWISE,
+    evaluate=lambda operands, attributes: operands[0].copy(),
+    element=lambda builder, node, index: builder.operand(node, 0, index),
+)

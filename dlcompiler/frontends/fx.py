@@ -1,0 +1,418 @@
+"""torch.fx graphs of ATen operators, as AOTAutograd and torch.export hand them over, become a Graph.
+
+Each operator has a rule: a function of the importer and the operator's arguments that appends nodes and returns the result. Rules
+live in tables by subject (`fx_pointwise`, `fx_view`, ...). An operator without a rule, or whose rule raises `NoRule`, becomes an
+`aten.call` node with the reason.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from dlcompiler.frontends.fx_alias import Owners
+from dlcompiler.frontends.fx_call import make_template
+from dlcompiler.frontends.fx_location import location_of
+from dlcompiler.frontends.fx_numbers import float_of_sizes
+from dlcompiler.frontends.fx_rules import RULES, NoRule
+from dlcompiler.frontends.fx_types import (
+    WeakFloat,
+    dim_from_torch,
+    is_scalar,
+    strides_of_fake,
+    type_of_fake,
+)
+from dlcompiler.ir.errors import ShapeError, UnsupportedError, VerifyError
+from dlcompiler.ir.expression import Dim, Expression, evaluate, symbol_name, symbols
+from dlcompiler.ir.graph import Builder, Graph, Node, reachable
+from dlcompiler.ir.ops import lookup
+from dlcompiler.ir.types import DType, TensorType, TupleType, bf16, compute_dtype, f64, i64
+
+# assertions on sizes that guards or the runtime's own input check have already made
+_SIZE_CHECKS = (
+    "aten._assert_tensor_metadata.default",
+    "aten._assert_scalar.default",
+    "aten.sym_constrain_range.default",
+    "aten.sym_constrain_range_for_size.default",
+)
+
+
+def import_fx(
+    graph_module: torch.fx.GraphModule,
+    *,
+    inputs: Sequence[Any] | None = None,
+    name: str = "main",
+    constants: Mapping[str, torch.Tensor] | None = None,
+) -> Graph:
+    """The Graph of an ATen-level FX graph.
+
+    inputs     a fake tensor, SymInt or int for each placeholder; None: the placeholders' own `meta["val"]`
+    constants  placeholders that are not arguments but known tensors (frozen parameters); they share memory with the tensors
+
+    Results that are not tensors stand among the outputs as 0-d tensors (a SymInt as i64) or are left out (None): see
+    `result_kinds`. Raises UnsupportedError for what not even `aten.call` can express, listing what it was.
+    """
+    return Importer(graph_module, name, constants or {}).run(inputs)
+
+
+def result_kinds(graph_module: torch.fx.GraphModule) -> list[str]:
+    """What each result of an FX graph is: "tensor", "int" or "float" (a 0-d tensor in the Graph), "none" (left out there)."""
+    kinds = []
+    for value in flat_results(graph_module):
+        example = value.meta.get("val") if isinstance(value, torch.fx.Node) else value
+        if value is None or (isinstance(value, torch.fx.Node) and example is None):
+            kinds.append("none")
+        elif isinstance(example, torch.Tensor):
+            kinds.append("tensor")
+        elif isinstance(example, int | torch.SymInt):
+            kinds.append("int")
+        elif isinstance(example, float | torch.SymFloat):
+            kinds.append("float")
+        else:
+            raise UnsupportedError(f"a result of type {type(example).__name__}", items=(type(example).__name__,))
+    return kinds
+
+
+def flat_results(graph_module: torch.fx.GraphModule) -> list[Any]:
+    """The arguments of the output node, in order."""
+    (output,) = (n for n in reversed(graph_module.graph.nodes) if n.op == "output")
+    results = output.args[0]
+    return list(results) if isinstance(results, tuple | list) else [results]
+
+
+class Importer:
+    """One import: the builder of the new graph and what each FX node has become in it.
+
+    What rules use: `b` (the builder), `meta` (the example result of the operator at hand), `dtype` and `shape` (its type), and
+    the methods `cast`, `number`, `tensor`, `operands`, `hint`, `uses`.
+    """
+
+    def __init__(self, graph_module: torch.fx.GraphModule, name: str, constants: Mapping[str, torch.Tensor]) -> None:
+        self.module = graph_module
+        self.constants = constants
+        self.b = Builder(name)
+        self.values: dict[torch.fx.Node, Any] = {}
+        self.writebacks: dict[Node, Node] = {}
+        self.node: torch.fx.Node = next(iter(graph_module.graph.nodes))
+        self.meta: Any = None
+        self._hints: dict[str, int] = {}
+        self._dims: dict[Dim, Node] = {}
+        self.non_negative: dict[Node, bool] = {}
+
+    # -- the walk ------------------------------------------------------------------------------------------------------------
+
+    def run(self, inputs: Sequence[Any] | None) -> Graph:
+        """Import every node in order."""
+        given = iter(inputs) if inputs is not None else None
+        for node in self.module.graph.nodes:
+            self.node, self.meta = node, node.meta.get("val")
+            self.b.location = location_of(node)
+            match node.op:
+                case "placeholder":
+                    self.values[node] = self._placeholder(node, given)
+                case "get_attr":
+                    self.values[node] = self._attribute(node)
+                case "call_function":
+                    self.values[node] = self._call(node)
+                case "output":
+                    return self._finish(node)
+                case _:
+                    raise UnsupportedError(f"an FX node of kind {node.op}", items=(node.op,), location=self.b.location)
+        raise VerifyError("an FX graph without an output")
+
+    def _placeholder(self, node: torch.fx.Node, given: Any) -> Any:
+        name = str(node.target)
+        if name in self.constants:
+            return self.constant(self.constants[name], name)
+        example = self.meta if given is None else next(given)
+        if isinstance(example, torch.Tensor):
+            self._remember_hints((*example.shape, *example.stride()))
+            type = type_of_fake(example)
+            location = f"input {name}"
+            return self.b.input(name, type, strides_of_fake(example), location)
+        if isinstance(example, int | torch.SymInt) and not isinstance(example, bool):
+            self._remember_hints((example,))
+            dim = dim_from_torch(example)
+            bound = symbol_name(dim)
+            if bound is None and not isinstance(dim, int):
+                raise UnsupportedError(f"an integer argument that is the expression {dim}", items=("derived size",))
+            # an argument that was specialised to a number still takes its place in the call; nothing reads it
+            self.b.size_input(name, bound or f"unused_{name}")
+            return dim
+        raise UnsupportedError(f"an argument of type {type_name(example)}", items=(type_name(example),), location=f"input {name}")
+
+    def _attribute(self, node: torch.fx.Node) -> Any:
+        value: Any = self.module
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+        return self.constant(value, str(node.target)) if isinstance(value, torch.Tensor) else value
+
+    def constant(self, tensor: torch.Tensor, name: str) -> Node:
+        """A constant that shares memory with the tensor."""
+        type = type_of_fake(tensor)
+        plain = tensor.detach().resolve_conj().resolve_neg()
+        if type.dtype is bf16:
+            array = plain.view(torch.uint16).numpy().view(bf16.numpy)
+        else:
+            array = plain.numpy()
+        return self.b.make(lookup("constant"), (), {"value": array}, type, name)
+
+    def _remember_hints(self, sizes: Iterable[Any]) -> None:
+        for size in sizes:
+            if isinstance(size, torch.SymInt):
+                for free in size.node.expr.free_symbols:
+                    environment = size.node.shape_env
+                    known = getattr(environment, "backed_var_to_val", None) or environment.var_to_val
+                    if free in known:
+                        self._hints[free.name] = int(known[free])
+
+    # -- one operator --------------------------------------------------------------------------------------------------------
+
+    def _call(self, node: torch.fx.Node) -> Any:
+        target = node.target
+        if target is operator.getitem:
+            source, index = node.args
+            return self.values[source][index]
+        if isinstance(self.meta, torch.SymInt) or type(self.meta) is int:
+            return dim_from_torch(self.meta)
+        if isinstance(self.meta, torch.SymFloat):
+            return float_of_sizes(self, self.meta.node.expr)
+        if isinstance(self.meta, torch.SymBool | bool) or str(target) in _SIZE_CHECKS:
+            return None
+        args, kwargs = self._arguments(node.args), {k: self._arguments(v) for k, v in node.kwargs.items()}
+        if not isinstance(target, torch._ops.OpOverload):
+            raise UnsupportedError(f"a call of {target}", items=(str(target),), location=self.b.location)
+        return self.apply(str(target), args, kwargs)
+
+    def _arguments(self, value: Any) -> Any:
+        if isinstance(value, torch.fx.Node):
+            return self.values[value]
+        if isinstance(value, list | tuple):
+            return [self._arguments(v) for v in value]
+        if isinstance(value, torch.SymInt):
+            return dim_from_torch(value)
+        return value
+
+    def apply(self, target: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """The result of an ATen operator: by its rule, else an `aten.call`."""
+        rule = RULES.get(target)
+        reason = "no rule for it"
+        made, names = len(self.b.nodes), dict(self.b._names)
+        try:
+            if rule is None:
+                raise NoRule(reason)
+            _refuse_complex((*args, *kwargs.values(), self.meta))
+            result = rule(self, *args, **kwargs)
+            self._check(target, result)
+            return result
+        except NoRule as refusal:
+            reason = str(refusal)
+        except ShapeError as error:
+            # sizes that the dimensions' algebra cannot compare; with known sizes a misfit would be our bug
+            if not self._hints:
+                raise VerifyError(f"{target}: {error}", location=self.b.location) from error
+            reason = error.message
+        del self.b.nodes[made:]
+        self.b._names = names
+        self._dims = {dim: node for dim, node in self._dims.items() if node.name in names}
+        return self.call(target, args, kwargs, reason)
+
+    def call(self, target: str, args: Sequence[Any], kwargs: Mapping[str, Any], reason: str) -> Any:
+        """Append an `aten.call`."""
+        operands, template = make_template(args, kwargs)
+        overload = self.node.target
+        impure = torch.Tag.nondeterministic_seeded in getattr(overload, "tags", ())
+        attributes = {"target": target, "arguments": template, "impure": impure, "reason": reason}
+        op = lookup("aten.call")
+        short = target.split(".")[1]
+        if isinstance(self.meta, torch.Tensor):
+            return self.b.make(op, operands, attributes, type_of_fake(self.meta), short)
+        if not isinstance(self.meta, tuple | list):
+            raise UnsupportedError(f"{target} gives a {type_name(self.meta)}", items=(target,), location=self.b.location)
+        if not all(m is None or isinstance(m, torch.Tensor) for m in self.meta):
+            raise UnsupportedError(f"{target} gives more than tensors", items=(target,), location=self.b.location)
+        types = tuple(None if m is None else type_of_fake(m) for m in self.meta)
+        whole = self.b.make(op, operands, attributes, TupleType(types), short)
+        return self.elements(whole)
+
+    def elements(self, whole: Node) -> tuple[Node | None, ...]:
+        """The results of a tuple node that somebody uses, None for the others."""
+        assert isinstance(whole.type, TupleType)
+        return tuple(
+            self.b("tuple.get", whole, index=k) if self.uses(k) and type is not None else None
+            for k, type in enumerate(whole.type.elements)
+        )
+
+    def _check(self, target: str, result: Any) -> None:
+        """A rule must give what torch says the operator gives."""
+        results = list(result) if isinstance(result, tuple | list) else [result]
+        examples = list(self.meta) if isinstance(self.meta, tuple | list) else [self.meta]
+        for got, example in zip(results, examples):
+            if not isinstance(got, Node) or not isinstance(example, torch.Tensor):
+                continue
+            expected = type_of_fake(example)
+            if got.type == expected:
+                continue
+            if got.dtype is not expected.dtype or (expected.is_static and got.tensor.is_static):
+                raise VerifyError(f"the rule for {target} gave {got.type}, torch gives {expected}", location=self.b.location)
+            raise ShapeError(f"cannot prove that {got.type} is {expected}")
+
+    # -- what rules use ------------------------------------------------------------------------------------------------------
+
+    @property
+    def type(self) -> TensorType:
+        """Type of the operator's (first) result."""
+        return type_of_fake(self.meta[0] if isinstance(self.meta, tuple | list) else self.meta)
+
+    @property
+    def dtype(self) -> DType:
+        return self.type.dtype
+
+    @property
+    def shape(self) -> tuple[Dim, ...]:
+        return self.type.shape
+
+    @staticmethod
+    def type_of(example: torch.Tensor) -> TensorType:
+        """Type of one of the examples in `meta`."""
+        return type_of_fake(example)
+
+    def uses(self, index: int) -> bool:
+        """Whether result `index` of the operator at hand is used."""
+        return any(user.target is not operator.getitem or user.args[1] == index for user in self.node.users)
+
+    def cast(self, node: Node, dtype: DType) -> Node:
+        """`node` in that dtype."""
+        return node if node.dtype is dtype else self.b.cast(node, dtype=dtype.name)
+
+    def size(self, dim: Dim) -> Node:
+        """A size as a 0-d i64 node."""
+        found = self._dims.get(dim)
+        if found is None:
+            found = self._dims[dim] = self.b.constant(dim, i64) if isinstance(dim, int) else self.b.dim(value=dim)
+        return found
+
+    def number(self, value: Any, dtype: DType) -> Node:
+        """A Python number, size or SymFloat as a 0-d node. Integers wrap as C's conversions do."""
+        if isinstance(value, WeakFloat):
+            return self.cast(value.node, dtype)
+        if isinstance(value, Expression):
+            return self.cast(self.size(value), dtype)
+        if dtype.is_integer:
+            whole = int(value) & ((1 << dtype.bits) - 1)
+            if dtype.is_signed and whole >> (dtype.bits - 1):
+                whole -= 1 << dtype.bits
+            return self.b.constant(whole, dtype)
+        with np.errstate(over="ignore"):
+            return self.b.constant(np.asarray(value).astype(dtype.numpy))
+
+    def tensor(self, value: Any, dtype: DType) -> Node:
+        """A node or number, in that dtype."""
+        return self.cast(value, dtype) if isinstance(value, Node) else self.number(value, dtype)
+
+    def operands(self, dtype: DType, *values: Any) -> tuple[list[Node], DType]:
+        """Nodes and numbers in the dtype that a pointwise operator of that result dtype computes in.
+
+        float16 and bfloat16 meet a number that they cannot hold in float32, as ATen's kernels do; the caller narrows the result.
+        """
+        if compute_dtype(dtype) is not dtype and any(not _holds(dtype, v) for v in values):
+            dtype = compute_dtype(dtype)
+        return [self.tensor(v, dtype) for v in values], dtype
+
+    def hint(self, dim: Dim) -> int:
+        """The value that a size had at capture. What is decided by it, torch has guarded."""
+        try:
+            return evaluate(dim, self._hints)
+        except KeyError as error:
+            raise NoRule(f"the size {error} is not known at capture") from None
+
+    def hint_of(self, size: int | torch.SymInt) -> int:
+        """The value at capture of a number of torch's own."""
+        return self.hint(dim_from_torch(size))
+
+    # -- the end -------------------------------------------------------------------------------------------------------------
+
+    def _finish(self, node: torch.fx.Node) -> Graph:
+        self.b.location = None
+        kinds = result_kinds(self.module)
+        results = [r for r, kind in zip(flat_results(self.module), kinds) if kind != "none"]
+        outputs: list[Node] = []
+        strides: list[tuple[Dim, ...] | None] = []
+        owners = Owners(self)
+        for pair in self.writebacks.items():
+            owners.claim_input(*pair)
+        writebacks = tuple(
+            (self.b.copy(value) if value in self.b.inputs or value in owners.inputs else value, target)
+            for target, value in self.writebacks.items()
+        )
+        for result in results:
+            value = self.values[result] if isinstance(result, torch.fx.Node) else result
+            example = result.meta["val"] if isinstance(result, torch.fx.Node) else result
+            if isinstance(example, torch.Tensor):
+                strides.append(strides_of_fake(example, exact=True))
+                if owners.would_alias(value, example):
+                    value = self.b.copy(value)
+                owners.claim(value, example)
+            else:
+                strides.append(None)
+                value = value.node if isinstance(value, WeakFloat) else self._number_result(value)
+            outputs.append(value)
+        self._require_bound()
+        graph = self.b.finish(outputs, writebacks=writebacks, output_strides=tuple(strides))
+        return _without_dead_nodes(graph)
+
+    def _number_result(self, value: Any) -> Node:
+        return self.number(value, f64 if isinstance(value, float) else i64)
+
+    def _require_bound(self) -> None:
+        """Every symbol must be a whole dimension of some input, or nothing could bind it at a call."""
+        bound = {node.attributes["symbol"] for node in self.b.inputs if node.op.name == "size"}
+        used: set[str] = set()
+        for node in self.b.inputs:
+            if node.op.name != "size":
+                for dim in node.shape:
+                    bound.add(symbol_name(dim) or "")
+                    used |= symbols(dim)
+        missing = used - bound
+        if missing:
+            raise UnsupportedError(f"no input has the size {', '.join(sorted(missing))} itself", items=("derived size",))
+
+
+def type_name(value: Any) -> str:
+    return type(value).__name__
+
+
+def _refuse_complex(values: Iterable[Any]) -> None:
+    stack = list(values)
+    while stack:
+        value = stack.pop()
+        if isinstance(value, list | tuple):
+            stack.extend(value)
+        elif isinstance(value, Node):
+            if isinstance(value.type, TensorType) and value.dtype.kind == "complex":
+                raise NoRule("complex numbers")
+        elif isinstance(value, complex) or (isinstance(value, torch.Tensor) and value.is_complex()):
+            raise NoRule("complex numbers")
+
+
+def _holds(dtype: DType, value: Any) -> bool:
+    """Whether a narrow float dtype represents a Python number exactly (a node always fits)."""
+    if not is_scalar(value):
+        return True
+    if isinstance(value, bool | int | float):
+        with np.errstate(over="ignore"):
+            narrow = float(np.asarray(value, dtype=np.float64).astype(dtype.numpy))
+        return narrow == value or value != value
+    return False
+
+
+def _without_dead_nodes(graph: Graph) -> Graph:
+    """Drop nodes that nothing needs; random ones stay, since they advance the generator."""
+    roots = [*graph.outputs, *(value for value, _ in graph.writebacks)]
+    roots += [n for n in graph.nodes if n.attributes.get("impure")]
+    live = reachable(roots)
+    return graph.replace(nodes=tuple(n for n in graph.nodes if n in live))

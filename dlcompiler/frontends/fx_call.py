@@ -1,0 +1,103 @@
+"""`aten.call`: an operator that nobody mapped, as a node, and how to run one.
+
+The node's attribute `arguments` is a template `{"args": (...), "kwargs": {...}}` of plain data. Numbers, strings, None and tuples
+stand for themselves; everything else is a dictionary of one entry:
+
+    {"operand": k}     operand k                          {"number": k}     the Python number in 0-d operand k
+    {"dim": e}         a size                             {"dtype": "f32"}  torch.float32
+    {"memory_format": "channels_last"}                    {"layout": "strided"}
+    {"device": "cpu"}                                     {"complex": (re, im)}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from dlcompiler.frontends.fx_types import TO_TORCH, WeakFloat, dtype_from_torch
+from dlcompiler.ir.errors import UnsupportedError
+from dlcompiler.ir.expression import Expression
+from dlcompiler.ir.graph import Node
+from dlcompiler.ir.types import DTYPES
+
+
+def make_template(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Node, ...], dict[str, Any]]:
+    """(operands, template) of a call. Raises UnsupportedError for an argument that is not data (a module, a function)."""
+    operands: list[Node] = []
+
+    def entry(node: Node, kind: str) -> dict[str, int]:
+        if node not in operands:
+            operands.append(node)
+        return {kind: operands.index(node)}
+
+    def encode(value: Any) -> Any:
+        match value:
+            case Node():
+                return entry(value, "operand")
+            case WeakFloat():
+                return entry(value.node, "number")
+            case Expression():
+                return {"dim": value}
+            case None | bool() | int() | float() | str():
+                return value
+            case complex():
+                return {"complex": (value.real, value.imag)}
+            case list() | tuple():
+                return tuple(encode(v) for v in value)
+            case torch.dtype():
+                return {"dtype": dtype_from_torch(value).name}
+            case torch.device():
+                return {"device": str(value)}
+            case torch.memory_format():
+                return {"memory_format": str(value).removeprefix("torch.")}
+            case torch.layout():
+                return {"layout": str(value).removeprefix("torch.")}
+        raise UnsupportedError(f"an argument of type {type(value).__name__}", items=(type(value).__name__,))
+
+    template = {"args": encode(args), "kwargs": {name: encode(v) for name, v in kwargs.items()}}
+    return tuple(operands), template
+
+
+def find_operator(target: str) -> Any:
+    """The operator called `target`, as "aten.sort.default". Raises UnsupportedError if torch does not have it."""
+    namespace, _, rest = target.partition(".")
+    name, _, overload = rest.rpartition(".")
+    try:
+        return getattr(getattr(getattr(torch.ops, namespace), name), overload)
+    except AttributeError:
+        raise UnsupportedError(f"this torch has no operator {target}", items=(target,)) from None
+
+
+def fill_template(template: Mapping[str, Any], tensors: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments and keyword arguments of a call whose sizes are numbers by now."""
+
+    def decode(value: Any) -> Any:
+        if isinstance(value, tuple | list):
+            return [decode(v) for v in value]
+        if not isinstance(value, Mapping):
+            return value
+        ((kind, content),) = value.items()
+        match kind:
+            case "operand":
+                return tensors[content]
+            case "number":
+                return tensors[content].item()
+            case "dim":
+                return int(content)
+            case "dtype":
+                return TO_TORCH[DTYPES[content]]
+            case "device":
+                return torch.device(content)
+            case "complex":
+                return complex(*content)
+        return getattr(torch, content)
+
+    return tuple(decode(v) for v in template["args"]), {name: decode(v) for name, v in template["kwargs"].items()}
+
+
+def call_operator(target: str, template: Mapping[str, Any], tensors: Sequence[torch.Tensor]) -> Any:
+    """Run an `aten.call`: its result, a tensor, None or a tuple of these."""
+    args, kwargs = fill_template(template, tensors)
+    return find_operator(target)(*args, **kwargs)

@@ -1,0 +1,94 @@
+"""Rules for operators that read where data says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dlcompiler.frontends.fx_rules import NoRule, rule
+from dlcompiler.frontends.fx_view import axis_of, permute, reshape
+from dlcompiler.ir.expression import Dim
+from dlcompiler.ir.graph import Node
+from dlcompiler.ir.types import boolean, i64
+
+# ops whose results are non-negative if their operands are
+_KEEP_SIGN = frozenset(("reshape", "expand", "permute", "slice", "cast", "add", "mul", "maximum", "concat", "copy"))
+_NON_NEGATIVE = frozenset(("iota", "dim", "size"))
+
+
+def is_non_negative(i: Any, node: Node) -> bool:
+    """Whether a node's elements are known not to be negative: positions made from ranges and constants."""
+    known = i.non_negative
+    stack = [node]
+    while stack:
+        top = stack[-1]
+        if top in known:
+            stack.pop()
+        elif top.op.name == "constant":
+            value = top.attributes["value"]
+            known[top] = value.size == 0 or bool(np.all(value >= 0))
+        elif top.op.name in _KEEP_SIGN and top.dtype.kind != "float":
+            waiting = [x for x in top.inputs if x not in known]
+            if waiting:
+                stack.extend(waiting)
+            else:
+                known[top] = all(known[x] for x in top.inputs)
+        else:
+            known[top] = top.op.name in _NON_NEGATIVE or (top.op.name != "input" and top.dtype.kind in ("uint", "bool"))
+    return known[node]
+
+
+def wrapped(i: Any, at: Node, size: Dim) -> Node:
+    """Positions that may count from the end: `where(at < 0, at + size, at)`."""
+    if is_non_negative(i, at):
+        return at
+    return i.b.where(i.b.lt(at, i.number(0, at.dtype)), i.b.add(at, i.number(size, at.dtype)), at)
+
+
+@rule("index.Tensor", "_unsafe_index.Tensor")
+def _index(i, x, indices):
+    """x[:, i0, :, i1]: the indexed axes are brought together, indexed, and the result put where torch puts it."""
+    given = {axis: at for axis, at in enumerate(indices) if at is not None}
+    if not given:
+        return x
+    if any(at.dtype is boolean or at.dtype.name == "u8" for at in given.values()):
+        raise NoRule("a mask as an index: the result's size depends on data")
+    rank = x.tensor.rank
+    axes = list(given)
+    together = axes == list(range(axes[0], axes[0] + len(axes)))
+    if not together:
+        # torch puts the indices' dimensions in front
+        x = permute(i, x, [*axes, *(d for d in range(rank) if d not in given)])
+    first = axes[0] if together else 0
+    at = [wrapped(i, i.cast(g, i64), x.shape[first + k]) for k, g in enumerate(given.values())]
+    return i.b.index(x, *at, axes=tuple(range(first, first + len(at))))
+
+
+@rule("index_select.default")
+def _index_select(i, x, dim, index):
+    if not x.tensor.rank:
+        return reshape(i, x, i.shape)
+    axis = axis_of(dim, x.tensor.rank)
+    at = index if index.tensor.rank else reshape(i, index, (1,))
+    return i.b.index(x, i.cast(at, i64), axes=(axis,))
+
+
+@rule("gather.default")
+def _gather(i, x, dim, index, sparse_grad=False):
+    if not x.tensor.rank or not index.tensor.rank:
+        # a 0-d tensor counts as one of one element
+        source, at = (reshape(i, t, (1,)) if not t.tensor.rank else t for t in (x, index))
+        return reshape(i, i.b.gather(source, i.cast(at, i64), axis=0), i.shape)
+    return i.b.gather(x, i.cast(index, i64), axis=axis_of(dim, x.tensor.rank))
+
+
+@rule("embedding.default")
+def _embedding(i, weight, indices, padding_idx=-1, scale_grad_by_freq=False, sparse=False):
+    return i.b.index(weight, indices, axes=(0,))
+
+
+@rule("take.default")
+def _take(i, x, index):
+    size = x.tensor.numel
+    return i.b.index(reshape(i, x, (size,)), wrapped(i, i.cast(index, i64), size), axes=(0,))

@@ -1,0 +1,363 @@
+"""Rules for products, convolutions, normalisations, pooling, attention and recurrent layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from dlcompiler.frontends.fx_pointwise import pointwise
+from dlcompiler.frontends.fx_rules import NoRule, rule
+from dlcompiler.frontends.fx_view import expand, permute, reshape
+from dlcompiler.ir.expression import Dim
+from dlcompiler.ir.graph import Node
+from dlcompiler.ir.types import boolean, compute_dtype
+
+# -- products ----------------------------------------------------------------------------------------------------------------
+
+
+@rule("mm.default", "bmm.default")
+def _matmul(i, x, y):
+    return i.b.linear(x, permute(i, y, (1, 0))) if y.tensor.rank == 2 and y.dtype.is_float else i.b.matmul(x, y)
+
+
+@rule("matmul.default")
+def _general_matmul(i, x, y):
+    if x.tensor.rank < 2 or y.tensor.rank < 2:
+        left = reshape(i, x, (1, *x.shape)) if x.tensor.rank == 1 else x
+        right = reshape(i, y, (*y.shape, 1)) if y.tensor.rank == 1 else y
+        return reshape(i, i.b.matmul(left, right), i.shape)
+    return i.b.matmul(x, y)
+
+
+@rule("mv.default", "dot.default", "vdot.default")
+def _vector_product(i, x, y):
+    return _general_matmul(i, x, y)
+
+
+@rule("linear.default")
+def _linear(i, x, weight, bias=None):
+    if weight.tensor.rank != 2:
+        raise NoRule("a weight that is no matrix")
+    return i.b.linear(x, weight, *([] if bias is None else [bias]))
+
+
+@rule("addmm.default")
+def _addmm(i, bias, x, y, beta=1, alpha=1):
+    if beta == 1 and alpha == 1 and bias.shape == (y.shape[1],) and x.dtype.is_float:
+        return i.b.linear(x, permute(i, y, (1, 0)), bias)
+    return _weighted_sum(i, bias, _matmul(i, x, y), beta, alpha)
+
+
+@rule("addmv.default")
+def _addmv(i, bias, x, y, beta=1, alpha=1):
+    return _weighted_sum(i, bias, _general_matmul(i, x, y), beta, alpha)
+
+
+@rule("baddbmm.default")
+def _baddbmm(i, bias, x, y, beta=1, alpha=1):
+    return _weighted_sum(i, bias, i.b.matmul(x, y), beta, alpha)
+
+
+def _weighted_sum(i: Any, bias: Node, product: Node, beta: Any, alpha: Any) -> Node:
+    """beta * bias + alpha * product; a beta of 0 drops the bias, NaN and all."""
+    if alpha != 1:
+        product = pointwise(i, "mul", product, alpha)
+    if beta == 0:
+        return product
+    return i.b.add(bias if beta == 1 else pointwise(i, "mul", bias, beta), product)
+
+
+# -- convolution -------------------------------------------------------------------------------------------------------------
+
+
+def _each(values: int | Sequence[int], count: int) -> tuple[int, ...]:
+    """One number for each spatial dimension."""
+    values = (values,) if isinstance(values, int) else tuple(values)
+    if not all(isinstance(v, int) for v in values):
+        raise NoRule("a stride, padding or kernel size that is not known at compile time")
+    return values * count if len(values) == 1 else values
+
+
+@rule("convolution.default", "convolution_overrideable.default")
+def _convolution(i, x, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
+    spatial = x.tensor.rank - 2
+    if not x.dtype.is_float or not isinstance(groups, int):
+        raise NoRule(f"a convolution of {x.dtype}")
+    operands = [x, weight] if bias is None else [x, weight, bias]
+    return i.b.convolution(
+        *operands,
+        strides=_each(stride, spatial),
+        padding=_each(padding, spatial),
+        dilations=_each(dilation, spatial),
+        output_padding=_each(output_padding, spatial),
+        groups=groups,
+        transposed=bool(transposed),
+    )
+
+
+# -- normalisation -----------------------------------------------------------------------------------------------------------
+
+
+def _statistics(i: Any, x: Node, axes: tuple[int, ...], epsilon: float) -> tuple[Node, Node, Node]:
+    """(x - mean, mean, 1 / sqrt(variance + epsilon)) with the axes kept as 1."""
+    average = i.b.mean(x, axes=axes, keepdims=True)
+    centred = i.b.sub(x, average)
+    spread = i.b.mean(i.b.mul(centred, centred), axes=axes, keepdims=True)
+    return centred, average, i.b.rsqrt(i.b.add(spread, epsilon))
+
+
+def _result(i: Any, k: int, make: Any) -> Node | None:
+    """Result `k` in torch's dtype, if it is used."""
+    if not i.uses(k):
+        return None
+    node = make()
+    return i.cast(node, i.type_of(i.meta[k]).dtype)
+
+
+@rule("native_layer_norm.default")
+def _layer_norm(i, x, normalized_shape, weight, bias, epsilon):
+    rank, dims = x.tensor.rank, len(normalized_shape)
+    if not (i.uses(1) or i.uses(2)) and (weight is not None or bias is None):
+        affine = [w for w in (weight, bias) if w is not None]
+        return i.b.layer_norm(x, *affine, rank=dims, epsilon=float(epsilon)), None, None
+    wide = compute_dtype(x.dtype)
+    centred, average, scale = _statistics(i, i.cast(x, wide), tuple(range(rank - dims, rank)), float(epsilon))
+
+    def normalized() -> Node:
+        result = i.b.mul(centred, scale)
+        for op, operand in (("mul", weight), ("add", bias)):
+            result = result if operand is None else i.b(op, result, i.cast(operand, wide))
+        return result
+
+    return _result(i, 0, normalized), _result(i, 1, lambda: average), _result(i, 2, lambda: scale)
+
+
+@rule("native_group_norm.default")
+def _group_norm(i, x, weight, bias, n, channels, inner, groups, epsilon):
+    if x.tensor.rank < 2 or not isinstance(groups, int):
+        raise NoRule(f"group norm of {x.type}")
+    if not (i.uses(1) or i.uses(2)) and (weight is not None or bias is None):
+        affine = [w for w in (weight, bias) if w is not None]
+        return i.b.group_norm(x, *affine, groups=groups, epsilon=float(epsilon)), None, None
+    wide = compute_dtype(x.dtype)
+    grouped = reshape(i, i.cast(x, wide), (x.shape[0], groups, x.shape[1] // groups, *x.shape[2:]))
+    centred, average, scale = _statistics(i, grouped, tuple(range(2, grouped.tensor.rank)), float(epsilon))
+
+    def normalized() -> Node:
+        result = reshape(i, i.b.mul(centred, scale), x.shape)
+        for op, operand in (("mul", weight), ("add", bias)):
+            result = result if operand is None else i.b(op, result, _per_channel(i, i.cast(operand, wide), x.tensor.rank))
+        return result
+
+    small = (x.shape[0], groups)
+    return (
+        _result(i, 0, normalized),
+        _result(i, 1, lambda: reshape(i, average, small)),
+        _result(i, 2, lambda: reshape(i, scale, small)),
+    )
+
+
+def _per_channel(i: Any, x: Node, rank: int) -> Node:
+    """[C] shaped to broadcast over [N, C, ...]."""
+    return reshape(i, x, (x.shape[0], *(1,) * (rank - 2)))
+
+
+def _vector(i: Any, x: Node | None, like: Node, value: float) -> Node:
+    """A per-channel vector, or one of constants where the model has none."""
+    return x if x is not None else expand(i, i.number(value, like.dtype), like.shape)
+
+
+@rule("_native_batch_norm_legit_no_training.default")
+def _batch_norm_inference(i, x, weight, bias, mean, variance, momentum, epsilon):
+    if i.uses(1) or i.uses(2):
+        # torch gives empty tensors here
+        raise NoRule("the saved statistics of batch norm without training")
+    scale, shift = _vector(i, weight, mean, 1.0), _vector(i, bias, mean, 0.0)
+    return i.b.batch_norm(x, scale, shift, mean, variance, epsilon=float(epsilon)), None, None
+
+
+@rule("_native_batch_norm_legit_functional.default", "_native_batch_norm_legit.no_stats")
+def _batch_norm(i, x, weight, bias, *rest):
+    """Results: y, mean, 1/std, and, with running statistics, their new values."""
+    mean, variance, training, momentum, epsilon = (None, None, *rest) if len(rest) == 3 else rest
+    if not training:
+        y, _, _ = _batch_norm_inference(i, x, weight, bias, mean, variance, momentum, epsilon)
+        return y, None, None, mean, variance
+    wide, rank = compute_dtype(x.dtype), x.tensor.rank
+    axes = (0, *range(2, rank))
+    centred, average, scale = _statistics(i, i.cast(x, wide), axes, float(epsilon))
+    flat = (x.shape[1],)
+
+    def normalized() -> Node:
+        result = i.b.mul(centred, scale)
+        for op, operand in (("mul", weight), ("add", bias)):
+            result = result if operand is None else i.b(op, result, _per_channel(i, i.cast(operand, wide), rank))
+        return result
+
+    def moved(old: Node, new: Node) -> Node:
+        """(1 - momentum) * old + momentum * new."""
+        kept = i.b.mul(i.cast(old, wide), 1 - momentum)
+        return i.b.add(kept, i.b.mul(reshape(i, new, flat), momentum))
+
+    return (
+        _result(i, 0, normalized),
+        _result(i, 1, lambda: reshape(i, average, flat)),
+        _result(i, 2, lambda: reshape(i, scale, flat)),
+        _result(i, 3, lambda: moved(mean, average)),
+        _result(i, 4, lambda: moved(variance, i.b.variance(i.cast(x, wide), axes=axes, keepdims=True, correction=1))),
+    )[: len(i.meta)]
+
+
+# -- pooling -----------------------------------------------------------------------------------------------------------------
+
+
+def _ceil_extra(sizes, out, kernel, strides, padding, dilations) -> tuple[int, ...]:
+    """Elements behind each dimension so that rounding up gives torch's number of windows."""
+    extra = []
+    for size, count, k, stride, pad, dilation in zip(sizes, out, kernel, strides, padding, dilations):
+        needed = (count - 1) * stride + dilation * (k - 1) + 1 - size - 2 * pad
+        if not isinstance(needed, int):
+            raise NoRule("pooling that rounds up a size that is not known at compile time")
+        extra.append(max(needed, 0))
+    return tuple(extra)
+
+
+def _pool_attributes(i: Any, x: Node, kernel, stride, padding, dilation, ceil_mode: bool, spatial: int) -> dict[str, Any]:
+    kernel = _each(kernel, spatial)
+    attributes: dict[str, Any] = {
+        "kernel": kernel,
+        "strides": _each(stride, spatial) if stride else kernel,
+        "padding": _each(padding, spatial),
+        "dilations": _each(dilation, spatial),
+    }
+    if ceil_mode:
+        sizes, out = x.shape[-spatial:], i.shape[-spatial:]
+        attributes["ceil_extra"] = _ceil_extra(
+            sizes, out, *(attributes[k] for k in ("kernel", "strides", "padding", "dilations"))
+        )
+    return attributes
+
+
+@rule("max_pool2d_with_indices.default", "max_pool3d_with_indices.default")
+def _max_pool(i, x, kernel, stride=(), padding=0, dilation=1, ceil_mode=False):
+    if i.uses(1):
+        raise NoRule("the positions of maxima")
+    spatial = 3 if "3d" in str(i.node.target) else 2
+    return i.b.max_pool(x, **_pool_attributes(i, x, kernel, stride, padding, dilation, ceil_mode, spatial)), None
+
+
+def _average_pool_rule(spatial: int):
+    def apply(i, x, kernel, stride=(), padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None):
+        attributes = _pool_attributes(i, x, kernel, stride, padding, 1, ceil_mode, spatial)
+        return i.b.average_pool(x, **attributes, count_padding=bool(count_include_pad), divisor=divisor_override)
+
+    return apply
+
+
+for _spatial in (1, 2, 3):
+    rule(f"avg_pool{_spatial}d.default")(_average_pool_rule(_spatial))
+
+
+def _adaptive_average_rule(spatial: int):
+    def apply(i, x, output_size):
+        rank = x.tensor.rank
+        axes = tuple(range(rank - spatial, rank))
+        if all(size == 1 for size in output_size):
+            return i.b.mean(x, axes=axes, keepdims=True)
+        sizes = [x.shape[a] for a in axes]
+        if not all(isinstance(s, int) and isinstance(o, int) and o and s % o == 0 for s, o in zip(sizes, output_size)):
+            raise NoRule("windows of unequal sizes")
+        kernel = tuple(s // o for s, o in zip(sizes, output_size))
+        ones, zeros = (1,) * spatial, (0,) * spatial
+        return i.b.average_pool(x, kernel=kernel, strides=kernel, padding=zeros, dilations=ones, count_padding=True, divisor=None)
+
+    return apply
+
+
+rule("adaptive_avg_pool1d.default")(_adaptive_average_rule(1))
+rule("_adaptive_avg_pool2d.default")(_adaptive_average_rule(2))
+rule("_adaptive_avg_pool3d.default")(_adaptive_average_rule(3))
+
+
+@rule("adaptive_max_pool2d.default", "adaptive_max_pool3d.default")
+def _adaptive_max_pool(i, x, output_size):
+    spatial = len(output_size)
+    sizes = x.shape[-spatial:]
+    if i.uses(1) or not all(isinstance(s, int) and o and s % o == 0 for s, o in zip(sizes, output_size)):
+        raise NoRule("windows of unequal sizes, or the positions of maxima")
+    kernel = tuple(s // o for s, o in zip(sizes, output_size))
+    ones, zeros = (1,) * spatial, (0,) * spatial
+    return i.b.max_pool(x, kernel=kernel, strides=kernel, padding=zeros, dilations=ones), None
+
+
+# -- attention ---------------------------------------------------------------------------------------------------------------
+
+
+def _attention(i: Any, q, k, v, mask, dropout: float, causal: bool, scale: Any, grouped: bool) -> Node:
+    if dropout:
+        raise NoRule("attention with dropout")
+    if scale is None:
+        if not isinstance(q.shape[-1], int):
+            raise NoRule("attention whose head size is not known at compile time")
+        scale = 1 / math.sqrt(q.shape[-1])
+    if not isinstance(scale, int | float) or not q.dtype.is_float:
+        raise NoRule("attention with a scale that is not known at compile time")
+    if grouped:
+        k, v = (_repeat_heads(i, x, q.shape[-3]) for x in (k, v))
+    short = q.tensor.rank == 2
+    if short:
+        q, k, v = (reshape(i, x, (1, *x.shape)) for x in (q, k, v))
+    operands = [q, k, v]
+    if mask is not None:
+        operands.append(mask if mask.dtype is boolean else i.cast(mask, q.dtype))
+    result = i.b.attention(*operands, scale=float(scale), causal=bool(causal))
+    return reshape(i, result, result.shape[1:]) if short else result
+
+
+def _repeat_heads(i: Any, x: Node, heads: Dim) -> Node:
+    """[..., H, S, E] --> [..., heads, S, E], each head repeated next to itself."""
+    *lead, own, length, width = x.shape
+    if own == heads:
+        return x
+    if not (isinstance(own, int) and isinstance(heads, int)):
+        raise NoRule("grouped attention with a number of heads that is not known at compile time")
+    spread = reshape(i, x, (*lead, own, 1, length, width))
+    wide = expand(i, spread, (*lead, own, heads // own, length, width))
+    return reshape(i, wide, (*lead, heads, length, width))
+
+
+@rule("scaled_dot_product_attention.default")
+def _scaled_dot_product_attention(i, q, k, v, mask=None, dropout=0.0, causal=False, scale=None, enable_gqa=False):
+    return _attention(i, q, k, v, mask, dropout, causal, scale, enable_gqa)
+
+
+@rule("_scaled_dot_product_flash_attention_for_cpu.default")
+def _flash_attention_cpu(i, q, k, v, dropout=0.0, causal=False, attn_mask=None, scale=None):
+    if i.uses(1):
+        raise NoRule("the log-sum-exp that attention's backward reads")
+    return _attention(i, q, k, v, attn_mask, dropout, causal, scale, False), None
+
+
+@rule("_scaled_dot_product_attention_math.default")
+def _attention_math(i, q, k, v, mask=None, dropout=0.0, causal=False, dropout_mask=None, scale=None, enable_gqa=False):
+    if i.uses(1) or dropout_mask is not None:
+        raise NoRule("the weights of attention")
+    return _attention(i, q, k, v, mask, dropout, causal, scale, enable_gqa), None
+
+
+# -- recurrent layers ----------------------------------------------------------------------------------------------------------
+
+
+@rule("lstm.input")
+def _lstm(i, x, states, weights, has_biases, layers, dropout, train, bidirectional, batch_first):
+    directions = 2 if bidirectional else 1
+    if dropout and train and layers > 1:
+        raise NoRule("an lstm with dropout")
+    if len(weights) != layers * directions * (4 if has_biases else 2):
+        raise NoRule("an lstm with projections")
+    whole = i.b.lstm(
+        x, *states, *weights,
+        layers=layers, bidirectional=bool(bidirectional), has_biases=bool(has_biases), batch_first=bool(batch_first),
+    )  # fmt: skip
+    return i.elements(whole)

@@ -1,0 +1,42 @@
+"""The table of rules: ATen operator -> a function `(importer, *args, **kwargs) -> result`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Rule = Callable[..., Any]
+
+RULES: dict[str, Rule] = {}
+
+
+class NoRule(Exception):
+    """Raised by a rule that does not cover these arguments; ATen runs the operator, and the message is the reason."""
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a function for these operators: `rule("add.Tensor")` is for `aten.add.Tensor`; a name may say its namespace."""
+
+    def apply(function: Rule) -> Rule:
+        for name in names:
+            full = name if name.count(".") == 2 else f"aten.{name}"
+            assert full not in RULES, full
+            RULES[full] = function
+        return function
+
+    return apply
+
+
+def _fill_table() -> None:
+    # each module registers its rules when imported
+    from dlcompiler.frontends import (  # noqa: F401
+        fx_create,
+        fx_index,
+        fx_layer,
+        fx_pointwise,
+        fx_reduction,
+        fx_view,
+    )
+
+
+_fill_table()

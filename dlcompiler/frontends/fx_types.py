@@ -1,0 +1,176 @@
+"""torch's dtypes, promotion and symbolic sizes in the IR's terms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from dlcompiler.ir.errors import UnsupportedError
+from dlcompiler.ir.expression import Dim, Expression, floor_div, maximum, minimum, modulo, symbol
+from dlcompiler.ir.graph import Node
+from dlcompiler.ir.types import (
+    DType,
+    TensorType,
+    bf16,
+    boolean,
+    c64,
+    c128,
+    contiguous_strides,
+    f16,
+    f32,
+    f64,
+    i8,
+    i16,
+    i32,
+    i64,
+    u8,
+    u16,
+    u32,
+    u64,
+)  # fmt: skip
+
+FROM_TORCH: dict[torch.dtype, DType] = {
+    torch.float64: f64, torch.float32: f32, torch.float16: f16, torch.bfloat16: bf16,
+    torch.int64: i64, torch.int32: i32, torch.int16: i16, torch.int8: i8,
+    torch.uint64: u64, torch.uint32: u32, torch.uint16: u16, torch.uint8: u8,
+    torch.bool: boolean, torch.complex64: c64, torch.complex128: c128,
+}  # fmt: skip
+TO_TORCH: dict[DType, torch.dtype] = {ours: theirs for theirs, ours in FROM_TORCH.items()}
+
+
+def dtype_from_torch(dtype: torch.dtype) -> DType:
+    """The IR's dtype. Raises UnsupportedError for one it does not have (float8, quantised)."""
+    found = FROM_TORCH.get(dtype)
+    if found is None:
+        raise UnsupportedError(f"there is no dtype {dtype}", items=(str(dtype),))
+    return found
+
+
+class WeakFloat:
+    """A float that is known only when called (a SymFloat): a 0-d f64 node that promotes as a Python number does."""
+
+    __slots__ = ("node",)
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether a value promotes as a Python number does."""
+    return isinstance(value, bool | int | float | complex | Expression | WeakFloat)
+
+
+def _scalar_dtype(value: Any) -> torch.dtype:
+    if isinstance(value, bool):
+        return torch.bool
+    if isinstance(value, int | Expression):
+        return torch.int64
+    if isinstance(value, float | WeakFloat):
+        return torch.get_default_dtype()
+    return torch.complex128 if torch.get_default_dtype() is torch.float64 else torch.complex64
+
+
+def promote(*operands: Any) -> DType:
+    """torch's result type of nodes and Python numbers: 0-d tensors and numbers matter only if of a higher category.
+
+    Categories are bool < integer < float < complex (ATen's `result_type`).
+    """
+    groups: tuple[list[torch.dtype], ...] = ([], [], [])  # tensors with dimensions, 0-d tensors, numbers
+    for operand in operands:
+        if isinstance(operand, Node):
+            groups[0 if operand.tensor.rank else 1].append(TO_TORCH[operand.dtype])
+        elif is_scalar(operand):
+            groups[2].append(_scalar_dtype(operand))
+    result: torch.dtype | None = None
+    for group in groups:
+        if not group:
+            continue
+        own = group[0]
+        for dtype in group[1:]:
+            own = torch.promote_types(own, dtype)
+        result = own if result is None else _combine(result, own)
+    assert result is not None, "nothing to promote"
+    return dtype_from_torch(result)
+
+
+def _combine(higher: torch.dtype, lower: torch.dtype) -> torch.dtype:
+    if _category(lower) > _category(higher):
+        return torch.promote_types(higher, lower)
+    return higher
+
+
+def _category(dtype: torch.dtype) -> int:
+    return 3 if dtype.is_complex else 2 if dtype.is_floating_point else 0 if dtype is torch.bool else 1
+
+
+# -- sizes ------------------------------------------------------------------------------------------------------------------
+
+
+def dim_from_sympy(expression: Any) -> Dim:
+    """A sympy integer expression as a dimension. Raises UnsupportedError for one that dimensions cannot say.
+
+    Taken: integers, symbols, sums, products, integer powers, FloorDiv, CleanDiv, Mod, PythonMod, ModularIndexing, Max, Min.
+    """
+    if expression.is_Integer:
+        return int(expression)
+    if expression.is_Symbol:
+        if expression.name.startswith("u") and expression.name[1:].isdigit():
+            raise UnsupportedError(
+                f"the size {expression.name} depends on data", items=("data-dependent size",), hint="compile the parts around it"
+            )
+        return symbol(expression.name)
+    kind = type(expression).__name__
+    if kind == "Pow" and expression.args[1].is_Integer and int(expression.args[1]) > 0:
+        result = dim_from_sympy(expression.args[0])
+        for _ in range(int(expression.args[1]) - 1):
+            result = result * dim_from_sympy(expression.args[0])
+        return result
+    operation = _SYMPY.get(kind)
+    if operation is None:
+        raise UnsupportedError(f"the size {expression} has no form as a dimension", items=(kind,))
+    return operation(*map(dim_from_sympy, expression.args))
+
+
+def _fold(function):
+    def fold(first: Dim, *rest: Dim) -> Dim:
+        for each in rest:
+            first = function(first, each)
+        return first
+
+    return fold
+
+
+_SYMPY = {
+    "Add": _fold(lambda a, b: a + b), "Mul": _fold(lambda a, b: a * b), "Max": _fold(maximum), "Min": _fold(minimum),
+    "FloorDiv": floor_div, "CleanDiv": floor_div, "Mod": modulo, "PythonMod": modulo,
+    "ModularIndexing": lambda value, divisor, modulus: modulo(floor_div(value, divisor), modulus),
+}  # fmt: skip
+
+
+def dim_from_torch(size: int | torch.SymInt) -> Dim:
+    """An int or SymInt as a dimension."""
+    if isinstance(size, torch.SymInt):
+        return dim_from_sympy(size.node.expr)
+    return int(size)
+
+
+def type_of_fake(value: torch.Tensor) -> TensorType:
+    """The IR's type of a (fake) tensor. Raises UnsupportedError for sparse and quantised tensors."""
+    if value.layout is not torch.strided or value.is_quantized:
+        raise UnsupportedError(f"a tensor of layout {value.layout}", items=("sparse or quantised tensor",))
+    return TensorType(dtype_from_torch(value.dtype), tuple(dim_from_torch(d) for d in value.shape))
+
+
+def strides_of_fake(value: torch.Tensor, *, exact: bool = False) -> tuple[Dim, ...] | None:
+    """Strides in elements, None where row major.
+
+    A dimension of size 1 may have any stride in a row-major tensor, and an empty tensor's strides do not matter, unless `exact`.
+    """
+    strides = tuple(dim_from_torch(s) for s in value.stride())
+    shape = tuple(dim_from_torch(d) for d in value.shape)
+    expected = contiguous_strides(shape)
+    if not exact and 0 in shape:
+        return None
+    same = all(a == b or (size == 1 and not exact) for a, b, size in zip(strides, expected, shape))
+    return None if same else strides
