@@ -10,6 +10,7 @@ solver is needed. Facts about ranges (an axis lies in `[0, extent)`) are passed 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
 from typing import TypeAlias, Union
@@ -150,6 +151,27 @@ def _atom(kind: str, *operands: Dim | str) -> Expression:
 def symbol(name: str) -> Expression:
     """The non-negative integer called `name`."""
     return _atom("symbol", name)
+
+
+# Names of a kernel's loop variables. No s and no u: torch calls sizes s0, s1, u0.
+AXIS_LETTERS = "ijklmnpqrtvw"
+# words that mean something else where a size may stand in the IR's text
+RESERVED_NAMES = frozenset({"true", "false", "none", "nan", "inf"})
+_AXIS_NAME = re.compile(rf"[{AXIS_LETTERS}]\d*\Z")
+_SIZE_NAME = re.compile(r"[^\W\d][\w.]*\Z")
+
+
+def is_size_name(name: str) -> bool:
+    """Whether a size of a graph may be called so: an identifier (dots allowed) that cannot be an axis of a kernel."""
+    return bool(_SIZE_NAME.match(name)) and not _AXIS_NAME.match(name) and name not in RESERVED_NAMES
+
+
+def size_name(text: str) -> str:
+    """`text` made a valid name of a size: "batch size" --> batch_size, "n" --> n_."""
+    name = re.sub(r"[^\w.]", "_", text)
+    if not name or name[0].isdigit() or name[0] == ".":
+        name = f"_{name}"
+    return name if is_size_name(name) else f"{name}_"
 
 
 def terms_of(value: Dim) -> Mapping[Monomial, int]:

@@ -160,7 +160,8 @@ def interpret_program(
                 operands = [memory.array(v).copy() for v in step.reads]
                 result = evaluate_op(lookup(step.op), operands, concrete(step.attributes, memory.bindings))
                 for view, array in zip(step.writes, result if isinstance(result, tuple) else (result,)):
-                    memory.array(view)[...] = array
+                    if view is not None:
+                        memory.array(view)[...] = array
             case AtenCall():
                 if call is None:
                     raise UnsupportedError(f"the interpreter has no meaning for {step.target}", items=(step.target,))
@@ -187,6 +188,10 @@ class _Memory:
         placement = program.placement
         self.arena = _fresh(placement.arena_bytes) if placement is not None else None
         self.own: dict[Slot, np.ndarray] = {}
+        self.group_bytes: dict[Slot, int] = {}  # of slots whose memory others take over
+        for slot in (*program.aliases, *program.aliases.values()):
+            root = self._root(slot)
+            self.group_bytes[root] = max(self.group_bytes.get(root, 0), evaluate(slot.bytes, bindings))
         for slot, given in zip(program.inputs, inputs):
             if slot is not None:
                 self.array(slot.view())[...] = given
@@ -219,10 +224,13 @@ class _Memory:
             np.lib.stride_tricks.as_strided(flat, array.shape, tuple(s * flat.itemsize for s in strides))[...] = array
         self.given[slot] = flat
 
+    def _root(self, slot: Slot) -> Slot:
+        while slot in self.program.aliases:
+            slot = self.program.aliases[slot]
+        return slot
+
     def _bytes(self, slot: Slot) -> np.ndarray:
-        root = slot
-        while root in self.program.aliases:
-            root = self.program.aliases[root]
+        root = self._root(slot)
         placement = self.program.placement
         if placement is not None and root.role == "intermediate":
             start = placement.offsets.get(slot, placement.offsets.get(root))
@@ -231,8 +239,7 @@ class _Memory:
             assert self.arena is not None
             return self.arena[start : start + evaluate(slot.bytes, self.bindings)]
         if root not in self.own:
-            members = [s for s in self.program.slots if s is root or s in self.program.aliases]
-            self.own[root] = _fresh(max(evaluate(s.bytes, self.bindings) for s in (root, *members)))
+            self.own[root] = _fresh(self.group_bytes.get(root) or evaluate(root.bytes, self.bindings))
         return self.own[root]
 
 

@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 from dlcompiler.ir import kernel as K
 from dlcompiler.ir.errors import UnsupportedError
-from dlcompiler.ir.expression import Dim, floor_div, modulo, substitute, symbol, symbol_name, symbols
+from dlcompiler.ir.expression import AXIS_LETTERS, Dim, floor_div, modulo, substitute, symbol, symbol_name, symbols
 from dlcompiler.ir.graph import Node
 from dlcompiler.ir.scalar import SCALARS
 from dlcompiler.ir.types import DType, bf16, boolean, compute_dtype, f16, i64
 
 # stored narrower than they are computed
 NARROW = (f16, bf16)
-AXIS_NAMES = "ijklmnpqrstuvw"
 # A group is lowered by recursion over its nodes; groups are bounded in size, so this is enough and fails cleanly otherwise.
 sys.setrecursionlimit(max(sys.getrecursionlimit(), 10_000))
 
@@ -61,8 +60,8 @@ class KernelBuilder:
         if extent == 1:
             return 0
         count = len(self.axes)
-        letter = AXIS_NAMES[count % len(AXIS_NAMES)]
-        name = letter if count < len(AXIS_NAMES) else f"{letter}{count // len(AXIS_NAMES)}"
+        letter = AXIS_LETTERS[count % len(AXIS_LETTERS)]
+        name = letter if count < len(AXIS_LETTERS) else f"{letter}{count // len(AXIS_LETTERS)}"
         self.axes[name] = K.Axis(name, extent)
         self.extents[name] = extent
         return symbol(name)
@@ -201,7 +200,7 @@ class KernelBuilder:
         return self.share(key, lambda: K.Load(buffer.dtype, buffer, renamed, self.guard, indirect))
 
     def indirect_index(self, value: K.Value, extent: Dim) -> Dim:
-        """An integer value as an index into a dimension of `extent`; one outside is clamped, so that no read leaves the memory."""
+        """An integer value as an index into a dimension of `extent`; one outside is clamped: no read leaves the memory."""
         low = self.compute("maximum", self.cast(value, i64), self.constant(0, i64))
         value = self.compute("minimum", low, self.index(extent - 1))
         for name, known in self._indirect.items():

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 from dlcompiler.ir.expression import product
 from dlcompiler.ir.ops import Trait, register
-from dlcompiler.ir.types import TensorType, compute_dtype
+from dlcompiler.ir.types import compute_dtype
 
 Expand = Callable[..., object]
 
@@ -21,12 +22,16 @@ def composite(*traits: Trait) -> Callable[[Expand], Expand]:
     """Register a function as the expansion of the op of its name."""
 
     def apply(expand: Expand) -> Expand:
-        def infer(types, attributes):
+        @lru_cache(maxsize=4096)  # layers repeat, and every pass infers again
+        def infer_once(types, attributes):
             from dlcompiler.ir.graph import Builder
 
             scratch = Builder("infer")
-            operands = tuple(scratch.input(f"x{k}", t) if isinstance(t, TensorType) else None for k, t in enumerate(types))
-            return expand(scratch, operands, attributes).type
+            return expand(scratch, tuple(scratch.input("x", t) for t in types), dict(attributes)).type
+
+        def infer(types, attributes):
+            hashable = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in attributes.items())
+            return infer_once(types, hashable)
 
         register(expand.__name__, infer, Trait.COMPOSITE, *traits, expand=expand)
         return expand

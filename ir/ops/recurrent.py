@@ -13,7 +13,7 @@ def _infer_lstm(types, attributes):
     """`lstm(x[T, B, I], h0[L*D, B, H], c0[L*D, B, H], *weights)` -> (y[T, B, D*H], h[L*D, B, H], c[L*D, B, H]).
 
     attributes: layers L, bidirectional (D is 2), has_biases, batch_first (x and y are [B, T, ...]). Weights in torch's order,
-    for each layer and direction: input [4H, I], hidden [4H, H], then two biases [4H] if has_biases; gates in the order i, f, g, o.
+    for each layer and direction: input [4H, I], hidden [4H, H], then two biases [4H] if has_biases; gates i, f, g, o.
     """
     x, h0 = types[:2]
     directions = 2 if attributes["bidirectional"] else 1

@@ -8,6 +8,9 @@ from dlcompiler.ir.expression import evaluate as evaluate_dim
 from dlcompiler.ir.ops import Trait, register
 from dlcompiler.ir.types import TensorType, TupleType, compute_dtype, dtype_of, i64
 
+# ops whose type is the node's own, not inferred
+GIVEN_TYPE = frozenset({"input", "aten.call"})
+
 
 def _own_type(types, attributes):
     raise ShapeError("the type of this op is given, not inferred")

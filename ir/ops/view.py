@@ -319,7 +319,7 @@ def _require_integer(name: str, type: TensorType) -> None:
 
 
 def _infer_index(types, attributes):
-    """`index(x, i0, i1, ...; axes)`: as `x[..., i0, i1, ...]` on consecutive `axes`; the broadcast indices' shape replaces them."""
+    """`index(x, i0, i1, ...; axes)`: `x[..., i0, i1, ...]` on consecutive `axes`; the broadcast indices' shape replaces them."""
     axes = attributes["axes"]
     for type in types[1:]:
         _require_integer("index", type)

@@ -7,7 +7,7 @@ import re
 from typing import Any, NoReturn
 
 from dlcompiler.ir.errors import ParseError
-from dlcompiler.ir.expression import OPERATIONS, Dim, symbol
+from dlcompiler.ir.expression import OPERATIONS, RESERVED_NAMES, Dim, symbol
 from dlcompiler.ir.types import DTYPES, DType, TensorType, TupleType, Type
 
 _TOKEN = re.compile(
@@ -22,8 +22,6 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 IDENTIFIER = re.compile(r"[^\W\d][\w.]*\Z")
-# words that an attribute's value may be, so no size may be called so
-RESERVED = frozenset({"true", "false", "none", "nan", "inf"})
 
 
 class Scanner:
@@ -160,7 +158,7 @@ class Scanner:
             self.unexpected("a size")
         name = self.take("name", "a size")
         if not self.accept("("):
-            if name in RESERVED:
+            if name in RESERVED_NAMES:
                 self.error(f"{name!r} is not a size", at)
             return symbol(name)
         if name not in OPERATIONS:

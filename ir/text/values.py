@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 from dlcompiler.ir.errors import VerifyError
-from dlcompiler.ir.expression import Dim, Expression
-from dlcompiler.ir.text.scanner import IDENTIFIER, RESERVED, Scanner
+from dlcompiler.ir.expression import RESERVED_NAMES, Dim, Expression
+from dlcompiler.ir.text.scanner import IDENTIFIER, Scanner
 from dlcompiler.ir.types import DType
 
 
@@ -20,7 +20,7 @@ def quote(text: str) -> str:
 
 def show_name(name: str) -> str:
     """An identifier as it is, any other name as a string."""
-    return name if IDENTIFIER.match(name) and name not in RESERVED else quote(name)
+    return name if IDENTIFIER.match(name) and name not in RESERVED_NAMES else quote(name)
 
 
 def show_value(name: str, mark: str = "%") -> str:
