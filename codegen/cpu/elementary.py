@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dlcompiler.codegen.cpu import error_function, exponential, logarithm, trigonometric
+from dlcompiler.codegen.cpu import error_function, exponential, logarithm, special, trigonometric
 from dlcompiler.codegen.cpu.emitter import Emitter
 from dlcompiler.codegen.cpu.library import call_lanes
 from dlcompiler.codegen.cpu.numerics import INFINITY, form, two_product
@@ -105,4 +105,6 @@ TABLE: dict[str, Callable[..., Value]] = {
     "hypot": hypot,
     "cbrt": cbrt,
     "lgamma": by_library("lgamma"),
+    "digamma": special.digamma,
+    "erfinv": special.erfinv,
 }

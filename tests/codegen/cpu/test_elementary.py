@@ -50,6 +50,8 @@ EXACT: dict[str, list[tuple[float, float]]] = {
     "sqrt": [(0.0, 0.0), (-0.0, -0.0), (4.0, 2.0), (-1.0, NAN), (INF, INF), (NAN, NAN)],
     "rsqrt": [(0.0, INF), (-0.0, -INF), (4.0, 0.5), (-1.0, NAN), (INF, 0.0), (NAN, NAN)],
     "cbrt": [(0.0, 0.0), (-0.0, -0.0), (-8.0, -2.0), (INF, INF), (NAN, NAN)],
+    "digamma": [(0.0, -INF), (-0.0, INF), (-1.0, NAN), (-7.0, NAN), (INF, INF), (-INF, NAN), (NAN, NAN)],
+    "erfinv": [(0.0, 0.0), (-0.0, -0.0), (1.0, INF), (-1.0, -INF), (1.5, NAN), (INF, NAN), (NAN, NAN)],
     "lgamma": [(1.0, 0.0), (2.0, 0.0), (0.0, INF), (-1.0, INF), (INF, INF), (-INF, INF), (NAN, NAN)],
 }
 POWERS = [
@@ -65,7 +67,7 @@ RANGES = {
     "sinh": (-3, 3), "cosh": (-700, 700), "log": (0, 4), "log2": (0, 4), "log10": (0, 4), "log1p": (-1, 3),
     "asinh": (-4, 4), "acosh": (1, 3), "atanh": (-1, 1), "sin": (-100, 100), "cos": (-100, 100), "tan": (-100, 100),
     "asin": (-1, 1), "acos": (-1, 1), "atan": (-5, 5), "erf": (-3, 3), "erfc": (-6, 26.5), "sqrt": (0, 9),
-    "rsqrt": (0, 9), "cbrt": (-9, 9),
+    "rsqrt": (0, 9), "cbrt": (-9, 9), "erfinv": (-1, 1),
 }  # fmt: skip
 # mpmath's functions where they are called otherwise
 SPELLED = {
@@ -98,7 +100,7 @@ def test_single_precision_within_two_units(name: str, level: str | None) -> None
     """A strided sweep of the bit patterns plus the edges, with the machine's own instructions and without."""
     if level is not None and not host_has(level):
         pytest.skip(f"this machine is below {level}")
-    step = 8171 if name not in ("lgamma", "cbrt") else 81707
+    step = 8171 if name not in ("lgamma", "cbrt", "digamma", "erfinv") else 81707
     bits = np.concatenate([np.array(SPECIAL_BITS), np.arange(0, 1 << 32, step)]).astype(np.uint32)
     x = padded(bits.view(np.float32))
     result = compile_function(name, "f32", 16, level)(x)
