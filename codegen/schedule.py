@@ -21,6 +21,8 @@ EXPENSIVE = frozenset(
 MAXIMUM_SCRATCH_BYTES = 1 << 19
 # Elements of one work item: large enough to hide the cost of starting it, small enough to share out.
 BLOCK_ELEMENTS = 8192
+# Tiles turned in registers that one work item does next to each other: whole cache lines, and pages, are used while they are there.
+TILES_SIDE_BY_SIDE = 4
 # Elements below which a second thread costs more than it gives (a parallel region is about 2 microseconds).
 GRAIN_ELEMENTS = 16384
 
@@ -87,7 +89,12 @@ class Schedule:
         """Work items along each of `rows`."""
         if not self.transposes:
             return [self.axes[a] for a in self.rows]
-        return [(self.axes[a] + (self.unroll - 1)) // self.unroll if a == self.unroll_axis else self.axes[a] for a in self.rows]
+        return [(self.axes[a] + (self.tile - 1)) // self.tile if a == self.unroll_axis else self.axes[a] for a in self.rows]
+
+    @property
+    def tile(self) -> int:
+        """Elements of the unrolled axis in one work item, where tiles are turned in registers."""
+        return self.unroll * TILES_SIDE_BY_SIDE
 
     @property
     def work(self) -> Dim:
@@ -280,7 +287,7 @@ def schedule_kernel(kernel: K.Kernel, vector_bytes: int) -> Schedule:
             block = -(-target // step) * step
     return Schedule(
         axes, rows, inner, vector, lanes if vector else 0, unroll if vector else 1, unroll_axis, block,
-        _grain(kernel, axes, rows, vector, block, unroll if unroll_axis != vector else 1), {a.statement: a for a in accesses},
+        _grain(kernel, axes, rows, vector, block, unroll * TILES_SIDE_BY_SIDE if unroll_axis != vector else 1), {a.statement: a for a in accesses},
     )  # fmt: skip
 
 

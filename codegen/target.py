@@ -6,6 +6,8 @@ import difflib
 from dataclasses import dataclass
 
 from dlcompiler.ir.errors import OptionError
+from dlcompiler.ir.scalar import SCALARS
+from dlcompiler.ir.types import DType, compute_dtype
 
 CPU_ARCHITECTURES = ("x86-64-v2", "x86-64-v3", "x86-64-v4", "aarch64")
 GPU_ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
@@ -29,6 +31,18 @@ class Target:
     def library_ops(self) -> frozenset[str]:
         """Ops kept whole for a library."""
         return LIBRARY_OPS[self.kind]
+
+    def spells(self, op: str, dtype: DType) -> bool:
+        """Whether kernels for this target can compute the graph op on (or to) elements of `dtype`; a library has to otherwise."""
+        if dtype.kind == "complex":
+            return False
+        if op not in SCALARS or not SCALARS[op].accepts(dtype):
+            return True  # made of loads, casts and scalar operations that are asked one by one, or the other side of a comparison
+        if self.kind == "cpu":
+            from dlcompiler.codegen.cpu.scalars import spelled
+        else:
+            from dlcompiler.codegen.gpu.scalars import spelled
+        return spelled(op, compute_dtype(dtype))
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.arch}"

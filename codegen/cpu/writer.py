@@ -196,7 +196,7 @@ class KernelWriter:
         self.scopes.append({})
         for axis in schedule.rows:
             turned = schedule.transposes and axis == schedule.unroll_axis
-            self.axis_values[axis] = self.index.times(places[axis], schedule.unroll) if turned else places[axis]
+            self.axis_values[axis] = self.index.times(places[axis], schedule.tile) if turned else places[axis]
         if schedule.vector is None or schedule.vector_is_reduced:
             self._hoist_phase_zero()
             self._row()
@@ -279,38 +279,37 @@ class KernelWriter:
         del self.axis_values[axis]
 
     def _tiles(self, begin: Number, end: Number) -> None:
-        """Square tiles of the vector and the unrolled axis, turned in registers; at the edges one row at a time."""
+        """Square tiles of the vector and the unrolled axis, turned in registers; what is left at the edges, one row at a time.
+
+        Tiles of one work item lie side by side along the unrolled axis, so that each cache line of a turned buffer is used whole.
+        """
         e, schedule = self.e, self.schedule
         size, axis = schedule.lanes, schedule.unroll_axis
-        first, limit = self.axis_values[axis], self.extent(axis)
-        is_whole = e.compare("le", e.add(first, size), limit)
-        whole_end = self._whole(begin, end, size)
+        first = self.axis_values.pop(axis)
+        last = e.minimum(e.add(first, schedule.tile), self.extent(axis))
+        whole_last, whole_end = self._whole(first, last, size), self._whole(begin, end, size)
+        self._hoist_phase_zero()
+        with e.for_loop(begin, whole_end, size) as column:
+            self._enter(schedule.vector, column.index, Lanes(1, size, column.index))
+            with e.for_loop(first, whole_last, size) as row:
+                self._enter(axis, row.index, Lanes(size, size, column.index))
+                self._row()
+                self._leave(axis)
+            self._leave(schedule.vector)
+        self.lanes = Lanes(1, 0)
+        self._edge_rows(first, whole_last, whole_end, end)
+        self._edge_rows(whole_last, last, begin, end)
 
-        def whole_rows() -> list[Value]:
-            self._hoist_phase_zero()
-            self._vector_loop(begin, whole_end, size, Lanes(size, size), self._row)
-            return []
-
-        with e.if_then(is_whole):
-            self.scopes.append({})
-            whole_rows()
-            self.scopes.pop()
-        edges = (n if isinstance(n, Value) else e.constant(n, "i64") for n in (whole_end, begin))
-        rest_begin = e.select(is_whole, *edges)
-        last = e.minimum(e.add(first, size), limit)
-        with e.for_loop(first, last) as row:
-            saved = self.axis_values[axis]
-            self.axis_values[axis] = row.index
-            self.scopes.append({})
-            self._edge(rest_begin, end)
-            self.scopes.pop()
-            self.axis_values[axis] = saved
-
-    def _edge(self, begin: Number, end: Number) -> None:
-        if self.has_masks:
-            self._vector_loop(begin, end, self.schedule.lanes, Lanes(1, self.schedule.lanes), self._row, masked=end)
-        else:
-            self._vector_loop(begin, end, 1, Lanes(1, 0), self._row)
+    def _edge_rows(self, first: Number, last: Number, begin: Number, end: Number) -> None:
+        """Rows `first` to `last` of the unrolled axis, one by one, over part of the vector axis."""
+        axis = self.schedule.unroll_axis
+        with self.e.for_loop(first, last) as row:
+            self._enter(axis, row.index)
+            if self.has_masks:
+                self._vector_loop(begin, end, self.schedule.lanes, Lanes(1, self.schedule.lanes), self._row, masked=end)
+            else:
+                self._vector_loop(begin, end, 1, Lanes(1, 0), self._row)
+            self._leave(axis)
 
     # -- one row: phases ---------------------------------------------------------------------------------------------------
 

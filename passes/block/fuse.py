@@ -10,11 +10,12 @@ a sentence.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dlcompiler.ir.graph import Graph, Node
 from dlcompiler.ir.ops import Trait
+from dlcompiler.ir.types import TensorType
 from dlcompiler.passes.block.lower import Refusal, lower_group
 
 # Bounds compile time: groups are lowered while they grow, so the work is linear in nodes times this.
@@ -58,9 +59,12 @@ class _Open:
     merged_into: _Open | None = None
 
 
-def is_kernel_node(node: Node, library_ops: frozenset[str]) -> bool:
+def is_kernel_node(node: Node, target) -> bool:
     """Whether a node is computed by a kernel of ours (and is not a mere view or source)."""
-    return node.op.element is not None and node.op.name not in library_ops and not is_virtual(node)
+    if node.op.element is None or node.op.name in target.library_ops or is_virtual(node):
+        return False
+    # asked of what is computed with: comparisons give bool of anything, casts have two sides
+    return all(target.spells(node.op.name, t.dtype) for t in (node.type, *(i.type for i in node.inputs)) if isinstance(t, TensorType))
 
 
 def is_virtual(node: Node) -> bool:
@@ -73,9 +77,9 @@ def is_virtual(node: Node) -> bool:
 
 
 class _Fuser:
-    def __init__(self, graph: Graph, library_ops: frozenset[str]) -> None:
+    def __init__(self, graph: Graph, target) -> None:
         self.graph = graph
-        self.library_ops = library_ops
+        self.target = target
         self.position = {node: k for k, node in enumerate((*graph.inputs, *graph.nodes))}
         self.group_of: dict[Node, _Open] = {}
         self.bases: dict[Node, tuple[Node, ...]] = {}
@@ -87,8 +91,8 @@ class _Fuser:
             self._find_bases(node)
             if is_virtual(node):
                 continue
-            if not is_kernel_node(node, self.library_ops):
-                kind = "library" if node.op.name in self.library_ops else "extern"
+            if not is_kernel_node(node, self.target):
+                kind = "extern" if node.has(Trait.EXTERN) else "library"
                 if not (node.has(Trait.SOURCE) or node.op.name == "tuple.get"):
                     self._new_group(node, kind)
                 continue
@@ -208,12 +212,9 @@ class _Fuser:
         return all(i in members or not (set(self.bases.get(i, ())) & members) for i in node.inputs)
 
     def _outputs(self, nodes: Sequence[Node]) -> list[Node]:
+        """Members that leave the group as it stands: results, and what a node outside reads directly or through views."""
         members = set(nodes)
-        return [n for n in nodes if n in self.graph.results or any(u not in members for u in self._readers(n))]
-
-    def _readers(self, node: Node) -> Iterable[Node]:
-        """Nodes that compute with a node's elements, looking through what is inlined into its readers."""
-        return self.graph.users[node] or ()
+        return [n for n in nodes if n in self.graph.results or self._read_outside(n, members)]
 
     def _makes_cycle(self, parts: Sequence[_Open]) -> bool:
         """Whether some producer outside depends on a part: a walk back that stops at groups that end before the parts begin."""
@@ -241,20 +242,11 @@ class _Fuser:
         stored.update(n for n in self.graph.nodes if n.op.name == "tuple.get")
         closed = []
         for group in ordered:
-            outputs = tuple(group.nodes) if group.kind != "kernel" else self._final_outputs(group)
+            outputs = tuple(group.nodes) if group.kind != "kernel" else tuple(self._outputs(group.nodes))
             if outputs:
                 stored.update(outputs)
                 closed.append(Group(group.kind, tuple(group.nodes), outputs, group.first))
         return Fusion(self.graph, tuple(closed), frozenset(stored), tuple(self.refusals))
-
-    def _final_outputs(self, group: _Open) -> tuple[Node, ...]:
-        """Members read outside: by another group (directly or through views), or as a result."""
-        members = set(group.nodes)
-        found = []
-        for node in group.nodes:
-            if node in self.graph.results or self._read_outside(node, members):
-                found.append(node)
-        return tuple(found)
 
     def _read_outside(self, node: Node, members: set[Node]) -> bool:
         stack = list(self.graph.users[node])
@@ -291,4 +283,4 @@ def _topological(groups: Sequence[_Open], resolve) -> list[_Open]:
 
 def fuse(graph: Graph, target, options=None) -> Fusion:
     """Group the nodes of `graph` into steps; `target.library_ops` stand alone. See the module's docstring."""
-    return _Fuser(graph, target.library_ops).run()
+    return _Fuser(graph, target).run()
