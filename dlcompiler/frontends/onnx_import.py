@@ -1,0 +1,404 @@
+"""From an ONNX model to a `Graph`.
+
+Nodes are imported in order, each by its entry in the table of operators (`onnx_ops_*.py`). Functions and an `If` whose
+condition is known are inlined. What cannot be imported does not end the import: its results are marked missing, the rest is
+still looked at, and one UnsupportedError lists everything that was found.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dlcompiler.frontends import onnx_ops_all  # noqa: F401 - fills the table
+from dlcompiler.frontends.onnx_fold import FoldingBuilder
+from dlcompiler.frontends.onnx_interface import Interface, declared_dims
+from dlcompiler.frontends.onnx_load import TensorReader, check_header, opset_versions, read_model
+from dlcompiler.frontends.onnx_order import ordered
+from dlcompiler.frontends.onnx_registry import OPERATORS, Call, ToFunctionBody, element_type
+from dlcompiler.frontends.onnx_schema import Schema, check_node, check_types, function_body, schema_of
+from dlcompiler.ir.errors import CompilerError, DTypeError, InvalidModelError, ShapeError, UnsupportedError
+from dlcompiler.ir.expression import Dim
+from dlcompiler.ir.graph import Graph, Node, reachable
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+
+logger = logging.getLogger("dlcompiler")
+
+MOST_NODES = 5_000_000
+MOST_NESTED = 64
+MOST_WARNINGS = 20
+
+
+def import_onnx(
+    model: ModelProto | str | os.PathLike[str], input_shapes: Mapping[str, Sequence[int | str]] | None = None
+) -> Graph:
+    """The graph of an ONNX model, given as a message or as the path of a file.
+
+    `input_shapes` gives some inputs' sizes: an int fixes a dimension, a name makes it symbolic. Named dimensions of the file
+    (`dim_param`) are symbols, equal names equal symbols; dimensions without a name get fresh ones. Each input node's `location`
+    is the input's ONNX name, and `Graph.output_names` holds the outputs'.
+
+    Raises InvalidModelError for a file that is no valid model, UnsupportedError listing every operator and element type that
+    cannot be imported, and InputError for a name or a rank in `input_shapes` that the model does not have.
+    """
+    if isinstance(model, ModelProto):
+        shown, folder = model.graph.name or "the model", None
+        check_header(model, shown)
+    else:
+        shown, folder = os.fspath(model), Path(model).parent
+        model = read_model(model)
+    importer = _Importer(model, shown, TensorReader(folder), input_shapes or {})
+    return importer.run()
+
+
+@dataclass(frozen=True)
+class _Missing:
+    """Stands for a value that could not be imported."""
+
+    reason: str
+
+
+Value = Any  # Node, list of nodes (a sequence), None (an optional input not given) or _Missing
+
+
+@dataclass
+class _Scope:
+    """Names of one graph or function body; `outer` is the graph around a branch."""
+
+    outer: _Scope | None = None
+    values: dict[str, Value] = field(default_factory=dict)
+    initializers: dict[str, TensorProto] = field(default_factory=dict)
+    versions: Mapping[str, int] = field(default_factory=dict)
+    # attributes of the function call, for `ref_attr_name`
+    attributes: Mapping[str, AttributeProto] = field(default_factory=dict)
+    in_function: bool = False
+    path: str = ""
+    depth: int = 0
+
+    def defines(self, name: str) -> bool:
+        return name in self.values or name in self.initializers or (self.outer is not None and self.outer.defines(name))
+
+
+class _Importer:
+    def __init__(self, model: ModelProto, shown: str, reader: TensorReader, input_shapes: Mapping[str, Sequence[int | str]]):
+        self.model, self.shown, self.reader = model, shown, reader
+        self.b = FoldingBuilder(model.graph.name or "main")
+        self.interface = Interface(model.graph, input_shapes)
+        self.functions: dict[tuple[str, str, str], FunctionProto] = {}
+        for function in model.functions:
+            self.functions[(_domain(function.domain), function.name, function.overload)] = function
+        self.problems: dict[str, list[Any]] = {}  # text -> [count, first location]
+        self.active: list[tuple[str, str, str]] = []
+        self.imported = 0
+        self.warnings = 0
+
+    # -- the whole ---------------------------------------------------------------------------------------------------------
+
+    def run(self) -> Graph:
+        graph = self.model.graph
+        scope = _Scope(versions=opset_versions(self.model, self.shown))
+        self._initializers(graph, scope)
+        for info in self.interface.inputs:
+            if info.name in scope.values:
+                raise InvalidModelError(f"{self.shown}: the name {info.name!r} is defined twice")
+            try:
+                type = self.interface.type_of(info)
+            except UnsupportedError as error:
+                self._problem(f"input of {error.items[0]}", info.name)
+                scope.values[info.name] = _Missing(error.items[0])
+                continue
+            scope.values[info.name] = self.b.input(info.name, type, location=info.name)
+        self._nodes(graph.node, scope)
+        outputs = [self._value(info.name, scope, "the graph's outputs") for info in graph.output]
+        for info, value in zip(graph.output, outputs):
+            if not isinstance(value, Node) and not isinstance(value, _Missing):
+                self._problem("output that is a sequence or an optional", info.name)
+        self._raise_problems()
+        keep = reachable(outputs)
+        finished = self.b.finish(outputs, output_names=tuple(info.name for info in graph.output))
+        return finished.replace(nodes=tuple(n for n in finished.nodes if n in keep))
+
+    def _initializers(self, graph: GraphProto, scope: _Scope) -> None:
+        for tensor in graph.initializer:
+            if tensor.name in scope.initializers:
+                raise InvalidModelError(f"{self.shown}: two initializers are called {tensor.name!r}")
+            scope.initializers[tensor.name] = tensor
+        for sparse in graph.sparse_initializer:
+            scope.values[sparse.values.name] = _Missing("a sparse initializer")
+            self._problem("sparse initializer", sparse.values.name)
+
+    # -- problems ----------------------------------------------------------------------------------------------------------
+
+    def _problem(self, text: str, location: str) -> None:
+        self.problems.setdefault(text, [0, location])[0] += 1
+
+    def _raise_problems(self) -> None:
+        if not self.problems:
+            return
+        items = tuple(
+            f"{text}{f' ×{count}' if count > 1 else ''} (first at {location!r})"
+            for text, (count, location) in self.problems.items()
+        )
+        raise UnsupportedError(
+            f"{self.shown}: {len(items)} thing{'s are' if len(items) > 1 else ' is'} not supported: {'; '.join(items)}",
+            items=items,
+        )
+
+    # -- names -------------------------------------------------------------------------------------------------------------
+
+    def _value(self, name: str, scope: _Scope, reader: str) -> Value:
+        at: _Scope | None = scope
+        while at is not None:
+            if name in at.values:
+                return at.values[name]
+            tensor = at.initializers.get(name)
+            if tensor is not None:
+                at.values[name] = value = self._constant(tensor)
+                return value
+            at = at.outer
+        raise InvalidModelError(f"{self.shown}: {reader} read {name!r}, which nothing defines")
+
+    def _constant(self, tensor: TensorProto) -> Value:
+        try:
+            array = self.reader.array(tensor)
+        except UnsupportedError as error:
+            self._problem(f"initializer of {error.items[0]}", tensor.name)
+            return _Missing(error.items[0])
+        self.b.location = tensor.name
+        return self.b.constant(array, name=tensor.name or "c")
+
+    # -- nodes -------------------------------------------------------------------------------------------------------------
+
+    def _nodes(self, nodes: Sequence[NodeProto], scope: _Scope) -> None:
+        for node in ordered(nodes, scope.defines, self.shown):
+            self.imported += 1
+            if self.imported > MOST_NODES:
+                raise InvalidModelError(f"{self.shown}: more than {MOST_NODES:,} nodes once functions are inlined")
+            self._node(node, scope)
+
+    def _node(self, node: NodeProto, scope: _Scope) -> None:
+        location = scope.path + (node.name or f"{node.op_type}:{next((o for o in node.output if o), '')}")
+        inputs = [self._value(name, scope, f"node {location!r}") if name else None for name in node.input]
+        results = self._results(node, scope, inputs, location)
+        results = (*results, *(None,) * (len(node.output) - len(results)))
+        for name, result in zip(node.output, results):
+            if not name:
+                continue
+            if name in scope.values or name in scope.initializers:
+                raise InvalidModelError(f"{self.shown}: the name {name!r} is defined twice", location=location)
+            scope.values[name] = result
+            if scope.outer is None and not scope.in_function and isinstance(result, Node):
+                self._compare_declared(name, result, location)
+
+    def _results(self, node: NodeProto, scope: _Scope, inputs: list[Value], location: str) -> tuple[Value, ...]:
+        """What a node's outputs are; those of a node that cannot be imported are missing."""
+        domain = _domain(node.domain)
+        key = (domain, node.op_type, node.overload)
+        if key in self.functions:
+            return self._call(self.functions[key], key, node, scope, inputs, location)
+        missing = (_Missing(node.op_type),) * len(node.output)
+        if domain not in scope.versions:
+            raise InvalidModelError(f"{self.shown}: operator set {domain or 'ai.onnx'!r} is not imported", location=location)
+        version = scope.versions[domain]
+        schema = schema_of(node.op_type, version, domain)
+        described = self._described(node, domain, version, inputs)
+        mapped = domain == "" and (node.op_type in OPERATORS or node.op_type == "If")
+        if schema is None or not (mapped or schema.has_function):
+            self._problem(described, location)
+            self._scan_branches(node, scope)
+            return missing
+        check_node(node, schema, location)
+        if any(isinstance(i, _Missing) for i in inputs):
+            self._scan_branches(node, scope)
+            return missing
+        check_types(node, schema, inputs, location)
+        try:
+            if node.op_type == "If" and domain == "":
+                return self._if(node, scope, inputs, location)
+            return self._operator(node, scope, inputs, schema, mapped, location)
+        except UnsupportedError as error:
+            reason = error.items[0] if error.items else error.message
+            self._problem(described if reason == described else f"{described}: {reason}", location)
+            self._scan_branches(node, scope)
+            return missing
+        except DTypeError as error:
+            self._problem(f"{described}: {error.message}", location)
+            return missing
+        except ShapeError as error:
+            if any(isinstance(i, Node) and not i.tensor.is_static for i in inputs):
+                self._problem(f"{described}: {error.message} (symbolic sizes; fix them with input shapes)", location)
+                return missing
+            raise InvalidModelError(f"{self.shown}: {node.op_type}: {error.message}", location=location) from None
+
+    def _described(self, node: NodeProto, domain: str, version: int, inputs: Iterable[Value]) -> str:
+        dtypes = [i.dtype.name for i in inputs if isinstance(i, Node)]
+        return f"{node.op_type} [{domain or 'ai.onnx'} {version}{', ' if dtypes else ''}{' '.join(dtypes)}]"
+
+    def _operator(
+        self, node, scope: _Scope, inputs: list[Value], schema: Schema, mapped: bool, location: str
+    ) -> tuple[Value, ...]:
+        attributes = self._attributes(node, scope, location)
+        self.b.location = location
+        call = Call(node.op_type, schema.version, inputs, attributes, tuple(node.output), self.b, location)
+        try:
+            if mapped:
+                result = OPERATORS[node.op_type](call)
+                return result if isinstance(result, tuple) else (result,)
+        except ToFunctionBody:
+            pass
+        resolved = NodeProto()
+        resolved.CopyFrom(node)
+        del resolved.attribute[:]
+        resolved.attribute.extend(self._resolved(node, scope))
+        body = function_body(schema, resolved, inputs, scope.versions[_domain(node.domain)])
+        if body is None:
+            described = self._described(node, _domain(node.domain), scope.versions[_domain(node.domain)], inputs)
+            raise UnsupportedError(described, items=(described,))
+        return self._call(body, (_domain(node.domain), node.op_type, "schema"), resolved, scope, inputs, location)
+
+    # -- attributes --------------------------------------------------------------------------------------------------------
+
+    def _resolved(self, node: NodeProto, scope: _Scope) -> list[AttributeProto]:
+        """The node's attributes, those that refer to the function's attributes replaced or left out."""
+        result = []
+        for attribute in node.attribute:
+            if attribute.ref_attr_name:
+                given = scope.attributes.get(attribute.ref_attr_name)
+                if given is None:
+                    continue
+                renamed = AttributeProto()
+                renamed.CopyFrom(given)
+                renamed.name = attribute.name
+                attribute = renamed
+            result.append(attribute)
+        return result
+
+    def _attributes(self, node: NodeProto, scope: _Scope, location: str) -> dict[str, Any]:
+        return {a.name: self._attribute_value(a, location) for a in self._resolved(node, scope)}
+
+    def _attribute_value(self, attribute: AttributeProto, location: str) -> Any:
+        match attribute.type:
+            case AttributeProto.FLOAT:
+                return attribute.f
+            case AttributeProto.INT:
+                return attribute.i
+            case AttributeProto.STRING:
+                return _text(attribute.s, location)
+            case AttributeProto.TENSOR:
+                return self.reader.array(attribute.t)
+            case AttributeProto.FLOATS:
+                return tuple(attribute.floats)
+            case AttributeProto.INTS:
+                return tuple(attribute.ints)
+            case AttributeProto.STRINGS:
+                return tuple(_text(s, location) for s in attribute.strings)
+            case AttributeProto.GRAPH:
+                return attribute.g
+        raise UnsupportedError("attribute type", items=(f"attribute {attribute.name} of an unusual type",))
+
+    # -- functions and branches --------------------------------------------------------------------------------------------
+
+    def _call(self, function: FunctionProto, key, node: NodeProto, scope: _Scope, inputs, location: str) -> tuple[Value, ...]:
+        """The outputs of a function's body with these inputs."""
+        if key in self.active:
+            raise InvalidModelError(f"{self.shown}: function {key[1]} calls itself", location=location)
+        if len(inputs) > len(function.input) or len(node.output) > len(function.output):
+            raise InvalidModelError(
+                f"{self.shown}: function {key[1]} has fewer inputs or outputs than its call", location=location
+            )
+        self._check_depth(scope, location)
+        defaults = {a.name: a for a in function.attribute_proto}
+        inner = _Scope(
+            values=dict(zip(function.input, [*inputs, *(None,) * (len(function.input) - len(inputs))])),
+            versions={_domain(e.domain): e.version for e in function.opset_import} or scope.versions,
+            attributes={**defaults, **{a.name: a for a in self._resolved(node, scope)}},
+            in_function=True,
+            path=f"{location}/",
+            depth=scope.depth + 1,
+        )
+        self.active.append(key)
+        self._nodes(function.node, inner)
+        self.active.pop()
+        return tuple(self._value(name, inner, f"function {key[1]}'s outputs") for name in function.output[: len(node.output)])
+
+    def _check_depth(self, scope: _Scope, location: str) -> None:
+        if scope.depth >= MOST_NESTED:
+            raise InvalidModelError(f"{self.shown}: functions or branches nested deeper than {MOST_NESTED}", location=location)
+
+    def _if(self, node: NodeProto, scope: _Scope, inputs: list[Value], location: str) -> tuple[Value, ...]:
+        condition = self.b.array(inputs[0])
+        if condition is None:
+            raise UnsupportedError("", items=("a condition computed at run time",))
+        if condition.size != 1:
+            raise InvalidModelError(f"{self.shown}: the condition of an If has {condition.size} elements", location=location)
+        branches = self._attributes(node, scope, location)
+        branch: GraphProto = branches["then_branch" if condition.reshape(()).item() else "else_branch"]
+        if len(branch.output) != len(node.output):
+            raise InvalidModelError(f"{self.shown}: a branch gives {len(branch.output)} outputs", location=location)
+        return self._branch(branch, scope, location)
+
+    def _branch(self, branch: GraphProto, scope: _Scope, location: str) -> tuple[Value, ...]:
+        self._check_depth(scope, location)
+        inner = _Scope(scope, {}, {}, scope.versions, scope.attributes, scope.in_function, f"{location}/", scope.depth + 1)
+        self._initializers(branch, inner)
+        self._nodes(branch.node, inner)
+        return tuple(self._value(o.name, inner, f"a branch of {location!r}") for o in branch.output)
+
+    def _scan_branches(self, node: NodeProto, scope: _Scope) -> None:
+        """List what is unmapped inside the graphs of a node that is not imported itself."""
+        stack = [(a.g, scope.path + node.name) for a in node.attribute if a.type == AttributeProto.GRAPH]
+        while stack:
+            graph, path = stack.pop()
+            for inner in graph.node:
+                domain = _domain(inner.domain)
+                schema = schema_of(inner.op_type, scope.versions.get(domain, 1), domain)
+                known = (domain, inner.op_type, inner.overload) in self.functions or (
+                    domain == "" and (inner.op_type in OPERATORS or inner.op_type == "If")
+                )
+                if not known and not (schema is not None and schema.has_function):
+                    self._problem(self._described(inner, domain, scope.versions.get(domain, 1), ()), f"{path}/{inner.name}")
+                stack.extend((a.g, f"{path}/{inner.name}") for a in inner.attribute if a.type == AttributeProto.GRAPH)
+
+    # -- declared types ----------------------------------------------------------------------------------------------------
+
+    def _compare_declared(self, name: str, node: Node, location: str) -> None:
+        """Warn where the file declares another type than the one inferred."""
+        info = self.interface.declared.get(name)
+        if info is None or self.warnings >= MOST_WARNINGS:
+            return
+        says = None
+        tensor = info.type.tensor_type
+        if tensor.elem_type:
+            try:
+                dtype = element_type(tensor.elem_type)
+            except CompilerError:
+                return
+            if dtype is not node.dtype:
+                says = f"{dtype}, but it is {node.dtype}"
+        dims = declared_dims(info)
+        if says is None and dims is not None and not _may_be(dims, node.shape):
+            says = f"shape {[d if d is not None else '?' for d in dims]}, but it is {list(node.shape)}"
+        if says is not None:
+            self.warnings += 1
+            logger.warning("%s: tensor %r is declared as %s (at %s)", self.shown, name, says, location)
+
+
+def _may_be(declared: Sequence[int | str | None], actual: tuple[Dim, ...]) -> bool:
+    if len(declared) != len(actual):
+        return False
+    return all(not isinstance(d, int) or not isinstance(a, int) or d == a for d, a in zip(declared, actual))
+
+
+def _domain(domain: str) -> str:
+    return "" if domain == "ai.onnx" else domain
+
+
+def _text(data: bytes, location: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise InvalidModelError("an attribute's text is not UTF-8", location=location) from None

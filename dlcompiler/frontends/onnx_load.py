@@ -1,0 +1,183 @@
+"""Reading ONNX files that may be broken or hostile.
+
+Everything that a file says about sizes and places is checked before it is believed: the number of bytes of a tensor against its
+shape, the place of external data against its file and its folder. External data is mapped into memory, not copied.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+from dlcompiler.frontends.onnx_registry import element_type
+from dlcompiler.ir.errors import InvalidModelError, UnsupportedError
+from google.protobuf.message import DecodeError
+from onnx import ModelProto, TensorProto
+
+
+def read_model(path: str | os.PathLike[str]) -> ModelProto:
+    """The model in a file, its external data not yet read. Raises InvalidModelError with one line for anything that is no model."""
+    shown = os.fspath(path)
+    try:
+        data = Path(path).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise InvalidModelError(f"{shown}: no such file", hint="check the path") from None
+    except IsADirectoryError:
+        raise InvalidModelError(f"{shown} is a folder, not an ONNX file", hint="give the path of the .onnx file in it") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InvalidModelError(f"{shown} cannot be read: {reason}", hint="check the path and its permissions") from None
+    if not data:
+        raise InvalidModelError(f"{shown} is empty", hint="export or download the model again")
+    model = ModelProto()
+    try:
+        model.ParseFromString(data)
+    except DecodeError:
+        raise InvalidModelError(
+            f"{shown} is not an ONNX file, or is cut short ({len(data):,} bytes)", hint="export or download the model again"
+        ) from None
+    check_header(model, shown)
+    return model
+
+
+def check_header(model: ModelProto, shown: str) -> None:
+    """What a parsed message must have to be a model at all: bytes of another format often parse as an empty message."""
+    again = "the file may be cut short or of another format; export or download the model again"
+    if model.ir_version < 1:
+        raise InvalidModelError(f"{shown} is not an ONNX model: it has no IR version", hint=again)
+    if not model.HasField("graph"):
+        raise InvalidModelError(f"{shown} is not an ONNX model: it has no graph", hint=again)
+    if model.ir_version >= 3 and not model.opset_import:
+        raise InvalidModelError(f"{shown} imports no operator set", hint=again)
+    if not model.graph.output:
+        raise InvalidModelError(f"{shown}: the graph has no outputs", hint=again)
+
+
+def opset_versions(model: ModelProto, shown: str) -> dict[str, int]:
+    """Version of each imported operator set, by domain; "" and "ai.onnx" are the same."""
+    versions: dict[str, int] = {}
+    for entry in model.opset_import:
+        domain = "" if entry.domain == "ai.onnx" else entry.domain
+        if entry.version < 1:
+            raise InvalidModelError(f"{shown} imports version {entry.version} of operator set {domain or 'ai.onnx'!r}")
+        if versions.setdefault(domain, entry.version) != entry.version:
+            raise InvalidModelError(f"{shown} imports two versions of operator set {domain or 'ai.onnx'!r}")
+    if model.ir_version < 3:
+        versions.setdefault("", 1)
+    newest = onnx.defs.onnx_opset_version()
+    if versions.get("", 1) > newest:
+        item = f"operator set {versions['']}"
+        raise UnsupportedError(
+            f"{shown} uses {item}; the installed onnx package knows up to {newest}",
+            items=(item,),
+            hint="upgrade onnx, or export with a smaller opset_version",
+        )
+    return versions
+
+
+class TensorReader:
+    """Turns tensors of a file into arrays; `folder` holds the external data (None: there is no file)."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self._maps: dict[str, np.ndarray] = {}
+
+    def array(self, tensor: TensorProto) -> np.ndarray:
+        """The elements. Raises InvalidModelError, or UnsupportedError for an element type that the IR does not have."""
+        name = tensor.name or "a constant"
+        dtype = element_type(tensor.data_type)
+        shape = tuple(tensor.dims)
+        if any(d < 0 for d in shape):
+            raise InvalidModelError(f"tensor {name} has a negative dimension: {list(shape)}")
+        numel = math.prod(shape)
+        wanted = numel * dtype.bytes
+        if tensor.HasField("segment"):
+            raise InvalidModelError(f"tensor {name} is stored in segments, which ONNX no longer has")
+        if tensor.data_location == TensorProto.EXTERNAL:
+            raw = self._external(tensor, name, wanted)
+        elif tensor.HasField("raw_data"):
+            raw = np.frombuffer(tensor.raw_data, dtype=np.uint8)
+        else:
+            return self._typed_fields(tensor, name, shape, numel)
+        if raw.size != wanted:
+            raise InvalidModelError(f"tensor {name} {list(shape)} of {dtype} takes {wanted:,} bytes, but {raw.size:,} are stored")
+        if dtype.name == "bool":
+            return (raw != 0).reshape(shape)
+        if numel and raw.ctypes.data % min(dtype.bytes, 8):
+            raw = raw.copy()
+        return raw.view(dtype.numpy).reshape(shape)
+
+    def _typed_fields(self, tensor: TensorProto, name: str, shape: tuple[int, ...], numel: int) -> np.ndarray:
+        code = tensor.data_type
+        if code in (TensorProto.FLOAT, TensorProto.COMPLEX64):
+            values = tensor.float_data
+        elif code in (TensorProto.DOUBLE, TensorProto.COMPLEX128):
+            values = tensor.double_data
+        elif code == TensorProto.INT64:
+            values = tensor.int64_data
+        elif code in (TensorProto.UINT32, TensorProto.UINT64):
+            values = tensor.uint64_data
+        else:
+            values = tensor.int32_data
+        dtype = element_type(code)
+        stored = len(values) // 2 if dtype.kind == "complex" else len(values)
+        if stored != numel:
+            raise InvalidModelError(f"tensor {name} {list(shape)} has {numel:,} elements, but {stored:,} are stored")
+        if dtype.kind == "complex":
+            return np.asarray(values, dtype=np.float64).view(np.complex128).astype(dtype.numpy).reshape(shape)
+        if dtype.name in ("f16", "bf16"):
+            return np.asarray(values, dtype=np.int64).astype(np.uint16).view(dtype.numpy).reshape(shape)
+        if dtype.is_float:
+            return np.asarray(values, dtype=dtype.numpy).reshape(shape)
+        wide = np.asarray(values, dtype=np.uint64 if dtype.kind == "uint" and dtype.bits >= 32 else np.int64)
+        return (wide != 0 if dtype.name == "bool" else wide.astype(dtype.numpy)).reshape(shape)
+
+    def _external(self, tensor: TensorProto, name: str, wanted: int) -> np.ndarray:
+        """The bytes of a tensor kept in a file of its own, mapped."""
+        entries = {e.key: e.value for e in tensor.external_data}
+        location = entries.get("location", "")
+        data = self._map(name, location)
+        numbers = {}
+        for key, default in (("offset", 0), ("length", wanted)):
+            text = entries.get(key, str(default))
+            if not (text.isascii() and text.isdigit() and len(text) < 20):
+                raise InvalidModelError(f"tensor {name}: external data has {key} {text[:40]!r}, not a number of bytes")
+            numbers[key] = int(text)
+        offset, length = numbers["offset"], numbers["length"]
+        if offset + length > data.size:
+            raise InvalidModelError(
+                f"tensor {name}: external data ends at byte {offset + length:,}, but {location} has {data.size:,}",
+                hint="the data file is cut short or belongs to another model",
+            )
+        return data[offset : offset + length]
+
+    def _map(self, name: str, location: str) -> np.ndarray:
+        """All bytes of an external data file. The file must lie inside the model's folder, links followed."""
+        if location in self._maps:
+            return self._maps[location]
+        if self.folder is None:
+            raise InvalidModelError(
+                f"tensor {name} is kept outside the model, in {location!r}",
+                hint="give the path of the model instead of the model",
+            )
+        parts = location.replace("\\", "/").split("/")
+        inside = location and "\0" not in location and not os.path.isabs(location) and ".." not in parts and ":" not in parts[0]
+        folder = os.path.realpath(self.folder)
+        file = os.path.realpath(os.path.join(folder, *parts)) if inside else ""
+        if not inside or os.path.commonpath([folder, file]) != folder:
+            raise InvalidModelError(
+                f"tensor {name}: external data {location[:200]!r} lies outside the model's folder",
+                hint="keep the data beside the model; a path upwards, an absolute path or a link out is refused",
+            )
+        if not os.path.isfile(file):
+            raise InvalidModelError(f"tensor {name}: external data file {location} is missing", hint="keep it beside the model")
+        try:
+            empty = os.path.getsize(file) == 0
+            data = np.empty(0, np.uint8) if empty else np.memmap(file, dtype=np.uint8, mode="r")
+        except OSError as error:
+            raise InvalidModelError(f"tensor {name}: external data file {location} cannot be read: {error.strerror}") from None
+        self._maps[location] = data
+        return data

@@ -1,0 +1,19 @@
+"""Imports every module of operator entries, which fills the table."""
+
+from __future__ import annotations
+
+from dlcompiler.frontends import (  # noqa: F401
+    onnx_ops_activation,
+    onnx_ops_attention,
+    onnx_ops_contraction,
+    onnx_ops_elementwise,
+    onnx_ops_index,
+    onnx_ops_normalization,
+    onnx_ops_pooling,
+    onnx_ops_quantize,
+    onnx_ops_recurrent,
+    onnx_ops_reduction,
+    onnx_ops_shape,
+    onnx_ops_source,
+    onnx_ops_view,
+)

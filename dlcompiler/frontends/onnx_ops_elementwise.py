@@ -1,0 +1,193 @@
+"""Elementwise operators: arithmetic, comparison, logic, rounding, casts."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+from dlcompiler.frontends.onnx_registry import Call, element_type, operator
+from dlcompiler.ir.graph import Node
+from dlcompiler.ir.types import DType, boolean, f64
+
+UNARY = {
+    "Abs": "abs", "Acos": "acos", "Acosh": "acosh", "Asin": "asin", "Asinh": "asinh", "Atan": "atan", "Atanh": "atanh",
+    "Ceil": "ceil", "Cos": "cos", "Cosh": "cosh", "Erf": "erf", "Exp": "exp", "Floor": "floor", "IsNaN": "isnan", "Log": "log",
+    "Neg": "neg", "Reciprocal": "reciprocal", "Round": "round", "Sigmoid": "sigmoid", "Sign": "sign", "Sin": "sin",
+    "Sinh": "sinh", "Sqrt": "sqrt", "Tan": "tan", "Tanh": "tanh", "Not": "bitwise_not", "BitwiseNot": "bitwise_not",
+}  # fmt: skip
+BINARY = {
+    "Add": "add", "Sub": "sub", "Mul": "mul", "And": "bitwise_and", "Or": "bitwise_or", "Xor": "bitwise_xor",
+    "BitwiseAnd": "bitwise_and", "BitwiseOr": "bitwise_or", "BitwiseXor": "bitwise_xor", "Equal": "eq", "Greater": "gt",
+    "GreaterOrEqual": "ge", "Less": "lt", "LessOrEqual": "le",
+}  # fmt: skip
+VARIADIC = {"Sum": "add", "Max": "maximum", "Min": "minimum"}
+
+
+@operator(*UNARY)
+def unary(call: Call) -> Node:
+    return call.b(UNARY[call.op_type], call[0])
+
+
+def aligned(call: Call) -> tuple[Node, Node]:
+    """The two operands. Before opset 7 the second broadcast only on request, from `axis` on, not by NumPy's rule."""
+    a, b = call[0], call[1]
+    if call.version >= 7 or not call.flag("broadcast"):
+        return a, b
+    axis = call.attribute("axis")
+    if axis is None or b.tensor.rank == 0:
+        return a, b
+    axis = call.normalize(axis, a.tensor.rank, end=True)
+    behind = a.tensor.rank - axis - b.tensor.rank
+    if behind < 0:
+        call.invalid(f"operand {b.type} does not fit {a.type} from axis {axis}")
+    return a, call.reshape(b, (*b.shape, *(1,) * behind))
+
+
+@operator(*BINARY)
+def binary(call: Call) -> Node:
+    return call.b(BINARY[call.op_type], *aligned(call))
+
+
+@operator(*VARIADIC)
+def variadic(call: Call) -> Node:
+    return functools.reduce(lambda a, b: call.b(VARIADIC[call.op_type], a, b), call.all)
+
+
+@operator("Mean")
+def mean_of_inputs(call: Call) -> Node:
+    total = functools.reduce(call.b.add, (call.wide(n) for n in call.all))
+    return call.cast(call.b.div(total, float(len(call.inputs))), call[0].dtype)
+
+
+@operator("Div")
+def div(call: Call) -> Node:
+    """Integers divide towards zero."""
+    a, b = aligned(call)
+    return call.b.trunc_div(a, b) if a.dtype.is_integer else call.b.div(a, b)
+
+
+@operator("Mod")
+def mod(call: Call) -> Node:
+    """The sign of the divisor, or with `fmod` that of the dividend."""
+    return call.b("fmod" if call.flag("fmod") or call[0].dtype.is_float else "remainder", call[0], call[1])
+
+
+@operator("Pow")
+def power(call: Call) -> Node:
+    """The exponent may have another dtype than the base, whose dtype the result has."""
+    a, b = aligned(call)
+    if a.dtype is b.dtype:
+        return call.b.pow(a, b)
+    if a.dtype.is_integer and b.dtype.is_float:
+        return call.cast(call.b.pow(call.cast(a, f64), call.cast(b, f64)), a.dtype)
+    return call.b.pow(a, call.cast(b, a.dtype))
+
+
+@operator("BitShift")
+def bit_shift(call: Call) -> Node:
+    direction = call.attribute("direction")
+    if direction not in ("LEFT", "RIGHT"):
+        call.invalid(f"direction is {direction!r}, not LEFT or RIGHT")
+    return call.b("shift_left" if direction == "LEFT" else "shift_right", call[0], call[1])
+
+
+@operator("Where")
+def where(call: Call) -> Node:
+    return call.b.where(call[0], call[1], call[2])
+
+
+@operator("IsInf")
+def is_inf(call: Call) -> Node:
+    x = call[0]
+    positive, negative = call.flag("detect_positive", 1), call.flag("detect_negative", 1)
+    if positive and negative:
+        return call.b.isinf(x)
+    if positive or negative:
+        return call.b.eq(x, call.number(math.inf if positive else -math.inf, x))
+    return call.full(False, boolean, x.shape)
+
+
+@operator("Clip")
+def clip(call: Call) -> Node:
+    """Bounds are attributes before opset 11, optional inputs since; the upper bound wins where they cross."""
+    x = call[0]
+    if call.version < 11:
+        for op, name in (("maximum", "min"), ("minimum", "max")):
+            bound = call.attribute(name)
+            if bound is not None:
+                x = call.b(op, x, call.number(bound, x))
+        return x
+    for op, index in (("maximum", 1), ("minimum", 2)):
+        bound = call.get(index)
+        if bound is not None:
+            x = call.b(op, x, call.reshape(bound, ()) if bound.tensor.rank else bound)
+    return x
+
+
+# -- casts -----------------------------------------------------------------------------------------------------------------
+
+
+def converted(call: Call, x: Node, dtype: DType) -> Node:
+    if dtype.is_integer and dtype.bits < 32 and x.dtype.is_float:
+        # out-of-range floats wrap, as from a wider integer
+        x = call.b.cast(x, dtype="i32")
+    return call.cast(x, dtype)
+
+
+@operator("Cast")
+def cast(call: Call) -> Node:
+    to = call.attribute("to")
+    if isinstance(to, str):  # opset 1 names the type
+        from onnx import TensorProto
+
+        if to.upper() not in TensorProto.DataType.keys():
+            call.invalid(f"there is no element type {to!r}")
+        to = TensorProto.DataType.Value(to.upper())
+    return converted(call, call[0], element_type(to))
+
+
+@operator("CastLike")
+def cast_like(call: Call) -> Node:
+    return converted(call, call[0], call[1].dtype)
+
+
+@operator("BitCast")
+def bit_cast(call: Call) -> Node:
+    array = call.array(0, "bits")
+    dtype = element_type(call.attribute("to"))
+    if dtype.bits != call[0].dtype.bits:
+        call.invalid(f"{call[0].dtype} and {dtype} differ in size")
+    return call.b.constant(np.ascontiguousarray(array).view(dtype.numpy))
+
+
+# -- scans -----------------------------------------------------------------------------------------------------------------
+
+
+def _scan(call: Call, op: str, neutral: float) -> Node:
+    """y[i] is x[0..i] reduced: each element reduces the whole row with what lies behind it masked out."""
+    x = call.require_rank(0, 1)
+    rank = x.tensor.rank
+    axis = call.normalize(int(call.scalar(1, "axis")), rank)
+    size = x.shape[axis]
+    if isinstance(size, int) and size > 8192:
+        call.unsupported(f"a scan over {size} elements")
+    row = call.reshape(call.b.iota(size=size), (size, 1))
+    column = call.reshape(call.b.iota(size=size), (1, size))
+    first, second = (column, row) if not call.flag("reverse") else (row, column)
+    seen = call.b("lt" if call.flag("exclusive") else "le", first, second)
+    behind = rank - axis - 1
+    wide = call.wide(x)
+    spread = call.reshape(wide, (*wide.shape[:axis], 1, *wide.shape[axis:]))
+    masked = call.b.where(call.reshape(seen, (size, size, *(1,) * behind)), spread, call.number(neutral, wide))
+    return call.cast(call.b(op, masked, axes=(axis + 1,), keepdims=False), x.dtype)
+
+
+@operator("CumSum")
+def cumulative_sum(call: Call) -> Node:
+    return _scan(call, "reduce_sum", 0)
+
+
+@operator("CumProd")
+def cumulative_product(call: Call) -> Node:
+    return _scan(call, "reduce_prod", 1)

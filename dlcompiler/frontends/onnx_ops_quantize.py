@@ -1,0 +1,100 @@
+"""Quantisation: integers with a scale and a zero point."""
+
+from __future__ import annotations
+
+import numpy as np
+from dlcompiler.frontends.onnx_ops_contraction import convolve, exact, matrix_product
+from dlcompiler.frontends.onnx_registry import Call, element_type, operator
+from dlcompiler.ir.expression import floor_div
+from dlcompiler.ir.graph import Node
+from dlcompiler.ir.types import DType, compute_dtype
+
+
+def _spread(call: Call, x: Node, parameter: Node) -> Node:
+    """A scale or zero point shaped to broadcast over `x`: one number, one along `axis`, or one for each block along it."""
+    if parameter.tensor.rank == 0 or parameter.shape == (1,):
+        return call.reshape(parameter, ())
+    axis = call.axis(1, x.tensor.rank)
+    block = call.attribute("block_size", 0)
+    if parameter.tensor.rank == 1 and not block:
+        if parameter.shape[0] != x.shape[axis]:
+            call.invalid(f"{parameter.type} does not fit dimension {axis} of {x.type}")
+        return call.along(parameter, axis, x.tensor.rank)
+    if parameter.tensor.rank != x.tensor.rank:
+        call.invalid(f"blocks {parameter.type} do not fit {x.type}")
+    if block == 0:
+        block = floor_div(x.shape[axis] + parameter.shape[axis] - 1, parameter.shape[axis])
+    place = call.b.floor_div(call.b.iota(size=x.shape[axis]), call.b.constant(block, call.b.iota(size=1).dtype))
+    return call.b.index(parameter, place, axes=(axis,))
+
+
+def _saturated(call: Call, wide: Node, zero: Node | None, dtype: DType) -> Node:
+    """Rounded to the nearest, ties to even, moved by the zero point and clipped to the dtype's range."""
+    if not dtype.is_integer or dtype.bits > 16:
+        call.unsupported(f"quantisation to {dtype}")
+    limits = np.iinfo(dtype.numpy)
+    rounded = call.b.round(wide)
+    if zero is not None:
+        rounded = call.b.add(rounded, call.cast(zero, wide.dtype))
+    clipped = call.b.clamp(rounded, low=float(limits.min), high=float(limits.max))
+    return call.cast(call.b.cast(clipped, dtype="i32"), dtype)
+
+
+@operator("QuantizeLinear")
+def quantize_linear(call: Call) -> Node:
+    x, scale, zero = call[0], call[1], call.get(2)
+    code = call.attribute("output_dtype", 0)
+    dtype = zero.dtype if zero is not None else element_type(code) if code else element_type(2)
+    precision = element_type(call.attribute("precision", 0) or 1)
+    wide = precision if precision.bits > 32 else compute_dtype(scale.dtype)
+    quotient = call.b.div(call.cast(x, wide), call.cast(_spread(call, x, scale), wide))
+    return _saturated(call, quotient, None if zero is None else _spread(call, x, zero), dtype)
+
+
+@operator("DequantizeLinear")
+def dequantize_linear(call: Call) -> Node:
+    x, scale, zero = call[0], call[1], call.get(2)
+    wide = compute_dtype(scale.dtype)
+    moved = call.cast(x, wide)
+    if zero is not None:
+        moved = call.b.sub(moved, call.cast(_spread(call, x, zero), wide))
+    code = call.attribute("output_dtype", 0)
+    result = call.b.mul(moved, call.cast(_spread(call, x, scale), wide))
+    return call.cast(result, element_type(code) if code else scale.dtype)
+
+
+def _last(call: Call, parameter: Node, rank: int, axis: int) -> Node:
+    """A scale for each row or column, shaped to broadcast; a single one as a number."""
+    if parameter.tensor.rank == 0 or parameter.shape == (1,):
+        return call.reshape(parameter, ())
+    return call.along(parameter, axis % rank, rank) if parameter.tensor.rank == 1 else parameter
+
+
+def _requantized(call: Call, total: Node, scales: tuple[Node, Node, Node], zero: Node) -> Node:
+    """Exact sums times both scales over the output's, rounded into the output's dtype."""
+    a, b, y = (call.cast(s, total.dtype) for s in scales)
+    scaled = call.b.div(call.b.mul(call.b.mul(total, a), b), y)
+    return _saturated(call, scaled, zero, zero.dtype)
+
+
+@operator("QLinearMatMul")
+def quantized_matmul(call: Call) -> Node:
+    a, b = call.require_rank(0, 1), call.require_rank(3, 1)
+    total = matrix_product(call, exact(call, a, call[2], axis=-2 if a.tensor.rank > 1 else 0), exact(call, b, call[5], axis=-1))
+    rank = max(total.tensor.rank, 1)
+    scales = (_last(call, call[1], rank, -2), _last(call, call[4], rank, -1), call.reshape(call[6], ()))
+    return _requantized(call, total, scales, call.reshape(call[7], ()))
+
+
+@operator("QLinearConv")
+def quantized_conv(call: Call) -> Node:
+    x = call.require_rank(0, 3)
+    bias = call.get(8)
+    total = convolve(
+        call,
+        exact(call, x, call[2]),
+        exact(call, call[3], call[5], axis=0),
+        None if bias is None else call.b.cast(bias, dtype="f64"),
+    )
+    scales = (call.reshape(call[1], ()), _last(call, call[4], total.tensor.rank, 1), call.reshape(call[6], ()))
+    return _requantized(call, total, scales, call.reshape(call[7], ()))

@@ -1,0 +1,247 @@
+"""The table of ONNX operators, and what an operator's entry is given.
+
+An entry is a function `(call) -> node | tuple of nodes | None` decorated with `@operator("Name")`. It reads inputs and
+attributes through `Call`, which checks them, and appends nodes with `call.b`. Differences between operator versions are asked
+of `call.version`, the version of the operator's schema (its `since_version`), not of the model's opset.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import numpy as np
+from dlcompiler.frontends.onnx_fold import FoldingBuilder
+from dlcompiler.ir.errors import InvalidModelError, UnsupportedError
+from dlcompiler.ir.expression import Dim, Expression
+from dlcompiler.ir.graph import Node
+from dlcompiler.ir.types import DTYPES, DType, TensorType, compute_dtype
+from onnx import TensorProto
+
+Result = Node | tuple[Node | None, ...] | None
+Entry = Callable[["Call"], Any]
+
+OPERATORS: dict[str, Entry] = {}
+
+# ONNX's element types; what is missing here (strings, 4-bit and 8-bit floats, 4-bit integers) the IR does not have
+ELEMENT_TYPES: dict[int, DType] = {
+    TensorProto.FLOAT: DTYPES["f32"],
+    TensorProto.DOUBLE: DTYPES["f64"],
+    TensorProto.FLOAT16: DTYPES["f16"],
+    TensorProto.BFLOAT16: DTYPES["bf16"],
+    TensorProto.INT8: DTYPES["i8"],
+    TensorProto.INT16: DTYPES["i16"],
+    TensorProto.INT32: DTYPES["i32"],
+    TensorProto.INT64: DTYPES["i64"],
+    TensorProto.UINT8: DTYPES["u8"],
+    TensorProto.UINT16: DTYPES["u16"],
+    TensorProto.UINT32: DTYPES["u32"],
+    TensorProto.UINT64: DTYPES["u64"],
+    TensorProto.BOOL: DTYPES["bool"],
+    TensorProto.COMPLEX64: DTYPES["c64"],
+    TensorProto.COMPLEX128: DTYPES["c128"],
+}
+
+
+class ToFunctionBody(Exception):  # noqa: N818 - a signal, not an error
+    """Raised by an entry that leaves this case to the function body in the operator's schema."""
+
+
+def operator(*names: str) -> Callable[[Entry], Entry]:
+    """Register a function as the entry of these operators of the default domain."""
+
+    def apply(entry: Entry) -> Entry:
+        for name in names:
+            assert name not in OPERATORS, name
+            OPERATORS[name] = entry
+        return entry
+
+    return apply
+
+
+def element_type(code: int) -> DType:
+    """The IR's dtype for ONNX's number. Raises UnsupportedError naming the type."""
+    dtype = ELEMENT_TYPES.get(code)
+    if dtype is None:
+        names = {v: k for k, v in TensorProto.DataType.items()}
+        if code not in names or code == TensorProto.UNDEFINED:
+            raise InvalidModelError(f"{code} is no ONNX element type")
+        raise UnsupportedError(f"element type {names[code].lower()}", items=(names[code].lower(),))
+    return dtype
+
+
+@dataclass
+class Call:
+    """One ONNX node while it is being imported: checked access to its inputs and attributes."""
+
+    op_type: str
+    version: int
+    inputs: list[Node | None]
+    attributes: dict[str, Any]
+    outputs: tuple[str, ...]
+    b: FoldingBuilder
+    location: str
+    # sizes of outputs that the file declares, or None
+    declared: dict[str, tuple[Dim | None, ...]] = field(default_factory=dict)
+
+    # -- inputs ----------------------------------------------------------------------------------------------------------
+
+    def __getitem__(self, index: int) -> Node:
+        """A required input."""
+        node = self.get(index)
+        if node is None:
+            self.invalid(f"input {index} is missing")
+        return node
+
+    def get(self, index: int) -> Node | None:
+        """An optional input, None if it is not given."""
+        return self.inputs[index] if index < len(self.inputs) else None
+
+    @property
+    def all(self) -> list[Node]:
+        """Every input of a variadic operator."""
+        return [self[k] for k in range(len(self.inputs))]
+
+    def rank(self, index: int = 0) -> int:
+        return self[index].tensor.rank
+
+    def require_rank(self, index: int, low: int, high: float = math.inf) -> Node:
+        """Input `index`, which must have a rank in `[low, high]`."""
+        node = self[index]
+        if not low <= node.tensor.rank <= high:
+            wanted = f"{low}" if low == high else (f"{low} or more" if high == math.inf else f"{low} to {high}")
+            self.invalid(f"input {index} has rank {node.tensor.rank}, not {wanted}")
+        return node
+
+    def array(self, index: int, what: str) -> np.ndarray:
+        """The elements of an input that must be known now. Raises UnsupportedError naming it `what`."""
+        array = self.b.array(self[index])
+        if array is None:
+            self.unsupported(f"{what} computed at run time")
+        return array
+
+    def scalar(self, index: int, what: str) -> Any:
+        """The one element of an input that must be known now, as a Python number."""
+        array = self.array(index, what)
+        if array.size != 1:
+            self.invalid(f"{what} has {array.size} elements, not 1")
+        return array.reshape(()).item()
+
+    def dims(self, index: int, what: str) -> tuple[Dim, ...]:
+        """The elements of an integer input as dimensions, which must be known now (symbolic ones included)."""
+        node = self[index]
+        if not node.dtype.is_integer or node.tensor.rank > 1:
+            self.invalid(f"{what} must be a vector of integers, not {node.type}")
+        dims = self.b.dims(node)
+        if dims is None:
+            self.unsupported(f"{what} computed at run time from data")
+        return dims
+
+    def numbers(self, index: int, what: str) -> tuple[int, ...]:
+        """The elements of an integer input, which must be numbers known now."""
+        dims = self.dims(index, what)
+        if any(isinstance(d, Expression) for d in dims):
+            self.unsupported(f"{what} that depends on a symbolic size")
+        return dims  # type: ignore[return-value]
+
+    # -- attributes ------------------------------------------------------------------------------------------------------
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        return self.attributes.get(name, default)
+
+    def flag(self, name: str, default: int = 0) -> bool:
+        return bool(self.attributes.get(name, default))
+
+    def axis(self, default: int | None, rank: int, name: str = "axis", end: bool = False) -> int:
+        """The axis attribute counted from the front; with `end`, the rank itself is allowed (a place between dimensions)."""
+        return self.normalize(self.attributes.get(name, default), rank, end)
+
+    def normalize(self, axis: int | None, rank: int, end: bool = False) -> int:
+        if axis is None or not -rank <= axis < rank + (1 if end else 0):
+            self.invalid(f"axis {axis} is out of range for rank {rank}")
+        return axis + rank if axis < 0 else axis
+
+    def normalize_all(self, axes: Iterable[int], rank: int) -> tuple[int, ...]:
+        """Axes counted from the front; each at most once."""
+        result = tuple(self.normalize(a, rank) for a in axes)
+        if len(set(result)) != len(result):
+            self.invalid(f"axes {result} name a dimension twice")
+        return result
+
+    def integers(self, name: str, length: int, default: int | None = None) -> tuple[int, ...]:
+        """An attribute of `length` integers; `default` fills a missing one."""
+        values = self.attributes.get(name)
+        if values is None:
+            if default is None:
+                self.invalid(f"attribute {name} is missing")
+            return (default,) * length
+        if len(values) != length:
+            self.invalid(f"attribute {name} has {len(values)} numbers, not {length}")
+        return tuple(values)
+
+    # -- failing ---------------------------------------------------------------------------------------------------------
+
+    def invalid(self, message: str) -> NoReturn:
+        raise InvalidModelError(f"{self.op_type}: {message}", location=self.location)
+
+    def unsupported(self, reason: str) -> NoReturn:
+        raise UnsupportedError(f"{self.op_type}: {reason}", items=(reason,), location=self.location)
+
+    # -- small things that many entries do -------------------------------------------------------------------------------
+
+    def cast(self, node: Node, dtype: DType) -> Node:
+        return node if node.dtype is dtype else self.b.cast(node, dtype=dtype.name)
+
+    def wide(self, node: Node) -> Node:
+        """`node` in the dtype that kernels compute in, so that a formula rounds once."""
+        return self.cast(node, compute_dtype(node.dtype))
+
+    def number(self, value: float, like: Node) -> Node:
+        """A 0-d constant of another node's dtype."""
+        return self.b.constant(value, like.dtype)
+
+    def full(self, value: Any, dtype: DType, shape: tuple[Dim, ...]) -> Node:
+        """A tensor of equal elements, which takes no memory."""
+        scalar = self.b.constant(value, dtype)
+        return self.b.expand(scalar, shape=shape) if shape else scalar
+
+    def reshape(self, node: Node, shape: Iterable[Dim]) -> Node:
+        shape = tuple(shape)
+        return node if node.shape == shape else self.b.reshape(node, shape=shape)
+
+    def expand(self, node: Node, shape: Iterable[Dim]) -> Node:
+        shape = tuple(shape)
+        return node if node.shape == shape else self.b.expand(node, shape=shape)
+
+    def permute(self, node: Node, dims: Iterable[int]) -> Node:
+        dims = tuple(dims)
+        return node if dims == tuple(range(len(dims))) else self.b.permute(node, dims=dims)
+
+    def slice(self, node: Node, axis: int, start: Dim, limit: Dim, step: int = 1) -> Node:
+        """`node[start:limit:step]` along one axis."""
+        if (start, limit, step) == (0, node.shape[axis], 1):
+            return node
+        starts: list[Dim] = [0] * node.tensor.rank
+        limits = list(node.shape)
+        steps = [1] * node.tensor.rank
+        starts[axis], limits[axis], steps[axis] = start, limit, step
+        return self.b.slice(node, starts=tuple(starts), limits=tuple(limits), steps=tuple(steps))
+
+    def concat(self, nodes: Iterable[Node], axis: int) -> Node:
+        nodes = list(nodes)
+        return nodes[0] if len(nodes) == 1 else self.b.concat(*nodes, axis=axis)
+
+    def size(self, dim: Dim, dtype: DType) -> Node:
+        """A dimension as a 0-d tensor."""
+        if isinstance(dim, int):
+            return self.b.constant(dim, dtype)
+        return self.cast(self.b.dim(value=dim), dtype)
+
+    def along(self, vector: Node, axis: int, rank: int) -> Node:
+        """A 1-d tensor shaped to broadcast along `axis` of a tensor of `rank` dimensions."""
+        return self.reshape(vector, (*(1,) * axis, vector.shape[0], *(1,) * (rank - axis - 1)))
+
+    def input_type(self, index: int) -> TensorType:
+        return self[index].tensor
