@@ -9,7 +9,9 @@ kept by `Machine.attributes()` on the functions.
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,19 +21,25 @@ LOWER_TO_LLVM = (
     "builtin.module(convert-vector-to-llvm,convert-scf-to-cf,convert-math-to-llvm,convert-arith-to-llvm,convert-cf-to-llvm,"
     "reconcile-unrealized-casts)"
 )
+# a context without threads of its own does not guard itself against ours
+COMPILING = threading.Lock()
 TABLE_FUNCTION = "dlcompiler_entry_points"
 
 
 @dataclass
 class Module:
-    """Compiled code. The addresses are valid as long as this object lives. `stages` are the texts, `milliseconds` the
-    time of each stage.
-    """
+    """Compiled code. The addresses are valid as long as this object lives; `milliseconds` is the time of each stage."""
 
     engine: Any
     addresses: dict[str, int]
-    stages: dict[str, str]
+    text: str
+    lowered: Any
     milliseconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def stages(self) -> dict[str, str]:
+        """The text of each stage, for a dump: printing takes as long as lowering, so it is done when asked for."""
+        return {"mlir": self.text, "llvm-dialect": str(self.lowered)}
 
     def address(self, name: str) -> int:
         """The plain C address of an entry point: its arguments are what its `llvm.func` says (`!llvm.ptr` is void *,
@@ -51,6 +59,17 @@ class Module:
     def write_object(self, path: Path) -> None:
         """Write the machine code as an ELF object file, for a listing or an artefact."""
         self.engine.dump_to_object_file(str(path))
+
+
+@functools.cache
+def mlir_context() -> Any:
+    """The one MLIR context of this process: making one and loading its dialects takes 10 ms, as long as a kernel does."""
+    from torch_mlir import ir
+
+    context = ir.Context()
+    # its threads would not survive a fork, and the pipeline has no work for them
+    context.enable_multithreading(False)
+    return context
 
 
 def libgomp() -> list[str]:
@@ -85,7 +104,7 @@ def compile_mlir(text: str, entry_points: list[str], opt_level: int = 2, openmp:
 
     whole = text.rstrip().removesuffix("}") + entry_point_table(entry_points) + "\n}\n"
     clock = [time.perf_counter()]
-    with ir.Context(), ir.Location.unknown():
+    with COMPILING, mlir_context(), ir.Location.unknown():
         module = ir.Module.parse(whole)
         clock.append(time.perf_counter())
         passmanager.PassManager.parse(LOWER_TO_LLVM).run(module.operation)
@@ -93,11 +112,10 @@ def compile_mlir(text: str, entry_points: list[str], opt_level: int = 2, openmp:
         engine = ExecutionEngine(module, opt_level=opt_level, shared_libs=libgomp() if openmp else [])
         packed = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(engine.raw_lookup(TABLE_FUNCTION))
         clock.append(time.perf_counter())
-        stages = {"mlir": text, "llvm-dialect": str(module)}
     table = (ctypes.c_void_p * len(entry_points))()
     argument = ctypes.c_void_p(ctypes.addressof(table))
     arguments = (ctypes.c_void_p * 1)(ctypes.addressof(argument))
     packed(ctypes.addressof(arguments))
     addresses = {name: int(address or 0) for name, address in zip(entry_points, table)}
     durations = [1e3 * (after - before) for before, after in zip(clock, clock[1:])]
-    return Module(engine, addresses, stages, dict(zip(("parse", "lower", "machine code"), durations)))
+    return Module(engine, addresses, text, module, dict(zip(("parse", "lower", "machine code"), durations)))
