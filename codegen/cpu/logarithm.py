@@ -88,20 +88,20 @@ def log10(e: Emitter, x: Value) -> Value:
     k, f = split_any(e, x)
     high, low = form(x).log10_2
     factor, factor_low = form(x).log10e
-    scaled = e.fma(f, factor, e.fma(f, factor_low, log1p_rest(e, f, x.element) * factor))
-    return log_edges(e, x, e.fma(k, high, e.fma(k, low, scaled)))
+    rest = e.fma(k, low, e.fma(f, factor_low, log1p_rest(e, f, x.element) * factor))
+    return log_edges(e, x, e.fma(k, high, e.fma(f, factor, rest)))
 
 
 def log1p(e: Emitter, x: Value, grade: str | None = None) -> Value:
-    """log(1 + x): the logarithm of the rounded sum, whose error joins f. |x| below half an ulp of 1 is itself."""
+    """log(1 + x): the logarithm of the rounded sum, whose error is added to f. |x| below half an ulp of 1 is itself."""
     kind = form(x)
     total, lost = two_sum(e.constant(1.0, x), x)
     exponent, f = split_exponent(e, total)
     # beyond the mantissa's length the error does not count, so the exponent may stop where 2^-k is still normal
     inverse = power_of_two(e, -e.minimum(exponent, kind.bias - 1), x.element)
-    f = e.fma(lost, inverse, f)
+    lost = lost * inverse
     k = e.convert(exponent, x.element)
-    result = log_sum(e, k, f, log1p_rest(e, f, grade or x.element))
+    result = log_sum(e, k, f, log1p_rest(e, f + lost, grade or x.element) + lost)
     result = e.select(e.abs(x) < 2.0 ** -(kind.mantissa_bits + 2), x, result)
     result = e.select(x < INFINITY, result, x)
     return e.select(e.compare("ult", x, -1.0), NAN, e.select(e.compare("eq", x, -1.0), -INFINITY, result))
