@@ -174,9 +174,9 @@ def _without_axis(access: Access, axis: str) -> Access:
 
 
 def _size(extent: Dim) -> int:
-    """A guess at an extent for the cost model: symbolic sizes count as 256."""
+    """An extent for the cost model, at least 1: symbolic sizes count as 256."""
     if isinstance(extent, int):
-        return extent
+        return max(extent, 1)
     return max(evaluate(extent, {s: 256 for s in symbols(extent)}), 1)
 
 
