@@ -12,10 +12,16 @@ from dataclasses import dataclass
 
 from dlcompiler.ir.errors import OptionError
 from dlcompiler.ir.graph import Event, Graph
+from dlcompiler.ir.verify import verify_graph
+from dlcompiler.passes.block.patterns import match_patterns
+from dlcompiler.passes.block.simplify import simplify
 from dlcompiler.passes.context import Context, DefaultOptions, Fuel, PassOptions, PassTarget
 from dlcompiler.passes.node.common_subexpressions import merge_common_subexpressions
+from dlcompiler.passes.node.constant_folding import fold_constants
 from dlcompiler.passes.node.dead_code import remove_dead_code
 from dlcompiler.passes.node.decompose import decompose
+from dlcompiler.passes.node.replace_ops import replace_ops
+from dlcompiler.passes.node.views import canonicalize_views
 
 Observer = Callable[[str, Graph], None]
 
@@ -30,14 +36,35 @@ class Pass:
 
 
 DEAD_CODE = Pass("dead-code", remove_dead_code)
+CONSTANT_FOLDING = Pass("constant-folding", fold_constants)
+VIEWS = Pass("views", canonicalize_views)
 COMMON_SUBEXPRESSIONS = Pass("common-subexpressions", merge_common_subexpressions)
+SIMPLIFY = Pass("simplify", simplify)
+REPLACE_OPS = Pass("replace-ops", replace_ops, level=2)
+PATTERNS = Pass("patterns", match_patterns, level=2)
 DECOMPOSE = Pass("decompose", decompose, level=0)
 
 PIPELINE: tuple[Pass, ...] = (
     # first, so that nothing is spent on what nobody reads
     DEAD_CODE,
+    # shapes that an ONNX file computes become numbers, which the rules below look at
+    CONSTANT_FOLDING,
+    VIEWS,
+    COMMON_SUBEXPRESSIONS,
+    # reshapes around contractions go before attention is looked for between them
+    REPLACE_OPS,
+    # attention is found around a softmax that is still whole
+    PATTERNS,
     DECOMPOSE,
-    # after everything that makes nodes
+    # a batch norm's scale and shift are constants once it is written out
+    CONSTANT_FOLDING,
+    SIMPLIFY,
+    VIEWS,
+    REPLACE_OPS,
+    # and then part of the convolution before it
+    PATTERNS,
+    CONSTANT_FOLDING,
+    # last, after everything that makes nodes
     COMMON_SUBEXPRESSIONS,
     DEAD_CODE,
 )
@@ -70,19 +97,10 @@ def run_pass(each: Pass, graph: Graph, context: Context) -> Graph:
     if result is graph:
         return graph
     seconds = time.perf_counter() - start
-    _verify(result)
+    verify_graph(result)
     detail = ", ".join(f"{what} ×{count}" for what, count in sorted(context.counts.items()))
     event = Event(each.name, len(graph.nodes), len(result.nodes), seconds, detail)
     return result.replace(history=(*graph.history, event))
-
-
-def _verify(graph: Graph) -> None:
-    from importlib.util import find_spec
-
-    if find_spec("dlcompiler.ir.verify"):
-        from dlcompiler.ir.verify import verify_graph
-
-        verify_graph(graph)
 
 
 def check_pass_names(names: frozenset[str] | set[str]) -> None:

@@ -140,7 +140,10 @@ class GraphRewriter(Builder):
 
     def keeps_memory_apart(self, value: Node, node: Node) -> bool:
         """Whether `value` in the place of `node` makes no result share memory that it did not share (see `passes.aliasing`)."""
-        return node not in self.escapes or owner(value) in self.nodes or may_stand_for(value, node, self.escapes)
+        if node not in self.escapes:
+            return True
+        held = owner(value)
+        return (held in self.nodes and not held.has(Trait.SOURCE)) or may_stand_for(value, node, self.escapes)
 
     def finish(self) -> Graph:
         """The new graph without what nobody reads any more; the old graph itself if nothing was replaced."""

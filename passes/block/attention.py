@@ -1,0 +1,235 @@
+"""Attention, found among the ops that a model writes it with.
+
+    %1 = permute(%k); %2 = matmul(%q, %1); %3 = mul(%2, 0.125); %4 = add(%3, %mask); %5 = softmax(%4); %6 = matmul(%5, %v)
+    -->  %6 = attention(%q, %k, %v, %mask){scale=0.125}
+
+Only where a library of the target runs attention whole, and nothing else reads the scores. One case has another answer: a row
+whose every score is -inf gives NaN when written out and zeros from `attention`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from dlcompiler.ir.errors import ShapeError
+from dlcompiler.ir.expression import Dim
+from dlcompiler.ir.graph import Node
+from dlcompiler.ir.ops import lookup
+from dlcompiler.ir.ops.rules import broadcast_shapes
+from dlcompiler.ir.types import boolean
+from dlcompiler.passes.pattern import uniform_value
+from dlcompiler.passes.rewrite import GraphRewriter, rule
+
+# A score of at most this counts as one that is not seen: exp of it underflows to 0 beside any score above it by 104 or more.
+UNSEEN = -1e4
+# constants larger than this are not read to find out whether they are a causal mask
+MASK_ELEMENTS = 1 << 24
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What softmax is taken of: `scale * (q @ k^T)`, then masked."""
+
+    query: Node
+    key: Node  # as attention takes it: [..., S, E]
+    scale: float
+    mask: Node | None = None
+    causal: bool = False
+
+
+@rule("attention", "matmul", exact=False)
+def attention(b: GraphRewriter, node: Node) -> Node | None:
+    """matmul(softmax(scale * matmul(q, permute(k)) + mask), v) --> attention(q, k, v, mask)"""
+    weights, value = node.inputs
+    weights = _through_casts(b, weights)
+    if weights.op.name != "softmax" or not b.is_used_once(weights) or value.dtype is not node.dtype:
+        return None
+    scores = weights.inputs[0]
+    if weights.attributes["axis"] % scores.tensor.rank != scores.tensor.rank - 1:
+        return None
+    found = _match_scores(b, scores)
+    if found is None or found.query.dtype is not node.dtype or found.query.tensor.rank < 3:
+        return None
+    operands = [found.query, found.key, value] + ([found.mask] if found.mask is not None else [])
+    attributes = {"scale": found.scale, "causal": found.causal}
+    try:
+        lookup("attention").infer(tuple(o.type for o in operands), attributes)
+    except ShapeError:
+        return None
+    return b.attention(*operands, **attributes)
+
+
+def _through_casts(b: GraphRewriter, node: Node) -> Node:
+    """What a value was cast from, where softmax is computed wider than the rest."""
+    while node.op.name == "cast" and node.inputs[0].dtype.is_float and b.is_used_once(node):
+        node = node.inputs[0]
+    return node
+
+
+def _match_scores(b: GraphRewriter, node: Node) -> Scores | None:
+    """Peel masks, then scales, off the scores, down to the product."""
+    shape, dtype = node.shape, node.dtype
+    mask: Node | None = None
+    causal = False
+    while b.is_used_once(node):
+        node = _through_casts(b, node)
+        step = _masked(b, node)
+        if step is None:
+            break
+        node, found, is_causal = step
+        causal |= is_causal
+        if found is not None:
+            if mask is not None or broadcast_shapes([shape, found.shape]) != shape:
+                return None
+            mask = found
+    if node.shape != shape:
+        return None
+    scaled = _scaled_product(b, node)
+    if scaled is None:
+        return None
+    if mask is not None and mask.dtype is not boolean and mask.dtype is not scaled.query.dtype:
+        if mask.dtype is not dtype:
+            return None
+        mask = b.cast(mask, dtype=scaled.query.dtype.name)
+    return replace(scaled, mask=mask, causal=causal)
+
+
+def _masked(b: GraphRewriter, node: Node) -> tuple[Node, Node | None, bool] | None:
+    """(scores below, mask to add or keep by, whether causal) of one masking step."""
+    if node.op.name == "where":
+        keep, scores, fill = node.inputs
+        number = uniform_value(fill)
+        if number is None or not float(number) <= UNSEEN or scores.shape != node.shape:
+            return None
+        if is_causal(keep, scores.shape):
+            return scores, None, True
+        if np.isneginf(float(number)):
+            return scores, keep, False
+        # a finite fill leaves a row that sees nothing its average, as adding the fill does
+        zero = b.constant(0, fill.dtype)
+        return scores, b.where(keep, zero, b.constant(number)), False
+    if node.op.name == "add":
+        for scores, mask in (node.inputs, node.inputs[::-1]):
+            if scores.shape == node.shape and _is_scores(scores):
+                return (scores, None, True) if _is_causal_addend(mask, scores.shape) else (scores, mask, False)
+    return None
+
+
+def _is_scores(node: Node) -> bool:
+    """Whether a chain of masks, scales and casts ends in a matmul: tells scores from a mask of the same shape."""
+    for _ in range(8):
+        if node.op.name == "matmul":
+            return True
+        if node.op.name in ("mul", "div", "cast", "add"):
+            node = node.inputs[0] if node.inputs[0].op.name != "constant" else node.inputs[-1]
+        elif node.op.name == "where":
+            node = node.inputs[1]
+        else:
+            return False
+    return False
+
+
+def _scaled_product(b: GraphRewriter, node: Node) -> Scores | None:
+    scale = 1.0
+    while (step := _scaled(b, node)) is not None:
+        node, factor = step
+        scale *= factor
+    node = _through_casts(b, node)
+    if node.op.name != "matmul" or not b.is_used_once(node):
+        return None
+    query, keys = node.inputs
+    while (step := _scaled(b, query)) is not None:
+        query, factor = step
+        scale *= factor
+    while (step := _scaled(b, keys)) is not None:
+        keys, factor = step
+        scale *= factor
+    return Scores(query, _transposed(b, keys), scale)
+
+
+def _scaled(b: GraphRewriter, node: Node) -> tuple[Node, float] | None:
+    """(x, c) of `x * c` or `x / c` read here only."""
+    if node.op.name not in ("mul", "div") or not b.is_used_once(node):
+        return None
+    for x, other in (node.inputs, node.inputs[::-1]):
+        number = uniform_value(other)
+        if number is not None and x.type == node.type and number.dtype.kind != "b":
+            if node.op.name == "mul":
+                return x, float(number)
+            return (x, 1 / float(number)) if other is node.inputs[1] and float(number) != 0 else None
+    return None
+
+
+def _transposed(b: GraphRewriter, keys: Node) -> Node:
+    """[..., E, S] --> [..., S, E]: what a permute exchanged, or a permute."""
+    rank = keys.tensor.rank
+    swap = (*range(rank - 2), rank - 1, rank - 2)
+    if keys.op.name == "permute" and tuple(keys.attributes["dims"]) == swap:
+        return keys.inputs[0]
+    return b.permute(keys, dims=swap)
+
+
+# -- causal masks ------------------------------------------------------------------------------------------------------------
+
+
+def is_causal(keep: Node, scores: tuple[Dim, ...]) -> bool:
+    """Whether a bool mask is `column <= row` over the last two dimensions of the scores."""
+    while keep.op.name == "expand" or (keep.op.name == "reshape" and _only_adds_ones(keep)):
+        keep = keep.inputs[0]
+    if keep.op.name == "constant":
+        value = keep.attributes["value"]
+        return _is_square(value.shape, scores) and _is_lower_triangle(value.astype(bool))
+    if keep.op.name == "bitwise_not":
+        inner = keep.inputs[0]
+        return inner.op.name in ("gt", "lt") and _compares_column_to_row(inner, scores, inner.op.name == "lt")
+    return keep.op.name in ("le", "ge") and _compares_column_to_row(keep, scores, keep.op.name == "ge")
+
+
+def _compares_column_to_row(node: Node, scores: tuple[Dim, ...], row_first: bool) -> bool:
+    row, column = node.inputs if row_first else node.inputs[::-1]
+    return _counts_along(row, -2, scores) and _counts_along(column, -1, scores)
+
+
+def _counts_along(node: Node, axis: int, scores: tuple[Dim, ...]) -> bool:
+    """Whether a value is 0, 1, 2, ... along one dimension of the scores and the same along all others."""
+    shape = node.shape
+    while node.op.name in ("expand", "reshape", "cast"):
+        if node.op.name == "reshape" and not _only_adds_ones(node):
+            return False
+        node = node.inputs[0]
+    if node.op.name == "constant":
+        counted = node.attributes["value"].reshape(-1)
+        if counted.size > MASK_ELEMENTS or not np.array_equal(counted, np.arange(counted.size)):
+            return False
+    elif node.op.name != "iota":
+        return False
+    wide = (1,) * (len(scores) - len(shape)) + shape
+    return wide[axis] == scores[axis] and all(size == 1 for d, size in enumerate(wide) if d != axis % len(scores))
+
+
+def _only_adds_ones(node: Node) -> bool:
+    return [d for d in node.shape if d != 1] == [d for d in node.inputs[0].shape if d != 1]
+
+
+def _is_causal_addend(mask: Node, scores: tuple[Dim, ...]) -> bool:
+    """Whether a number mask is 0 where `column <= row` and -inf or nearly so elsewhere."""
+    while mask.op.name == "expand" or (mask.op.name == "reshape" and _only_adds_ones(mask)):
+        mask = mask.inputs[0]
+    if mask.op.name == "where":
+        keep, zero, fill = (uniform_value(i) if k else i for k, i in enumerate(mask.inputs))
+        return zero is not None and fill is not None and float(zero) == 0 and float(fill) <= UNSEEN and is_causal(keep, scores)
+    if mask.op.name != "constant" or not _is_square(mask.attributes["value"].shape, scores):
+        return False
+    value = mask.attributes["value"]
+    seen = value == 0
+    return bool(np.all(seen | (value <= UNSEEN))) and _is_lower_triangle(seen)
+
+
+def _is_square(shape: tuple[int, ...], scores: tuple[Dim, ...]) -> bool:
+    return len(shape) >= 2 and shape[-2:] == scores[-2:] and int(np.prod(shape)) == shape[-1] * shape[-2] <= MASK_ELEMENTS
+
+
+def _is_lower_triangle(mask: np.ndarray) -> bool:
+    square = mask.reshape(mask.shape[-2:])
+    return bool(np.array_equal(square, np.tri(*square.shape, dtype=bool)))
