@@ -8,14 +8,28 @@ outside the group, which become loads.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from typing import Any
 
 import numpy as np
 from dlcompiler.ir import kernel as K
 from dlcompiler.ir.errors import UnsupportedError
-from dlcompiler.ir.expression import AXIS_LETTERS, Dim, floor_div, modulo, substitute, symbol, symbol_name, symbols
+from dlcompiler.ir.expression import (
+    AXIS_LETTERS,
+    Atom,
+    Dim,
+    floor_div,
+    is_below,
+    is_non_negative,
+    modulo,
+    substitute,
+    symbol,
+    symbol_name,
+    symbols,
+    terms_of,
+)
 from dlcompiler.ir.graph import Node
 from dlcompiler.ir.scalar import SCALARS
 from dlcompiler.ir.types import DType, bf16, boolean, compute_dtype, f16, i64
@@ -36,6 +50,7 @@ class KernelBuilder:
         self.buffer_of = buffer_of
         self.axes: dict[str, K.Axis] = {}
         self.extents: dict[str, Dim] = {}
+        self.ranges: dict[str, Dim] = {}  # what index expressions are simplified with: the extents of axes and indirect indices
         self.guard: tuple[K.Bound, ...] = ()
         self.elements: dict[tuple, K.Value] = {}  # (node, index, guard) -> value
         self.visited: dict[Node, tuple[Dim, ...]] = {}  # the first index each group node was asked for, unguarded
@@ -63,14 +78,19 @@ class KernelBuilder:
         letter = AXIS_LETTERS[count % len(AXIS_LETTERS)]
         name = letter if count < len(AXIS_LETTERS) else f"{letter}{count // len(AXIS_LETTERS)}"
         self.axes[name] = K.Axis(name, extent)
-        self.extents[name] = extent
+        self.extents[name] = self.ranges[name] = extent
         return symbol(name)
 
     def div(self, value: Dim, divisor: Dim) -> Dim:
-        return floor_div(value, divisor, self.extents)
+        return floor_div(value, divisor, self.ranges)
 
     def mod(self, value: Dim, divisor: Dim) -> Dim:
-        return modulo(value, divisor, self.extents)
+        return modulo(value, divisor, self.ranges)
+
+    def axes_in(self, expressions: Iterable[Dim]) -> frozenset[str]:
+        """Axes that index expressions depend on, also through indirect indices."""
+        found = frozenset().union(*(symbols(e) for e in expressions))
+        return found.union(*(self._axes_of[self._indirect[name]] for name in found if name in self._indirect))
 
     # -- values --------------------------------------------------------------------------------------------------------
 
@@ -95,7 +115,33 @@ class KernelBuilder:
         """An index expression as a number."""
         if isinstance(expression, int):
             return self.constant(expression, dtype)
+        if self._is_indirect(expression):
+            return self.cast(self._arithmetic(expression), dtype)
         return self.share(("index", expression, dtype), lambda: K.Index(dtype, expression))
+
+    def _is_indirect(self, expression: Dim) -> bool:
+        return any(name in self._indirect for name in symbols(expression))
+
+    def _arithmetic(self, expression: Dim) -> K.Value:
+        """An i64 index expression that uses indirect indices, as scalar operations on them."""
+        if not self._is_indirect(expression):
+            return self.index(expression)
+        total: K.Value | None = None
+        for monomial, coefficient in terms_of(expression).items():
+            term = self.constant(coefficient, i64)
+            for atom in monomial:
+                factor = self._arithmetic_atom(atom)
+                term = factor if coefficient == 1 and atom is monomial[0] else self.compute("mul", term, factor)
+            total = term if total is None else self.compute("add", total, term)
+        assert total is not None
+        return total
+
+    def _arithmetic_atom(self, atom: Atom) -> K.Value:
+        if atom.kind == "symbol":
+            name = atom.operands[0]
+            return self._indirect[name] if name in self._indirect else self.index(symbol(name))
+        op = {"div": "floor_div", "mod": "remainder", "max": "maximum", "min": "minimum"}[atom.kind]
+        return self.compute(op, *(self._arithmetic(o) for o in atom.operands))
 
     def compute(self, op: str, *inputs: K.Value) -> K.Value:
         """A scalar operation; operands share one dtype (`where`: a bool, then two)."""
@@ -119,7 +165,7 @@ class KernelBuilder:
         self, kind: str, extents: Sequence[Dim], avoid: Sequence[Dim], body: Callable[[tuple[Dim, ...]], K.Value]
     ) -> K.Value:
         """`body(position)` reduced over new positions of these extents; `avoid`: index expressions whose axes are taken."""
-        taken = frozenset().union(*(symbols(e) for e in avoid), *(symbols(b.expression) for b in self.guard))
+        taken = self.axes_in((*avoid, *(b.expression for b in self.guard)))
         position: list[Dim] = []
         for extent in extents:
             axis = self.axis(extent, taken)
@@ -138,17 +184,26 @@ class KernelBuilder:
         self, bounds: Sequence[tuple[Dim, Dim]], inside: Callable[[], K.Value], outside: Callable[[], K.Value]
     ) -> K.Value:
         """`inside()` where `0 <= expression < extent` holds for every bound, else `outside()`; reads nothing out of bounds."""
-        from dlcompiler.ir.expression import is_below, is_non_negative
-
-        needed = tuple(
-            K.Bound(e, n) for e, n in bounds if not (is_non_negative(e, self.extents) and is_below(e, n, self.extents))
-        )
+        ranges = self.ranges
+        needed = tuple(K.Bound(e, n) for e, n in bounds if not (is_non_negative(e, ranges) and is_below(e, n, ranges)))
         if not needed:
             return inside()
+        if any(bound.extent == 0 for bound in needed):
+            return outside()
         with self.guarded(needed):
             value = inside()
-        condition = self.share(("within", needed), lambda: K.Within(boolean, needed))
-        return self.compute("where", condition, value, outside())
+        return self.compute("where", self.within(needed), value, outside())
+
+    def within(self, bounds: tuple[K.Bound, ...]) -> K.Value:
+        """Whether all bounds hold."""
+        direct = tuple(b for b in bounds if not self._is_indirect(b.expression))
+        conditions = [self.share(("within", direct), lambda: K.Within(boolean, direct))] if direct else []
+        for bound in bounds:
+            if bound not in direct:
+                position = self.index(bound.expression)
+                conditions.append(self.compute("ge", position, self.constant(0, i64)))
+                conditions.append(self.compute("lt", position, self.index(bound.extent)))
+        return reduce(lambda a, b: self.compute("bitwise_and", a, b), conditions)
 
     @contextmanager
     def guarded(self, bounds: tuple[K.Bound, ...]):
@@ -192,12 +247,15 @@ class KernelBuilder:
 
     def load(self, buffer: K.Buffer, index: tuple[Dim, ...]) -> K.Value:
         """A load in the storage dtype. Symbols named by `indirect_index` are carried along."""
-        names = sorted({s for e in index for s in symbols(e) if s.startswith("@")})
-        mapping = {name: symbol(f"@{k}") for k, name in enumerate(names)}
+        guard = self.guard
+        expressions = (*index, *(b.expression for b in guard))
+        names = sorted({s for e in expressions for s in symbols(e) if s in self._indirect})
         indirect = tuple(self._indirect[name] for name in names)
-        renamed = tuple(substitute(e, mapping) for e in index) if names else index
-        key = ("load", buffer, renamed, self.guard, indirect)
-        return self.share(key, lambda: K.Load(buffer.dtype, buffer, renamed, self.guard, indirect))
+        if names:
+            mapping = {name: symbol(f"@{k}") for k, name in enumerate(names)}
+            index = tuple(substitute(e, mapping) for e in index)
+            guard = tuple(K.Bound(substitute(b.expression, mapping), b.extent) for b in guard)
+        return self.share(("load", buffer, index, guard, indirect), lambda: K.Load(buffer.dtype, buffer, index, guard, indirect))
 
     def indirect_index(self, value: K.Value, extent: Dim) -> Dim:
         """An integer value as an index into a dimension of `extent`; one outside is clamped: no read leaves the memory."""
@@ -208,6 +266,7 @@ class KernelBuilder:
                 return symbol(name)
         name = f"@v{len(self._indirect)}"
         self._indirect[name] = value
+        self.ranges[name] = extent
         return symbol(name)
 
     def store_value(self, value: K.Value, dtype: DType) -> K.Value:
