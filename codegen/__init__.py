@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dlcompiler.codegen.target import Target
+    from dlcompiler.ir.kernel import Kernel
     from dlcompiler.ir.program import Program
 
 
@@ -16,3 +17,12 @@ def emit(program: Program, target: Target, options: object = None) -> Program:
     else:
         from dlcompiler.codegen.gpu.compile import emit_program
     return emit_program(program, target)
+
+
+def kernel_listing(kernel: Kernel, target: Target) -> dict[str, str]:
+    """What one kernel becomes for the target, stage by stage: `{"schedule": text, stage: text, ...}`."""
+    if target.kind == "cpu":
+        from dlcompiler.codegen.cpu.listing import kernel_listing as listing
+    else:
+        from dlcompiler.codegen.gpu.listing import kernel_listing as listing
+    return listing(kernel, target)

@@ -24,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from dlcompiler.codegen.target import Target
 from dlcompiler.dump_pages import KernelPage, StageRow, index_page, kernel_page, kernel_pages, ops_page, sources_page
 from dlcompiler.ir.graph import Graph
 from dlcompiler.ir.program import Program
@@ -41,7 +42,7 @@ def safe_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")[:60] or "graph"
 
 
-def open_dump(options: Options, name: str) -> Dump | None:
+def open_dump(options: Options, name: str, target: Target) -> Dump | None:
     """A dump in a fresh folder of `options.dump_dir`; None where dumps are off or the folder cannot be written (one warning)."""
     if options.dump_dir is None:
         return None
@@ -62,7 +63,7 @@ def open_dump(options: Options, name: str) -> Dump | None:
             logger.warning("cannot write a dump to %s (%s); going on without it", parent, error.strerror)
             return None
         if not final.exists():
-            return Dump(partial, final)
+            return Dump(partial, final, target)
         partial.rmdir()
         number += 1
 
@@ -73,8 +74,9 @@ class Dump(Observer):
     path   where the folder lies once the compilation ended
     """
 
-    def __init__(self, partial: Path, path: Path) -> None:
+    def __init__(self, partial: Path, path: Path, target: Target) -> None:
         self.path = path
+        self._target = target
         self._partial = partial
         self._broken = False
         self._stages: list[StageRow] = []
@@ -127,7 +129,7 @@ class Dump(Observer):
     def finish(self, report: Report) -> None:
         self._write("report.json", json.dumps(report.as_dict(), indent=1))
         if self._program is not None:
-            self._pages = kernel_pages(self._program, safe_name)
+            self._pages = kernel_pages(self._program, self._target, safe_name)
             for page in self._pages:
                 for name, text in page.files.items():
                     self._write(f"{page.folder}/{name}", text)

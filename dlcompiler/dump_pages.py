@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from dlcompiler.codegen import kernel_listing
+from dlcompiler.codegen.target import Target
 from dlcompiler.ir.graph import Node
+from dlcompiler.ir.kernel import Kernel
 from dlcompiler.ir.ops import Trait
 from dlcompiler.ir.program import AtenCall, Launch, LibraryCall, Program, Step
 from dlcompiler.report import Report
@@ -38,7 +41,11 @@ class KernelPage:
     nodes: list[Node] = field(default_factory=list)
 
 
-def kernel_pages(program: Program, safe_name: Callable[[str], str]) -> list[KernelPage]:
+# kinds of emitted text -> file names; any other stage is written as `kernel.<stage>`
+FILE_NAMES = {"schedule": "schedule.txt", "llvm": "kernel.llvm.mlir", "triton": "kernel.py"}
+
+
+def kernel_pages(program: Program, target: Target, safe_name: Callable[[str], str]) -> list[KernelPage]:
     """A page for every distinct kernel, in order of first launch. Launches that share code share the page."""
     by_name = {node.name: node for node in (*program.graph.inputs, *program.graph.nodes)}
     compiled = program.code.kernels if program.code is not None else (None,) * len(program.steps)
@@ -50,7 +57,7 @@ def kernel_pages(program: Program, safe_name: Callable[[str], str]) -> list[Kern
         page = pages.get(key)
         if page is None:
             folder = f"kernels/{len(pages):03d}-{safe_name(step.kernel.name)}"
-            page = pages[key] = KernelPage(step.kernel.name, folder, _kernel_files(step, code, program))
+            page = pages[key] = KernelPage(step.kernel.name, folder, _kernel_files(step.kernel, target))
         page.steps.append(number)
         page.nodes += [by_name[name] for name in origin_names(step) if name in by_name]
     return list(pages.values())
@@ -62,16 +69,10 @@ def origin_names(step: Step) -> list[str]:
     return list(dict.fromkeys(name for line in origin for name in NODE_NAME.findall(line.split(" at ")[0])))
 
 
-def _kernel_files(step: Launch, code: Any, program: Program) -> dict[str, str]:
-    files = {"kernel.txt": str(step.kernel)}
-    if code is None:
-        return files
-    files["schedule.txt"] = (
-        f"parallel iterations  {code.work}\ngrain                {code.grain}\nmultiple             {code.multiple}\n"
-    )
-    if code.text:
-        files["kernel.mlir" if "llvm.func" in code.text else "kernel.py"] = code.text
-    return files
+def _kernel_files(kernel: Kernel, target: Target) -> dict[str, str]:
+    """Kernel IR, and what was emitted for it."""
+    listing = kernel_listing(kernel, target)
+    return {"kernel.txt": str(kernel), **{FILE_NAMES.get(stage, f"kernel.{stage}"): text for stage, text in listing.items()}}
 
 
 def kernel_page(page: KernelPage) -> str:

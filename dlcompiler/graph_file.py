@@ -63,3 +63,8 @@ def write_graph_file(path: str | os.PathLike[str], graph: Graph) -> None:
     if constants:
         write_atomically(path.with_suffix(SUFFIX), lambda file: write_safetensors(file, constants))
     write_atomically(path, lambda file: file.write(print_graph(graph).encode()))
+
+
+def missing_constants(graph: Graph) -> list[str]:
+    """Names of large constants that were read without their data: zeros that take no memory."""
+    return [name for name, array in graph_constants(graph).items() if not any(array.strides)]

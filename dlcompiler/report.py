@@ -34,8 +34,8 @@ SHOWN = 6  # lines of each list on the printed screen
 class Timings:
     """Seconds by stage. A stage entered twice adds up; stages do not nest."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+    def __init__(self, seconds: Mapping[str, float] | None = None) -> None:
+        self.seconds: dict[str, float] = dict(seconds or {})
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -249,7 +249,7 @@ def _memory(placement: Placement | None) -> dict[str, int | None]:
 
 def _distinct_kernels(program: Program) -> int:
     if program.code is not None:
-        return len({id(code) for step, code in zip(program.steps, program.code) if isinstance(step, Launch)})
+        return len({code.address for code in program.code.kernels if code is not None})
     return len({id(step.kernel) for step in program.steps if isinstance(step, Launch)})
 
 

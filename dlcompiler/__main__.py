@@ -1,0 +1,5 @@
+"""`python -m dlcompiler`."""
+
+from dlcompiler.cli import main
+
+main()

@@ -1,0 +1,422 @@
+"""`dlcompiler.compile`, `load` and `reset`: what a Python program uses.
+
+compiled = dlcompiler.compile(module, (x,))          # or an ExportedProgram, an ONNX model, a path
+y = compiled(x)
+compiled.save("model.dlc")
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from dlcompiler import report as _report
+from dlcompiler.artifact import Artifact, load_artifact, save_artifact
+from dlcompiler.codegen.target import Target, parse_target
+from dlcompiler.graph_file import read_graph_file
+from dlcompiler.ir.errors import InputError, InvalidModelError, OptionError, UnsupportedError
+from dlcompiler.ir.expression import Dim, Expression, evaluate, symbol_name
+from dlcompiler.ir.graph import Graph, Node
+from dlcompiler.ir.program import Program
+from dlcompiler.observe import Observer
+from dlcompiler.options import Options
+from dlcompiler.report import Report, Timings
+
+if TYPE_CHECKING:
+    from dlcompiler.runtime.executable import Executable
+
+TEXT_SUFFIXES = (".txt", ".graph")
+
+
+class Convention(Protocol):
+    """How a call's arguments become a value for each graph input, and the outputs what the model returns."""
+
+    def flatten(self, arguments: tuple, keywords: Mapping[str, Any]) -> list[Any]:
+        """A tensor, array or int for each graph input. Raises InputError."""
+        ...
+
+    def unflatten(self, outputs: list[Any]) -> Any: ...
+
+    def as_dict(self) -> dict[str, Any]:
+        """What an artefact keeps of it, JSON-able."""
+        ...
+
+
+class ByName:
+    """The convention of ONNX models and Graph text: by position, by keyword, or one mapping of names.
+
+    One output is returned as it is, several as a tuple.
+    """
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+
+    def flatten(self, arguments: tuple, keywords: Mapping[str, Any]) -> list[Any]:
+        if len(arguments) == 1 and not keywords and isinstance(arguments[0], Mapping):
+            arguments, keywords = (), arguments[0]
+        if len(arguments) > len(self.names):
+            raise InputError(f"{len(arguments)} inputs given, the model takes {len(self.names)}: {', '.join(self.names)}")
+        values = dict(zip(self.names, arguments))
+        for name, value in keywords.items():
+            if name not in self.names:
+                raise InputError(f"the model has no input {name!r}", hint=f"its inputs are {', '.join(self.names) or 'none'}")
+            if name in values:
+                raise InputError(f"input {name!r} is given twice")
+            values[name] = value
+        missing = [name for name in self.names if name not in values]
+        if missing:
+            raise InputError(f"no value for input {', '.join(map(repr, missing))}")
+        return [values[name] for name in self.names]
+
+    def unflatten(self, outputs: list[Any]) -> Any:
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model as a graph, before it is compiled. `target` and `options` are what an artefact was saved with."""
+
+    graph: Graph
+    convention: Convention
+    timings: Timings = field(default_factory=Timings)
+    target: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    returns_tensors: bool = False
+
+
+class Compiled:
+    """A compiled model. Call it as the model it was made of; see `dlcompiler.compile`.
+
+    graph         as captured
+    program       steps, slots and the memory plan
+    input_names   one for each input of the graph, in call order
+    """
+
+    def __init__(
+        self, source: Source, executable: Executable, program: Program, target: Target, options: Options, report: Report
+    ):
+        self.graph = source.graph
+        self.program = program
+        self.target = target
+        self.options = options
+        self.input_names = names_of_inputs(source.graph)
+        self.output_names = names_of_outputs(source.graph)
+        self._source, self._executable, self._report = source, executable, report
+        self._check = InputCheck(source.graph, self.input_names)
+
+    def report(self) -> Report:
+        """What was done; prints as one screen."""
+        return self._report
+
+    def __call__(self, *inputs: Any, **keywords: Any) -> Any:
+        """Run. torch tensors in give torch tensors out, NumPy arrays in give NumPy arrays out.
+
+        Raises InputError naming the input, what was expected and what was given.
+        """
+        values = self._source.convention.flatten(inputs, keywords)
+        tensors, as_arrays = self._as_tensors(values)
+        try:
+            outputs = self._executable(tensors)
+        except InputError:
+            # the runtime knows slots; the user knows the model's own names
+            self._check(tensors)
+            raise
+        if as_arrays:
+            from dlcompiler.arrays import array_from_tensor
+
+            outputs = [array_from_tensor(output) for output in outputs]
+        return self._source.convention.unflatten(outputs)
+
+    def _as_tensors(self, values: list[Any]) -> tuple[list[Any], bool]:
+        """Every array as a tensor over its memory, and whether results are to be arrays."""
+        torch = sys.modules.get("torch")
+        if torch is not None and any(isinstance(value, torch.Tensor) for value in values):
+            arrays = [isinstance(value, np.ndarray | np.generic) for value in values]
+            as_arrays = False
+        else:
+            arrays = [not isinstance(value, int) or isinstance(value, bool) for value in values]
+            as_arrays = any(arrays) or not self._source.returns_tensors
+        if True not in arrays:
+            return values, as_arrays
+        from dlcompiler.arrays import tensor_from_array
+
+        written = {node for _, node in self.graph.writebacks}
+        tensors = list(values)
+        for k, node in enumerate(self.graph.inputs[: len(values)]):
+            if arrays[k]:
+                array = _array(values[k], self.input_names[k])
+                if node in written and not array.flags.writeable:
+                    raise InputError(f"input {self.input_names[k]!r} is written by the model, and the array given is read-only")
+                tensors[k] = tensor_from_array(array)
+        return tensors, as_arrays
+
+    def simulate(self, *inputs: Any, **keywords: Any) -> Any:
+        """Run a GPU program's emitted Triton through Triton's interpreter on the CPU; inputs and results as for a call.
+
+        Raises UnsupportedError for a CPU program, which runs as it is.
+        """
+        if self.target.kind != "cuda":
+            raise UnsupportedError(f"simulate runs GPU programs, and this one is for {self.target}", hint="call it instead")
+        from dlcompiler.arrays import array_from_tensor
+        from dlcompiler.codegen.gpu.simulate import simulate
+
+        values, as_arrays = self._as_tensors(self._source.convention.flatten(inputs, keywords))
+        self._check(values)
+        outputs = simulate(self.program, values)
+        return self._source.convention.unflatten([array_from_tensor(o) for o in outputs] if as_arrays else list(outputs))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a `.dlc` that `dlcompiler.load` and `dlcompiler run` read: the graph, the weights and what to compile for.
+
+        The file appears whole or not at all. Raises OSError.
+        """
+        given = {name for name, origin in self.options.sources.items() if origin == "explicit"}
+        machine_bound = {"dump_dir", "cache_dir", "logs", "progress"}
+        options = {name: value for name, value in self.options.as_dict().items() if name in given - machine_bound}
+        target = "cpu" if self.target.host else str(self.target)
+        save_artifact(path, Artifact(self.graph, target, options, self._source.convention.as_dict()))
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(f"{name}: {node.type}" for name, node in zip(self.input_names, self.graph.inputs))
+        return f"<dlcompiler.Compiled {self.graph.name} on {self.target}: {inputs}>"
+
+
+def _array(value: Any, name: str) -> np.ndarray:
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiubcV" or array.dtype.names:
+        raise InputError(f"input {name!r} must be an array of numbers, not {type(value).__name__} of {array.dtype}")
+    return array
+
+
+# -- checks ------------------------------------------------------------------------------------------------------------------
+
+
+def names_of_inputs(graph: Graph) -> tuple[str, ...]:
+    """What the model calls its inputs: an ONNX file's own names stand as the inputs' locations, else the nodes' names."""
+    if graph.output_names:
+        return tuple(node.location or node.name for node in graph.inputs)
+    return tuple(node.name for node in graph.inputs)
+
+
+def names_of_outputs(graph: Graph) -> tuple[str, ...]:
+    """What the model calls its outputs, else `output_0` and so on."""
+    return tuple(graph.output_names) or tuple(f"output_{k}" for k in range(len(graph.outputs)))
+
+
+class InputCheck:
+    """Compares the tensors of a call with the graph's inputs."""
+
+    def __init__(self, graph: Graph, names: Sequence[str]) -> None:
+        self.graph, self.names = graph, names
+
+    def __call__(self, values: Sequence[Any]) -> None:
+        """Raises InputError naming the input, what was expected and what was given."""
+        graph = self.graph
+        if len(values) != len(graph.inputs):
+            raise InputError(f"{len(values)} inputs given, the program takes {len(graph.inputs)}: {', '.join(self.names)}")
+        for name, node, value in zip(self.names, graph.inputs, values):
+            self._check_kind(name, node, value)
+        bindings = graph.bind([value if isinstance(value, int) else tuple(value.shape) for value in values])
+        for name, node, value in zip(self.names, graph.inputs, values):
+            if node.op.name != "size":
+                self._check_shape(name, node, value, bindings)
+
+    @staticmethod
+    def _check_kind(name: str, node: Node, value: Any) -> None:
+        from dlcompiler.runtime.tensors import DTYPE_NAMES
+
+        if node.op.name == "size":
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise InputError(f"input {name!r} is the size {node.attributes['symbol']}, an int, not {type(value).__name__}")
+            return
+        if not hasattr(value, "dtype"):
+            raise InputError(f"input {name!r} must be a tensor or array of type {node.type}, not {type(value).__name__}")
+        given = DTYPE_NAMES.get(value.dtype, str(value.dtype))
+        if given != node.dtype.name:
+            shape = ", ".join(map(str, value.shape))
+            raise InputError(f"input {name!r} must be {node.type}, not {given}[{shape}]", hint=f"convert it to {node.dtype}")
+
+    @staticmethod
+    def _check_shape(name: str, node: Node, value: Any, bindings: Mapping[str, int]) -> None:
+        shape = tuple(value.shape)
+        given = f"{node.dtype}[{', '.join(map(str, shape))}]"
+        if len(shape) != len(node.shape):
+            raise InputError(f"input {name!r} must be {node.type}, not {given}")
+        for axis, (dim, size) in enumerate(zip(node.shape, shape)):
+            expected = _known(dim, bindings)
+            if expected is not None and expected != size:
+                why = f": {dim} is {expected}" if isinstance(dim, Expression) else ""
+                hint = None if isinstance(dim, Expression) else "compile with dynamic_shapes to take other sizes"
+                raise InputError(
+                    f"input {name!r} must be {node.type}, not {given}: dimension {axis}{why or ' differs'}", hint=hint
+                )
+
+
+def _known(dim: Dim, bindings: Mapping[str, int]) -> int | None:
+    if isinstance(dim, int):
+        return dim
+    name = symbol_name(dim)
+    return bindings.get(name) if name is not None else evaluate(dim, bindings)
+
+
+# -- reading models ----------------------------------------------------------------------------------------------------------
+
+
+def read_source(model: Any, example_inputs: Any = None, dynamic_shapes: Any = None) -> Source:
+    """Any model that `compile` takes, as a graph. Raises InvalidModelError, UnsupportedError, InputError."""
+    timings = Timings()
+    if isinstance(model, str | os.PathLike):
+        return _read_path(os.fspath(model), dynamic_shapes, timings)
+    onnx = sys.modules.get("onnx")
+    if onnx is not None and isinstance(model, onnx.ModelProto):
+        return _read_onnx(model, dynamic_shapes, timings)
+    if isinstance(model, Graph):
+        return Source(model, ByName(names_of_inputs(model)), timings)
+    torch = sys.modules.get("torch")
+    exported = sys.modules.get("torch.export")
+    if torch is not None and (callable(model) or (exported is not None and isinstance(model, exported.ExportedProgram))):
+        return _capture_torch(model, example_inputs, dynamic_shapes, timings)
+    raise InvalidModelError(
+        f"a {type(model).__name__} is no model",
+        hint="give an nn.Module, a function, an ExportedProgram, a ModelProto, or the path of an .onnx, .dlc or Graph text file",
+    )
+
+
+def _read_path(path: str, dynamic_shapes: Any, timings: Timings) -> Source:
+    """Told apart by their first bytes: a zip is an artefact, text that starts a graph is one, all else is for the ONNX reader."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        raise InvalidModelError(f"cannot read {path}: {error.strerror or error}") from None
+    if start.startswith(b"PK") or path.endswith(".dlc"):
+        if not zipfile.is_zipfile(path):
+            raise InvalidModelError(f"{path} is no .dlc artefact ({os.path.getsize(path)} bytes)", hint="compile the model again")
+        with timings.stage("import"):
+            artifact = load_artifact(path)
+        source = _from_artifact(artifact, timings)
+    elif path.endswith(TEXT_SUFFIXES) or is_graph_text(start):
+        with timings.stage("import"):
+            graph = read_graph_file(path)
+        source = Source(graph, ByName(names_of_inputs(graph)), timings)
+    else:
+        return _read_onnx(path, dynamic_shapes, timings)
+    _check_shapes_given(source.graph, dynamic_shapes)
+    return source
+
+
+def is_graph_text(start: bytes) -> bool:
+    """Whether a file's first bytes are Graph text: `graph` after blank lines and comments."""
+    lines = (line.strip() for line in start.splitlines())
+    first = next((line for line in lines if line and not line.startswith(b"#")), b"")
+    return first.startswith(b"graph ")
+
+
+def _check_shapes_given(graph: Graph, shapes: Mapping[str, Sequence[int | str]] | None) -> None:
+    """A graph's sizes are what they are: a shape given for an input must agree, and can only bind a symbol at a call."""
+    names = names_of_inputs(graph)
+    for name, shape in (shapes or {}).items():
+        if name not in names:
+            raise InputError(f"the model has no input {name!r}", hint=f"its inputs are {', '.join(names) or 'none'}")
+        node = graph.inputs[names.index(name)]
+        fits = len(shape) == len(node.shape) and all(
+            not isinstance(d, int) or not isinstance(size, int) or d == size for d, size in zip(node.shape, shape)
+        )
+        if not fits:
+            raise InputError(f"input {name!r} is {node.type}, which is not of shape {list(shape)}", hint="import the model anew")
+
+
+def _read_onnx(model: Any, shapes: Mapping[str, Sequence[int | str]] | None, timings: Timings) -> Source:
+    try:
+        from dlcompiler.frontends.onnx import import_onnx
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in ("onnx", "google"):
+            raise
+        raise UnsupportedError("reading ONNX files needs the package onnx", items=("onnx",), hint="pip install onnx") from None
+    with timings.stage("import"):
+        graph = import_onnx(model, dict(shapes) if shapes else None)
+    return Source(graph, ByName(names_of_inputs(graph)), timings)
+
+
+def _from_artifact(artifact: Artifact, timings: Timings) -> Source:
+    graph = artifact.graph
+    convention: Convention = ByName(names_of_inputs(graph))
+    return Source(graph, convention, timings, artifact.target, artifact.options)
+
+
+def _capture_torch(model: Callable[..., Any], example_inputs: Any, dynamic_shapes: Any, timings: Timings) -> Source:
+    from dlcompiler.frontends.fx import capture
+
+    with timings.stage("capture"):
+        captured = capture(model, example_inputs, dynamic_shapes)
+    return Source(captured.graph, captured, timings, returns_tensors=True)
+
+
+# -- the public functions ----------------------------------------------------------------------------------------------------
+
+
+def compile(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    target: str = "cpu",
+    dynamic_shapes: Any = None,
+    options: Options | Mapping[str, Any] | None = None,
+) -> Compiled:
+    """Compile a model for `target`.
+
+    model           an nn.Module or function (with `example_inputs`, a tuple of its arguments), a torch.export.ExportedProgram, an
+                    onnx.ModelProto, or the path of an .onnx, .dlc or Graph text file
+    target          cpu, cpu:x86-64-v3, cuda, cuda:sm_90; a cuda target needs no GPU to compile for
+    dynamic_shapes  for torch models as in torch.export; for ONNX `{input name: shape}`, where a str is a size known when called
+    options         names and values of `dlcompiler.Options`
+
+    Raises OptionError, InvalidModelError, UnsupportedError (its `items` lists all that is not supported), InputError.
+    """
+    resolved = Options.resolve(options)
+    parse_target(target)
+    return build(read_source(model, example_inputs, dynamic_shapes), target, resolved)
+
+
+def build(source: Source, target: str, options: Options, observe: Observer | None = None) -> Compiled:
+    """Compile a model that was read. `observe` is told of every stage."""
+    from dlcompiler.recorded import compile_recorded
+
+    parsed = parse_target(target)
+    executable, report = compile_recorded(source.graph, parsed, options, timings=Timings(source.timings.seconds), observe=observe)
+    return Compiled(source, executable, executable.program, parsed, options, report)
+
+
+def load(path: str | os.PathLike[str], *, target: str | None = None, options: Mapping[str, Any] | None = None) -> Compiled:
+    """The model saved in a `.dlc`, compiled for the target it was saved for unless another is given.
+
+    Its weights are mapped, not read. Raises InvalidModelError for a file that is missing, damaged or of another format version.
+    """
+    path = Path(path)
+    timings = Timings()
+    with timings.stage("import"):
+        source = _from_artifact(load_artifact(path), timings)
+    if source.target is not None and target is None:
+        try:
+            parse_target(source.target)
+        except OptionError as error:
+            raise InvalidModelError(f"{path} was saved for a target that is not known here: {error.message}") from None
+    return build(source, target or source.target or "cpu", Options.resolve({**source.options, **(options or {})}))
+
+
+def reset() -> None:
+    """Forget compiled kernels and reports. Programs that are still held go on working."""
+    from dlcompiler.recorded import forget_kernels
+
+    _report.clear()
+    forget_kernels()

@@ -1,0 +1,48 @@
+"""NumPy arrays as torch tensors and back, sharing memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from dlcompiler.ir.types import bf16
+
+
+class _Writable:
+    """An array's memory under an interface that does not say that it is read-only; keeps the array alive."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        self.__array_interface__ = {**array.__array_interface__, "data": (array.__array_interface__["data"][0], False)}
+
+
+def tensor_from_array(array: np.ndarray) -> torch.Tensor:
+    """A tensor over the array's memory; a copy where torch cannot show it (negative strides, foreign byte order).
+
+    A read-only array is shared too: compiled code writes only to inputs that the graph says are written.
+    """
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    if any(stride < 0 or stride % array.itemsize for stride in array.strides):
+        array = np.ascontiguousarray(array).reshape(array.shape)
+    narrow = array.dtype == bf16.numpy
+    if narrow:
+        array = array.view(np.uint16)
+    if not array.flags.writeable:
+        array = np.asarray(_Writable(array))
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if narrow else tensor
+
+
+def array_from_tensor(tensor: torch.Tensor) -> np.ndarray:
+    """An array over the tensor's memory."""
+    plain = tensor.detach().resolve_conj().resolve_neg()
+    if plain.dtype is torch.bfloat16:
+        return plain.view(torch.uint16).numpy().view(bf16.numpy)
+    return plain.numpy()
+
+
+def is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)

@@ -1,0 +1,104 @@
+"""The list of commands, each imported when it is asked for, and the flags that several share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import click
+
+from dlcompiler.version import __version__
+
+COMMANDS = {
+    "compile": "compile a model, print what was done, and save it as a .dlc",
+    "run": "run a model on inputs from a file or made up",
+    "inspect": "show a model: its graph after any stage, kernels, code, memory plan, ops",
+    "verify": "compare compiled results with the reference interpreter or ONNX Runtime",
+    "bench": "time a model, beside other systems",
+    "opt": "run named passes on a graph: text to text",
+    "cache": "what is kept between runs",
+    "doctor": "versions, targets, what is missing and how to get it, resolved options",
+}
+
+
+class _Commands(click.Group):
+    """A group whose commands are modules of `dlcompiler.cli` that define `command`."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        return import_module(f"dlcompiler.cli.{name}").command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def resolve_command(self, context: click.Context, arguments: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        import difflib
+
+        name = arguments[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            near = difflib.get_close_matches(name, COMMANDS, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}"
+            raise click.UsageError(f"no command {name!r}; {hint}", context)
+        return super().resolve_command(context, arguments)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="dlcompiler %(version)s")
+def cli() -> None:
+    """A deep-learning graph compiler: ONNX and PyTorch models to native code.
+
+    MODEL is an .onnx file, a saved .dlc, or a file of printed Graph text (with its constants in a .safetensors beside it).
+
+    Exit codes: 0 ok, 1 internal error, 2 usage, 3 invalid model or input, 4 unsupported op or dtype, 5 verify mismatch,
+    6 device or resource, 130 interrupted.
+    """
+
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+_OUTPUT = click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write the result to this file.")
+_TARGET = click.option(
+    "--target", metavar="TARGET", help="cpu, cpu:x86-64-v3, cuda, cuda:sm_90 and the like.  [default: what a .dlc says, else cpu]"
+)
+_INPUT_SHAPE = click.option(
+    "--input-shape", "input_shapes", multiple=True, metavar="NAME:SHAPE",
+    help="Shape of an input: x:1x3x224x224, x:[1,3,224,224] or x=1,3,224,224. A letter is a size known when called. Repeatable.",
+)  # fmt: skip
+_LEVEL = click.option(
+    "-O", "optimization_level", type=click.IntRange(0, 3), metavar="0..3",
+    help="How hard to optimize: 0 not at all, 1 cheap and exact, 2 normal, 3 search longer.  [default: 2]",
+)  # fmt: skip
+_COMPILE_FLAGS = (
+    _TARGET,
+    _INPUT_SHAPE,
+    _LEVEL,
+    click.option("--disable-pass", "disabled_passes", multiple=True, metavar="NAME", help="Leave a pass out. Repeatable."),
+    click.option("--fuel", type=click.IntRange(min=0), help="Apply only this many rewrites."),
+    click.option("--numerics", type=click.Choice(["fast", "eager"]), help="eager: exact rewrites only.  [default: fast]"),
+    click.option("--dump", "dump_dir", type=click.Path(file_okay=False), help="Write a folder of readable IR here."),
+    click.option("--strict", is_flag=True, default=None, help="An op that would fall back is an error."),
+    click.option("--no-cache", "disable_cache", is_flag=True, default=None, help="Compile every kernel anew."),
+)
+_GENERAL_FLAGS = (
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout."),
+    click.option("-v", "--verbose", count=True, help="Say more on stderr; twice: tracebacks."),
+    click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors on stderr."),
+)
+
+
+def flags(*, compiles: bool = True, output: bool = False) -> Decorator:
+    """The shared flags: the general ones, those of every command that compiles, and -o."""
+    chosen = (*((_OUTPUT,) if output else ()), *(_COMPILE_FLAGS if compiles else ()), *_GENERAL_FLAGS)
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(chosen):
+            function = option(function)
+        return function
+
+    return decorate

@@ -1,0 +1,168 @@
+"""`dlcompiler inspect`."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from dlcompiler.cli.commands import flags
+from dlcompiler.cli.shared import Session, build, check_output, print_json, read_source, table, write_text
+from dlcompiler.ir.graph import Graph
+from dlcompiler.ir.ops import Trait
+from dlcompiler.ir.program import Launch, Program
+from dlcompiler.memory_table import memory_plan, memory_table
+from dlcompiler.observe import Collector
+
+CODE_STAGES = ("mlir", "llvm", "triton", "ptx")
+PROGRAM_STAGES = ("kernels", "plan", "program", *CODE_STAGES)
+
+
+@click.command(name="inspect")
+@click.argument("model")
+@click.option(
+    "--stage", metavar="STAGE",
+    help="captured, the name of a pass, optimized, kernels, mlir, llvm, triton, ptx, plan or program: print that and no more.",
+)  # fmt: skip
+@click.option("--memory", is_flag=True, help="The memory plan: every slot's offset and lifetime, and live bytes by step.")
+@click.option("--ops", is_flag=True, help="How many of each op, before and after the passes.")
+@flags(output=True)
+def command(model: str, stage: str | None, memory: bool, ops: bool, output: str | None, **parameters: Any) -> None:
+    """Show MODEL: its inputs and outputs and the report of its compilation, or what the flags ask for."""
+    session = Session.start(parameters)
+    check_output(output)
+    with session.progress() as progress:
+        source = read_source(model, session, progress)
+        collector = Collector()
+        if stage != "captured":
+            compiled = build(source, session, progress, collector)
+            view = View(source.graph, collector, compiled.target, compiled.program)
+        else:
+            view = View(source.graph, collector, None, None)
+    if stage is not None:
+        text, document = view.stage(stage)
+    elif memory:
+        document = memory_plan(view.planned)
+        text = memory_table(document)
+    elif ops:
+        document = view.op_counts()
+        text = _ops_table(document)
+    else:
+        document = {"inputs": view.inputs(), "outputs": view.outputs(), "report": compiled.report().as_dict()}
+        text = "\n".join([*view.inputs(), *view.outputs(), "", str(compiled.report())])
+    if output:
+        write_text(output, text if text.endswith("\n") else text + "\n")
+    if session.as_json:
+        print_json(document)
+    elif not output:
+        click.echo(text.rstrip("\n"))
+
+
+@dataclass(frozen=True)
+class View:
+    """A compilation looked at from outside."""
+
+    captured: Graph
+    collector: Collector
+    target: Any
+    program: Program | None
+
+    @property
+    def planned(self) -> Program:
+        assert self.program is not None
+        return self.program
+
+    def stage(self, name: str) -> tuple[str, Any]:
+        """The text of a stage, and the same as a document. Raises click.UsageError for a stage that there is not."""
+        if name == "captured":
+            return self._graph(self.captured)
+        if name == "plan":
+            plan = memory_plan(self.planned)
+            return memory_table(plan), plan
+        if name == "program":
+            return str(self.planned), {"program": str(self.planned)}
+        if name == "kernels":
+            kernels = [str(step.kernel) for step in self._distinct()]
+            return "\n\n".join(kernels) or "no kernels", {"kernels": kernels}
+        if name in CODE_STAGES:
+            return self._code(name)
+        return self._after_pass(name)
+
+    def _graph(self, graph: Graph) -> tuple[str, Any]:
+        text = str(graph)
+        return text, {"graph": text, "nodes": len(graph.nodes)}
+
+    def _after_pass(self, name: str) -> tuple[str, Any]:
+        from dlcompiler.passes.pipeline import PASSES
+
+        found = [graph for stage, graph in self.collector.graphs if stage == name]
+        if found:
+            return self._graph(found[-1])
+        if name == "optimized" or name in PASSES:
+            # a pass that changed nothing leaves the graph as it was; the last graph is what all passes made
+            return self._graph(self.collector.graphs[-1][1] if name == "optimized" else self._graph_before(name))
+        known = ["captured", *PASSES, "optimized", *PROGRAM_STAGES]
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+        raise click.UsageError(f"no stage {name!r}; {hint}")
+
+    def _graph_before(self, name: str) -> Graph:
+        """The graph that the pass `name`, which changed nothing, last saw."""
+        from dlcompiler.passes.pipeline import PIPELINE
+
+        order = [each.name for each in PIPELINE]
+        last = max(k for k, each in enumerate(order) if each == name)
+        graph, position = self.collector.graphs[0][1], -1
+        for stage, after in self.collector.graphs[1:]:
+            position = next((k for k in range(position + 1, len(order)) if order[k] == stage), len(order))
+            if position > last:
+                break
+            graph = after
+        return graph
+
+    def _code(self, stage: str) -> tuple[str, Any]:
+        from dlcompiler.codegen import kernel_listing
+
+        listings = {step.kernel.name: kernel_listing(step.kernel, self.target) for step in self._distinct()}
+        found = {name: listing[stage] for name, listing in listings.items() if stage in listing}
+        if listings and not found:
+            stages = sorted({key for listing in listings.values() for key in listing} - {"schedule"})
+            raise click.UsageError(f"code for {self.target} has no stage {stage!r}; it has {', '.join(stages)}")
+        return "\n".join(f"// {name}\n{text}" for name, text in found.items()) or "no kernels", {"kernels": found}
+
+    def _distinct(self) -> list[Launch]:
+        """The first launch of each distinct kernel."""
+        launches: dict[Any, Launch] = {}
+        codes = self.planned.code.kernels if self.planned.code else (None,) * len(self.planned.steps)
+        for step, code in zip(self.planned.steps, codes):
+            if isinstance(step, Launch):
+                launches.setdefault(id(step.kernel) if code is None else code.address or id(code), step)
+        return list(launches.values())
+
+    def inputs(self) -> list[str]:
+        from dlcompiler.api import names_of_inputs
+
+        return [f"input  {name}: {node.type}" for name, node in zip(names_of_inputs(self.captured), self.captured.inputs)]
+
+    def outputs(self) -> list[str]:
+        from dlcompiler.api import names_of_outputs
+
+        return [f"output {name}: {node.type}" for name, node in zip(names_of_outputs(self.captured), self.captured.outputs)]
+
+    def op_counts(self) -> dict[str, dict[str, int]]:
+        """Op -> number of nodes in the captured and in the optimized graph, most frequent first."""
+        before, after = (
+            Counter(node.op.name for node in graph.nodes if not node.has(Trait.SOURCE))
+            for graph in (self.captured, self.collector.graphs[-1][1])
+        )
+        names = sorted(before | after, key=lambda name: (-max(before[name], after[name]), name))
+        return {name: {"captured": before[name], "optimized": after[name]} for name in names}
+
+
+def _ops_table(counts: dict[str, dict[str, int]]) -> str:
+    total = tuple(sum(row[stage] for row in counts.values()) for stage in ("captured", "optimized"))
+    rows = [(name, row["captured"], row["optimized"]) for name, row in counts.items()]
+    return table([("op", "captured", "optimized"), *rows, ("total", *total)])

@@ -1,0 +1,86 @@
+"""`dlcompiler run`."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+import numpy as np
+
+from dlcompiler.cli.commands import flags
+from dlcompiler.cli.shared import (
+    Session,
+    build,
+    check_output,
+    input_names,
+    make_inputs,
+    print_json,
+    read_inputs,
+    read_source,
+    table,
+    write_arrays,
+)
+
+
+@click.command(name="run")
+@click.argument("model")
+@click.option("-i", "--input", "inputs", metavar="FILE", help="Inputs by name in an .npz, or an .npy for a model with one input.")
+@click.option("--fill", type=click.Choice(["zeros", "ones", "random"]), help="Make up the inputs that -i does not give.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of --fill random.")
+@click.option("--repeat", type=click.IntRange(min=1), default=1, show_default=True, help="Calls; the last one's time is shown.")
+@click.option("--simulate", is_flag=True, help="Run a GPU program through Triton's interpreter on the CPU.")
+@flags(output=True)
+def command(
+    model: str,
+    output: str | None,
+    inputs: str | None,
+    fill: str | None,
+    seed: int,
+    repeat: int,
+    simulate: bool,
+    **parameters: Any,
+) -> None:
+    """Run MODEL (an .onnx, a .dlc or Graph text) and show its outputs; with -o write them to an .npz by name."""
+    session = Session.start(parameters)
+    check_output(output)
+    with session.progress() as progress:
+        source = read_source(model, session, progress)
+        given = read_inputs(inputs, input_names(source.graph)) if inputs else {}
+        values = make_inputs(source.graph, given, session, fill, seed)
+        compiled = build(source, session, progress)
+        call = compiled.simulate if simulate else compiled
+        progress.say("running")
+        for _ in range(repeat):
+            start = time.perf_counter()
+            result = call(*values)
+            seconds = time.perf_counter() - start
+    outputs = dict(zip(compiled.output_names, result if isinstance(result, tuple) else (result,)))
+    if output:
+        write_arrays(output, outputs)
+    rows = [_described(name, array) for name, array in outputs.items()]
+    if session.as_json:
+        print_json({"outputs": rows, "seconds": seconds, "output": output})
+        return
+    header = ("output", "dtype", "shape", "min", "max", "mean")
+    click.echo(table([header, *([row[k] for k in header_keys()] for row in rows)], left=3))
+    click.echo(f"{seconds * 1e3:.3f} ms" + (f"; saved {output}" if output else ""))
+
+
+def header_keys() -> tuple[str, ...]:
+    """Keys of a described output, in the order of the table's columns."""
+    return ("name", "dtype", "shape", "min", "max", "mean")
+
+
+def _described(name: str, array: np.ndarray) -> dict[str, Any]:
+    """An output's type and range; a number that JSON cannot hold stands as text."""
+    facts: dict[str, Any] = {"name": name, "dtype": array.dtype.name, "shape": list(array.shape)}
+    if array.size and not np.iscomplexobj(array):
+        wide = array.astype(np.float64)
+        with np.errstate(all="ignore"):
+            numbers = {"min": wide.min(), "max": wide.max(), "mean": wide.mean()}
+    else:
+        numbers = dict.fromkeys(("min", "max", "mean"))
+    for key, number in numbers.items():
+        facts[key] = None if number is None else float(f"{number:.6g}") if np.isfinite(number) else str(number)
+    return facts

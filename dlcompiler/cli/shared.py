@@ -1,0 +1,266 @@
+"""What the commands have in common: reading flags and models, making inputs, printing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from dlcompiler.cli.progress import Progress
+from dlcompiler.files import write_atomically
+from dlcompiler.ir.errors import InputError, InvalidModelError
+from dlcompiler.ir.expression import Dim, evaluate, symbol_name, symbols
+from dlcompiler.ir.graph import Graph, Node
+from dlcompiler.observe import Observer, Observers
+from dlcompiler.options import Options
+
+if TYPE_CHECKING:
+    from dlcompiler.api import Compiled, Source
+
+OPTION_FLAGS = ("optimization_level", "disabled_passes", "fuel", "numerics", "dump_dir", "strict", "disable_cache")
+
+
+@dataclass(frozen=True)
+class Session:
+    """The shared flags of one command, checked. `explicit` are the options given by flags."""
+
+    target: str | None
+    input_shapes: Mapping[str, tuple[int | str, ...]]
+    explicit: Mapping[str, Any]
+    options: Options
+    as_json: bool
+    quiet: bool
+
+    @classmethod
+    def start(cls, flags: Mapping[str, Any]) -> Session:
+        """Read the flags and set up logging. Raises click.UsageError or OptionError."""
+        set_up_logging(flags["verbose"], flags["quiet"])
+        explicit = {name: flags[name] for name in OPTION_FLAGS if flags.get(name) not in (None, ())}
+        shapes = dict(parse_input_shape(text) for text in flags.get("input_shapes", ()))
+        options = Options.resolve(explicit)
+        return cls(flags.get("target"), shapes, explicit, options, flags["as_json"], flags["quiet"])
+
+    @contextmanager
+    def progress(self) -> Iterator[Progress]:
+        """Show on stderr what is being done, once it takes more than 2 s on a terminal."""
+        shown = Progress(sys.stderr, enabled=self.options.progress and not self.quiet and sys.stderr.isatty())
+        with shown:
+            yield shown
+
+
+def set_up_logging(verbose: int, quiet: bool) -> None:
+    """Log to stderr: warnings, with -v what is being done, with -vv everything; with -q errors only."""
+    level = logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    logger = logging.getLogger("dlcompiler")
+    logger.setLevel(level)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    logger.handlers[:] = [handler]
+    logger.propagate = False
+
+
+def parse_input_shape(text: str) -> tuple[str, tuple[int | str, ...]]:
+    """`x:1x3x224x224`, `x:[1,3,224,224]` or `x=1,3,224,224`: the name and the shape, in which a letter is a symbol."""
+    found = re.fullmatch(r"(?P<name>.+?)(?:=|:)(?P<shape>[^:=]*)", text.strip())
+    if not found:
+        raise click.UsageError(f"--input-shape takes NAME:SHAPE, as x:1x3x224x224, not {text!r}")
+    inside = found["shape"].strip().removeprefix("[").removesuffix("]").removeprefix("(").removesuffix(")").strip()
+    parts = [part.strip() for part in (inside.split(",") if "," in inside else inside.split("x"))] if inside else []
+    shape: list[int | str] = []
+    for part in parts:
+        if part.isascii() and part.isdigit():
+            shape.append(int(part))
+        elif part.isidentifier():
+            shape.append(part)
+        else:
+            raise click.UsageError(f"--input-shape {text!r}: {part!r} is neither a size nor a letter")
+    return found["name"].strip(), tuple(shape)
+
+
+def check_output(path: str | None) -> None:
+    """Find out before the work is done whether `path` can be written. Raises OSError."""
+    if path is None:
+        return
+    folder = Path(os.path.realpath(path)).parent
+    if not folder.is_dir():
+        raise click.UsageError(f"{path}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(13, "no permission to write there", path)
+
+
+# -- models ------------------------------------------------------------------------------------------------------------------
+
+
+def read_source(model: str, session: Session, progress: Progress) -> Source:
+    """The model in a file: .dlc, Graph text or ONNX, told apart by their first bytes."""
+    from dlcompiler.api import read_source as read
+
+    progress.say("reading the model")
+    return read(model, dynamic_shapes=session.input_shapes or None)
+
+
+def build(source: Source, session: Session, progress: Progress, observer: Observer | None = None, **changes: Any) -> Compiled:
+    """Compile with the session's flags; `changes` are options that override them."""
+    from dlcompiler.api import build as build_source
+
+    options = Options.resolve({**source.options, **session.explicit, **changes})
+    observers = [progress] if observer is None else [progress, observer]
+    return build_source(source, session.target or source.target or "cpu", options, observe=Observers(*observers))
+
+
+# -- inputs ------------------------------------------------------------------------------------------------------------------
+
+
+def read_inputs(path: str, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Arrays by input name from an .npz, or from an .npy for a model with one input. Raises InputError."""
+    try:
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            if len(names) != 1:
+                raise InputError(f"{path} holds one array, and the model takes {len(names)} inputs", hint="save an .npz by name")
+            return {names[0]: found}
+        with found:
+            return {name: found[name] for name in found.files}
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    except InputError:
+        raise
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, KeyError, NotImplementedError) as error:
+        raise InputError(f"{path} is no readable .npz or .npy file ({str(error).splitlines()[0]})") from None
+
+
+def input_names(graph: Graph) -> tuple[str, ...]:
+    """What the model calls its inputs: an ONNX file's own names, else the graph's."""
+    from dlcompiler.api import names_of_inputs
+
+    return names_of_inputs(graph)
+
+
+def make_inputs(graph: Graph, given: Mapping[str, np.ndarray], session: Session, fill: str | None, seed: int) -> list[Any]:
+    """Every input of a call: those given, converted where the file's format has no dtype for them, the rest filled.
+
+    Raises InputError naming what is missing or unknown, click.UsageError for a size that nothing says.
+    """
+    names = input_names(graph)
+    unknown = [name for name in given if name not in names]
+    if unknown:
+        raise InputError(f"the model has no input {unknown[0]!r}", hint=f"its inputs are {', '.join(names) or 'none'}")
+    missing = [name for name in names if name not in given]
+    if missing and fill is None:
+        raise InputError(f"no value for input {', '.join(map(repr, missing))}", hint="give -i FILE, or --fill zeros|ones|random")
+    bindings = _bindings(graph, names, given, session.input_shapes)
+    generator = np.random.default_rng(seed)
+    values: list[Any] = []
+    for name, node in zip(names, graph.inputs):
+        if name in given:
+            values.append(_as_expected(name, node, given[name]))
+        elif node.op.name == "size":
+            values.append(_size(node.attributes["symbol"], bindings))
+        else:
+            shape = tuple(_evaluate(dim, bindings, name) for dim in node.shape)
+            values.append(filled(node, shape, fill or "zeros", generator))
+    return values
+
+
+def _bindings(graph: Graph, names: Sequence[str], given: Mapping[str, Any], shapes: Mapping[str, tuple]) -> dict[str, int]:
+    """Sizes known from the inputs given and from --input-shape."""
+    bindings: dict[str, int] = {}
+    for name, node in zip(names, graph.inputs):
+        if node.op.name == "size":
+            if name in given:
+                bindings[node.attributes["symbol"]] = int(given[name])
+            continue
+        shape: Sequence[Any] = np.shape(given[name]) if name in given else shapes.get(name, ())
+        for dim, size in zip(node.shape, shape):
+            symbol = symbol_name(dim)
+            if symbol is not None and isinstance(size, int):
+                bindings.setdefault(symbol, size)
+    return bindings
+
+
+def _size(name: str, bindings: Mapping[str, int]) -> int:
+    if name not in bindings:
+        raise click.UsageError(f"the size {name} is not known; give it by --input-shape of an input, or by -i")
+    return bindings[name]
+
+
+def _evaluate(dim: Dim, bindings: Mapping[str, int], name: str) -> int:
+    for used in sorted(symbols(dim)):
+        if used not in bindings:
+            raise click.UsageError(f"the size {used} of input {name!r} is not known; give --input-shape {name}:SHAPE, or -i")
+    return evaluate(dim, bindings)
+
+
+def _as_expected(name: str, node: Node, value: np.ndarray) -> Any:
+    if node.op.name == "size":
+        return int(value)
+    expected = node.dtype.numpy
+    if node.dtype.name == "bf16" and value.dtype != expected:
+        # .npz knows no bfloat16: it reads as two plain bytes, or was saved as float32
+        if value.dtype == np.dtype("V2"):
+            return value.view(expected)
+        if value.dtype == np.float32:
+            return value.astype(expected)
+    return value
+
+
+def filled(node: Node, shape: tuple[int, ...], fill: str, generator: np.random.Generator) -> np.ndarray:
+    """An array for an input. Random floats are normal; random integers are 0 or 1, which any table of at least 2 rows has."""
+    dtype = node.dtype
+    if fill == "zeros":
+        return np.zeros(shape, dtype.numpy)
+    if fill == "ones":
+        return np.ones(shape, dtype.numpy)
+    if dtype.kind == "complex":
+        return (generator.standard_normal(shape) + 1j * generator.standard_normal(shape)).astype(dtype.numpy)
+    if dtype.is_float:
+        return generator.standard_normal(shape, dtype=np.float32).astype(dtype.numpy)
+    return generator.integers(0, 2, shape).astype(dtype.numpy)
+
+
+# -- results -----------------------------------------------------------------------------------------------------------------
+
+
+def print_json(document: Any) -> None:
+    """The one JSON document of a command."""
+    click.echo(json.dumps(document, indent=1, allow_nan=False))
+
+
+def write_arrays(path: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write an .npz whole. bfloat16 is widened to float32, which the format can say and which holds it exactly."""
+    plain = {name: a.astype(np.float32) if a.dtype.name == "bfloat16" else a for name, a in arrays.items()}
+    write_atomically(path, lambda file: np.savez(file, allow_pickle=False, **plain))
+
+
+def write_text(path: str, text: str) -> None:
+    """Write a text whole."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def table(rows: Iterable[Sequence[Any]], left: int = 1) -> str:
+    """Rows in columns; the first `left` are text, the others numbers."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[k]) for row in cells) for k in range(len(cells[0]))]
+    lines = []
+    for row in cells:
+        parts = [cell.ljust(width) if k < left else cell.rjust(width) for k, (cell, width) in enumerate(zip(row, widths))]
+        lines.append("  ".join(parts).rstrip())
+    return "\n".join(lines)
+
+
+def require_file(path: str) -> None:
+    """Raises InvalidModelError for a model that is not there."""
+    if not Path(path).exists():
+        raise InvalidModelError(f"{path}: no such file", hint="check the path")

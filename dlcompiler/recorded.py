@@ -1,0 +1,77 @@
+"""One compilation with all that goes with it: the dump, the report, the check of the first call.
+
+`compiler.compile_graph` is the straight line; this is what every way in (`dlcompiler.compile`, `torch.compile`, the command line)
+calls, so that each graph compiled in this process has a report and, where asked for, a dump.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+from dlcompiler.codegen.target import Target
+from dlcompiler.compiler import compile_graph
+from dlcompiler.dump import open_dump
+from dlcompiler.ir.graph import Graph
+from dlcompiler.observe import Observer, Observers
+from dlcompiler.options import Options
+from dlcompiler.report import Report, Timings, record
+from dlcompiler.runtime.executable import Executable
+
+
+def compile_recorded(
+    graph: Graph,
+    target: Target,
+    options: Options,
+    *,
+    timings: Timings | None = None,
+    observe: Observer | None = None,
+    code_key: str | None = None,
+) -> tuple[Executable, Report]:
+    """Compile a captured graph; the executable and the report, which `reports()` now lists too.
+
+    timings   holds the seconds of what came before (capture, import); this compilation's stages are added
+    code_key  names the user's code where it may be compiled again for other inputs; the report then says why it was
+    Raises as `compile_graph`.
+    """
+    timings = timings or Timings()
+    watching = _Keep()
+    observers: list[Observer] = [watching] if observe is None else [watching, observe]
+    dump = open_dump(options, graph.name, target)
+    if dump is not None:
+        observers.append(dump)
+    observer = Observers(*observers)
+    compiled_before = _kernels_compiled()
+    with dump or nullcontext():
+        executable = compile_graph(graph, target, options, observer, timings)
+        report = record(
+            watching.final,
+            graph,
+            target,
+            options,
+            timings,
+            kernels_compiled=_kernels_compiled() - compiled_before,
+            code_key=code_key,
+            dump=str(dump.path) if dump is not None else None,
+        )
+        observer.finish(report)
+    return executable, report
+
+
+class _Keep(Observer):
+    """Remembers the program."""
+
+    def code(self, program) -> None:
+        self.final = program
+
+
+def _kernels_compiled() -> int:
+    from dlcompiler.codegen.cpu.compile import compiled_count
+
+    return compiled_count()
+
+
+def forget_kernels() -> None:
+    """Drop the kernels that this process has compiled, but for those that live programs hold."""
+    from dlcompiler.codegen.cpu.compile import forget
+
+    forget()
