@@ -14,7 +14,7 @@ import torch
 from dlcompiler.ir.graph import Node
 
 if TYPE_CHECKING:
-    from dlcompiler.frontends.fx import Importer
+    from dlcompiler.frontends.fx_import import Importer
 
 # views that a planner can hand on without moving an element
 _SHARING = ("reshape", "permute", "expand", "slice")

@@ -1,4 +1,4 @@
-"""`aten.call`: an operator that nobody mapped, as a node, and how to run one.
+"""`aten.call`: an operator that nobody mapped, as a node. `runtime/aten.py` runs one.
 
 The node's attribute `arguments` is a template `{"args": (...), "kwargs": {...}}` of plain data. Numbers, strings, None and tuples
 stand for themselves; everything else is a dictionary of one entry:
@@ -16,11 +16,10 @@ from typing import Any
 
 import torch
 
-from dlcompiler.frontends.fx_types import TO_TORCH, WeakFloat, dtype_from_torch
+from dlcompiler.frontends.fx_types import WeakFloat, dtype_from_torch
 from dlcompiler.ir.errors import UnsupportedError
 from dlcompiler.ir.expression import Expression
 from dlcompiler.ir.graph import Node
-from dlcompiler.ir.types import DTYPES
 
 
 def make_template(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Node, ...], dict[str, Any]]:
@@ -58,46 +57,3 @@ def make_template(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple
 
     template = {"args": encode(args), "kwargs": {name: encode(v) for name, v in kwargs.items()}}
     return tuple(operands), template
-
-
-def find_operator(target: str) -> Any:
-    """The operator called `target`, as "aten.sort.default". Raises UnsupportedError if torch does not have it."""
-    namespace, _, rest = target.partition(".")
-    name, _, overload = rest.rpartition(".")
-    try:
-        return getattr(getattr(getattr(torch.ops, namespace), name), overload)
-    except AttributeError:
-        raise UnsupportedError(f"this torch has no operator {target}", items=(target,)) from None
-
-
-def fill_template(template: Mapping[str, Any], tensors: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments and keyword arguments of a call whose sizes are numbers by now."""
-
-    def decode(value: Any) -> Any:
-        if isinstance(value, tuple | list):
-            return [decode(v) for v in value]
-        if not isinstance(value, Mapping):
-            return value
-        ((kind, content),) = value.items()
-        match kind:
-            case "operand":
-                return tensors[content]
-            case "number":
-                return tensors[content].item()
-            case "dim":
-                return int(content)
-            case "dtype":
-                return TO_TORCH[DTYPES[content]]
-            case "device":
-                return torch.device(content)
-            case "complex":
-                return complex(*content)
-        return getattr(torch, content)
-
-    return tuple(decode(v) for v in template["args"]), {name: decode(v) for name, v in template["kwargs"].items()}
-
-
-def call_operator(target: str, template: Mapping[str, Any], tensors: Sequence[torch.Tensor]) -> Any:
-    """Run an `aten.call`: its result, a tensor, None or a tuple of these."""
-    args, kwargs = fill_template(template, tensors)
-    return find_operator(target)(*args, **kwargs)

@@ -51,3 +51,8 @@ def _is_in_place(operator: Any) -> bool:
 def decompositions() -> dict[Any, Callable[..., Any]]:
     """The table for AOTAutograd: torch's core decompositions, less what the IR has whole, plus what it has in parts."""
     return dict(_table())
+
+
+def export_decompositions() -> dict[Any, Callable[..., Any]]:
+    """The table for `ExportedProgram.run_decompositions`: an operator that is left out of it stays whole, `lstm` included."""
+    return dict(_table())

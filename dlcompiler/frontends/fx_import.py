@@ -46,17 +46,19 @@ def import_fx(
     *,
     inputs: Sequence[Any] | None = None,
     name: str = "main",
-    constants: Mapping[str, torch.Tensor] | None = None,
+    constants: Mapping[str, Any] | None = None,
+    mutations: Mapping[int, str] | None = None,
 ) -> Graph:
     """The Graph of an ATen-level FX graph.
 
     inputs     a fake tensor, SymInt or int for each placeholder; None: the placeholders' own `meta["val"]`
-    constants  placeholders that are not arguments but known tensors (frozen parameters); they share memory with the tensors
+    constants  placeholders that are not arguments but known: tensors (frozen parameters; memory is shared) or Python values
+    mutations  results that are not outputs but new values of placeholders: position -> name (torch.export's signature)
 
     Results that are not tensors stand among the outputs as 0-d tensors (a SymInt as i64) or are left out (None): see
     `result_kinds`. Raises UnsupportedError for what not even `aten.call` can express, listing what it was.
     """
-    return Importer(graph_module, name, constants or {}).run(inputs)
+    return Importer(graph_module, name, constants or {}, mutations or {}).run(inputs)
 
 
 def result_kinds(graph_module: torch.fx.GraphModule) -> list[str]:
@@ -91,9 +93,12 @@ class Importer:
     the methods `cast`, `number`, `tensor`, `operands`, `hint`, `uses`.
     """
 
-    def __init__(self, graph_module: torch.fx.GraphModule, name: str, constants: Mapping[str, torch.Tensor]) -> None:
+    def __init__(
+        self, graph_module: torch.fx.GraphModule, name: str, constants: Mapping[str, Any], mutations: Mapping[int, str]
+    ) -> None:
         self.module = graph_module
         self.constants = constants
+        self.mutations = mutations
         self.b = Builder(name)
         self.values: dict[torch.fx.Node, Any] = {}
         self.writebacks: dict[Node, Node] = {}
@@ -127,7 +132,8 @@ class Importer:
     def _placeholder(self, node: torch.fx.Node, given: Any) -> Any:
         name = str(node.target)
         if name in self.constants:
-            return self.constant(self.constants[name], name)
+            known = self.constants[name]
+            return self.constant(known, name) if isinstance(known, torch.Tensor) else known
         example = self.meta if given is None else next(given)
         if isinstance(example, torch.Tensor):
             self._remember_hints((*example.shape, *example.stride()))
@@ -339,7 +345,12 @@ class Importer:
     def _finish(self, node: torch.fx.Node) -> Graph:
         self.b.location = None
         kinds = result_kinds(self.module)
-        results = [r for r, kind in zip(flat_results(self.module), kinds) if kind != "none"]
+        results = []
+        for position, (result, kind) in enumerate(zip(flat_results(self.module), kinds)):
+            if position in self.mutations:
+                self._write_back(self.mutations[position], self.values[result])
+            elif kind != "none":
+                results.append(result)
         outputs: list[Node] = []
         strides: list[tuple[Dim, ...] | None] = []
         owners = Owners(self)
@@ -364,6 +375,13 @@ class Importer:
         self._require_bound()
         graph = self.b.finish(outputs, writebacks=writebacks, output_strides=tuple(strides))
         return _without_dead_nodes(graph)
+
+    def _write_back(self, name: str, value: Node) -> None:
+        """Let `value` be what the placeholder's memory holds after the call."""
+        (placeholder,) = (n for n in self.values if n.op == "placeholder" and str(n.target) == name)
+        target = self.values[placeholder]
+        if target is not value:
+            self.writebacks[target] = value
 
     def _number_result(self, value: Any) -> Node:
         return self.number(value, f64 if isinstance(value, float) else i64)

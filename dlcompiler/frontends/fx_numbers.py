@@ -10,7 +10,7 @@ from dlcompiler.ir.graph import Node
 from dlcompiler.ir.types import f64
 
 if TYPE_CHECKING:
-    from dlcompiler.frontends.fx import Importer
+    from dlcompiler.frontends.fx_import import Importer
 
 _UNARY = {
     "OpaqueUnaryFn_sqrt": "sqrt", "OpaqueUnaryFn_exp": "exp", "OpaqueUnaryFn_log": "log", "OpaqueUnaryFn_log2": "log2",

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from dlcompiler.frontends.onnx_import import import_onnx
+from dlcompiler.frontends.onnx_registry import NeedsValuesError
 
-__all__ = ["import_onnx"]
+__all__ = ["NeedsValuesError", "import_onnx"]

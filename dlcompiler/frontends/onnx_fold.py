@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+
 from dlcompiler.ir.expression import (
     Dim,
     Expression,

@@ -14,17 +14,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+
 from dlcompiler.frontends import onnx_ops_all  # noqa: F401 - fills the table
 from dlcompiler.frontends.onnx_fold import FoldingBuilder
 from dlcompiler.frontends.onnx_interface import Interface, declared_dims
 from dlcompiler.frontends.onnx_load import TensorReader, check_header, opset_versions, read_model
 from dlcompiler.frontends.onnx_order import ordered
-from dlcompiler.frontends.onnx_registry import OPERATORS, Call, ToFunctionBody, element_type
+from dlcompiler.frontends.onnx_registry import OPERATORS, Call, NeedsValuesError, ToFunctionBody, element_type
 from dlcompiler.frontends.onnx_schema import Schema, check_node, check_types, function_body, schema_of
-from dlcompiler.ir.errors import CompilerError, DTypeError, InvalidModelError, ShapeError, UnsupportedError
+from dlcompiler.ir.errors import CompilerError, DTypeError, InputError, InvalidModelError, ShapeError, UnsupportedError
 from dlcompiler.ir.expression import Dim
 from dlcompiler.ir.graph import Graph, Node, reachable
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+from dlcompiler.ir.types import TensorType
 
 logger = logging.getLogger("dlcompiler")
 
@@ -34,13 +37,16 @@ MOST_WARNINGS = 20
 
 
 def import_onnx(
-    model: ModelProto | str | os.PathLike[str], input_shapes: Mapping[str, Sequence[int | str]] | None = None
+    model: ModelProto | str | os.PathLike[str],
+    input_shapes: Mapping[str, Sequence[int | str]] | None = None,
+    input_values: Mapping[str, np.ndarray] | None = None,
 ) -> Graph:
     """The graph of an ONNX model, given as a message or as the path of a file.
 
     `input_shapes` gives some inputs' sizes: an int fixes a dimension, a name makes it symbolic. Named dimensions of the file
     (`dim_param`) are symbols, equal names equal symbols; dimensions without a name get fresh ones. Each input node's `location`
-    is the input's ONNX name, and `Graph.output_names` holds the outputs'.
+    is the input's ONNX name, and `Graph.output_names` holds the outputs'. An input in `input_values` is a constant of the graph,
+    not an input: a shape that is handed to the model as a tensor must be given so (NeedsValuesError says which).
 
     Raises InvalidModelError for a file that is no valid model, UnsupportedError listing every operator and element type that
     cannot be imported, and InputError for a name or a rank in `input_shapes` that the model does not have.
@@ -51,7 +57,7 @@ def import_onnx(
     else:
         shown, folder = os.fspath(model), Path(model).parent
         model = read_model(model)
-    importer = _Importer(model, shown, TensorReader(folder), input_shapes or {})
+    importer = _Importer(model, shown, TensorReader(folder), input_shapes or {}, input_values or {})
     return importer.run()
 
 
@@ -84,14 +90,23 @@ class _Scope:
 
 
 class _Importer:
-    def __init__(self, model: ModelProto, shown: str, reader: TensorReader, input_shapes: Mapping[str, Sequence[int | str]]):
-        self.model, self.shown, self.reader = model, shown, reader
+    def __init__(
+        self,
+        model: ModelProto,
+        shown: str,
+        reader: TensorReader,
+        input_shapes: Mapping[str, Sequence[int | str]],
+        input_values: Mapping[str, np.ndarray],
+    ) -> None:
+        self.model, self.shown, self.reader, self.input_values = model, shown, reader, input_values
         self.b = FoldingBuilder(model.graph.name or "main")
         self.interface = Interface(model.graph, input_shapes)
         self.functions: dict[tuple[str, str, str], FunctionProto] = {}
         for function in model.functions:
             self.functions[(_domain(function.domain), function.name, function.overload)] = function
         self.problems: dict[str, list[Any]] = {}  # text -> [count, first location]
+        self.wanted: dict[str, None] = {}  # inputs whose values must be known
+        self.only_values_missing = True
         self.active: list[tuple[str, str, str]] = []
         self.imported = 0
         self.warnings = 0
@@ -111,7 +126,11 @@ class _Importer:
                 self._problem(f"input of {error.items[0]}", info.name)
                 scope.values[info.name] = _Missing(error.items[0])
                 continue
-            scope.values[info.name] = self.b.input(info.name, type, location=info.name)
+            value = self.input_values.get(info.name)
+            if value is None:
+                scope.values[info.name] = self.b.input(info.name, type, location=info.name)
+            else:
+                scope.values[info.name] = self._given_value(info.name, type, np.asarray(value))
         self._nodes(graph.node, scope)
         outputs = [self._value(info.name, scope, "the graph's outputs") for info in graph.output]
         for info, value in zip(graph.output, outputs):
@@ -121,6 +140,12 @@ class _Importer:
         keep = reachable(outputs)
         finished = self.b.finish(outputs, output_names=tuple(info.name for info in graph.output))
         return finished.replace(nodes=tuple(n for n in finished.nodes if n in keep))
+
+    def _given_value(self, name: str, type: TensorType, value: np.ndarray) -> Node:
+        sizes_fit = all(not isinstance(d, int) or d == size for d, size in zip(type.shape, value.shape))
+        if value.dtype != type.dtype.numpy or value.ndim != type.rank or not sizes_fit:
+            raise InputError(f"input {name!r} is {type}, not {value.dtype}{list(value.shape)}")
+        return self.b.constant(value)
 
     def _initializers(self, graph: GraphProto, scope: _Scope) -> None:
         for tensor in graph.initializer:
@@ -133,8 +158,10 @@ class _Importer:
 
     # -- problems ----------------------------------------------------------------------------------------------------------
 
-    def _problem(self, text: str, location: str) -> None:
+    def _problem(self, text: str, location: str, inputs: tuple[str, ...] = ()) -> None:
         self.problems.setdefault(text, [0, location])[0] += 1
+        self.wanted.update(dict.fromkeys(inputs))
+        self.only_values_missing &= bool(inputs)
 
     def _raise_problems(self) -> None:
         if not self.problems:
@@ -222,7 +249,8 @@ class _Importer:
             return self._operator(node, scope, inputs, schema, mapped, location)
         except UnsupportedError as error:
             reason = error.items[0] if error.items else error.message
-            self._problem(described if reason == described else f"{described}: {reason}", location)
+            wanted = error.inputs if isinstance(error, NeedsValuesError) else ()
+            self._problem(described if reason == described else f"{described}: {reason}", location, wanted)
             self._scan_branches(node, scope)
             return missing
         except DTypeError as error:
@@ -332,7 +360,8 @@ class _Importer:
     def _if(self, node: NodeProto, scope: _Scope, inputs: list[Value], location: str) -> tuple[Value, ...]:
         condition = self.b.array(inputs[0])
         if condition is None:
-            raise UnsupportedError("", items=("a condition computed at run time",))
+            call = Call("If", 1, inputs, {}, tuple(node.output), self.b, location)
+            call.needs_value(0, "a condition")
         if condition.size != 1:
             raise InvalidModelError(f"{self.shown}: the condition of an If has {condition.size} elements", location=location)
         branches = self._attributes(node, scope, location)

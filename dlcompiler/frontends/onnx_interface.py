@@ -7,11 +7,12 @@ import keyword
 import re
 from collections.abc import Mapping, Sequence
 
+from onnx import GraphProto, ValueInfoProto
+
 from dlcompiler.frontends.onnx_registry import element_type
 from dlcompiler.ir.errors import InputError, InvalidModelError, UnsupportedError
 from dlcompiler.ir.expression import OPERATIONS, Dim, symbol
 from dlcompiler.ir.types import TensorType
-from onnx import GraphProto, ValueInfoProto
 
 MOST_DIMENSIONS = 64
 

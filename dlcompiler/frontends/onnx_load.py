@@ -12,14 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from dlcompiler.frontends.onnx_registry import element_type
-from dlcompiler.ir.errors import InvalidModelError, UnsupportedError
 from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto
 
+from dlcompiler.frontends.onnx_registry import element_type
+from dlcompiler.ir.errors import InvalidModelError, UnsupportedError
+
 
 def read_model(path: str | os.PathLike[str]) -> ModelProto:
-    """The model in a file, its external data not yet read. Raises InvalidModelError with one line for anything that is no model."""
+    """The model in a file, its external data not yet read. Raises InvalidModelError, in one line, for what is no model."""
     shown = os.fspath(path)
     try:
         data = Path(path).read_bytes()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+
 from dlcompiler.frontends.onnx_registry import Call, operator
 from dlcompiler.ir.expression import product
 from dlcompiler.ir.graph import Node

@@ -6,6 +6,7 @@ import functools
 import math
 
 import numpy as np
+
 from dlcompiler.frontends.onnx_registry import Call, element_type, operator
 from dlcompiler.ir.graph import Node
 from dlcompiler.ir.types import DType, boolean, f64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from dlcompiler.frontends.onnx_registry import Call, operator
 from dlcompiler.ir.expression import Dim
 from dlcompiler.ir.graph import Node

@@ -51,7 +51,7 @@ def _cut(call: Call, x: Node, at: Windows, fill: float) -> Node:
 
 
 def _places_of_largest(call: Call, x: Node, at: Windows) -> Node:
-    """Where in the flattened input each largest element lies; with `storage_order` 1 the last dimensions count column by column."""
+    """Where in the flattened input each largest element lies; `storage_order` 1 counts column by column."""
     sizes = x.shape[2:]
     if not x.dtype.is_float:
         call.unsupported("places of the largest integers")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from dlcompiler.frontends.onnx_ops_contraction import convolve, exact, matrix_product
 from dlcompiler.frontends.onnx_registry import Call, element_type, operator
 from dlcompiler.ir.expression import floor_div

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+
 from dlcompiler.frontends.onnx_registry import Call, operator
 from dlcompiler.ir.expression import product
 from dlcompiler.ir.graph import Node

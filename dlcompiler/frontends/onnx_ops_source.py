@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+
 from dlcompiler.frontends.onnx_registry import Call, element_type, operator
 from dlcompiler.ir.expression import floor_div, is_non_negative
 from dlcompiler.ir.graph import Node

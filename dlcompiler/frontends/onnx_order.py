@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from dlcompiler.ir.errors import InvalidModelError
 from onnx import AttributeProto, GraphProto, NodeProto
+
+from dlcompiler.ir.errors import InvalidModelError
 
 
 def captured(node: NodeProto) -> set[str]:

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import numpy as np
+from onnx import TensorProto
+
 from dlcompiler.frontends.onnx_fold import FoldingBuilder
 from dlcompiler.ir.errors import InvalidModelError, UnsupportedError
 from dlcompiler.ir.expression import Dim, Expression
-from dlcompiler.ir.graph import Node
+from dlcompiler.ir.graph import Node, reachable
 from dlcompiler.ir.types import DTYPES, DType, TensorType, compute_dtype
-from onnx import TensorProto
 
 Result = Node | tuple[Node | None, ...] | None
 Entry = Callable[["Call"], Any]
@@ -45,7 +46,15 @@ ELEMENT_TYPES: dict[int, DType] = {
 }
 
 
-class ToFunctionBody(Exception):  # noqa: N818 - a signal, not an error
+class NeedsValuesError(UnsupportedError):
+    """A shape or the like hangs on the values of inputs. `inputs` names them: import again with those values given."""
+
+    def __init__(self, message: str, *, inputs: tuple[str, ...], **where: Any) -> None:
+        self.inputs = inputs
+        super().__init__(message, **where)
+
+
+class ToFunctionBody(Exception):
     """Raised by an entry that leaves this case to the function body in the operator's schema."""
 
 
@@ -119,7 +128,7 @@ class Call:
         """The elements of an input that must be known now. Raises UnsupportedError naming it `what`."""
         array = self.b.array(self[index])
         if array is None:
-            self.unsupported(f"{what} computed at run time")
+            self.needs_value(index, what)
         return array
 
     def scalar(self, index: int, what: str) -> Any:
@@ -136,14 +145,14 @@ class Call:
             self.invalid(f"{what} must be a vector of integers, not {node.type}")
         dims = self.b.dims(node)
         if dims is None:
-            self.unsupported(f"{what} computed at run time from data")
+            self.needs_value(index, what)
         return dims
 
     def numbers(self, index: int, what: str) -> tuple[int, ...]:
         """The elements of an integer input, which must be numbers known now."""
         dims = self.dims(index, what)
         if any(isinstance(d, Expression) for d in dims):
-            self.unsupported(f"{what} that depends on a symbolic size")
+            self.unsupported(f"{what} known only once symbolic sizes are")
         return dims  # type: ignore[return-value]
 
     # -- attributes ------------------------------------------------------------------------------------------------------
@@ -188,6 +197,14 @@ class Call:
 
     def unsupported(self, reason: str) -> NoReturn:
         raise UnsupportedError(f"{self.op_type}: {reason}", items=(reason,), location=self.location)
+
+    def needs_value(self, index: int, what: str) -> NoReturn:
+        """Input `index` must be known now and is not."""
+        names = tuple(sorted(n.location or n.name for n in reachable([self[index]]) if n.op.name == "input"))
+        reason = f"{what} known only at run time"
+        if not names:
+            self.unsupported(reason)
+        raise NeedsValuesError(f"{self.op_type}: {reason}", inputs=names, items=(reason,), location=self.location)
 
     # -- small things that many entries do -------------------------------------------------------------------------------
 

@@ -7,13 +7,15 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import onnx
+from onnx import AttributeProto, FunctionProto, NodeProto, TypeProto
+
 from dlcompiler.frontends.onnx_registry import ELEMENT_TYPES
 from dlcompiler.ir.errors import InvalidModelError
 from dlcompiler.ir.graph import Node
-from onnx import AttributeProto, FunctionProto, NodeProto, TypeProto
 
 _TYPE_NAMES = {
-    "f32": "float", "f64": "double", "f16": "float16", "bf16": "bfloat16", "bool": "bool", "c64": "complex64", "c128": "complex128",
+    "f32": "float", "f64": "double", "f16": "float16", "bf16": "bfloat16", "bool": "bool",
+    "c64": "complex64", "c128": "complex128",
     **{f"i{b}": f"int{b}" for b in (8, 16, 32, 64)}, **{f"u{b}": f"uint{b}" for b in (8, 16, 32, 64)},
 }  # fmt: skip
 ELEMENT_CODES = {dtype: code for code, dtype in ELEMENT_TYPES.items()}

@@ -1,0 +1,14 @@
+"""torch's way in: FX graphs of ATen operators, and whole models through torch.export.
+
+import_fx        an ATen-level FX graph, as AOTAutograd or torch.export hands over --> Graph
+capture          a module, function or ExportedProgram --> Graph, and how its calls map to the Graph's inputs and outputs
+decompositions   what torch is to break up before
+"""
+
+from __future__ import annotations
+
+from dlcompiler.frontends.fx_capture import Captured, capture
+from dlcompiler.frontends.fx_decompositions import decompositions
+from dlcompiler.frontends.fx_import import import_fx, result_kinds
+
+__all__ = ["Captured", "capture", "decompositions", "import_fx", "result_kinds"]
