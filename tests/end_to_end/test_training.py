@@ -1,0 +1,142 @@
+"""Gradients through torch.compile: right, whoever computes them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from tests import zoo
+from tests.end_to_end.support import assert_near, compile_with, random_tensor
+
+
+def gradients(module: nn.Module, call: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """The loss and every gradient after one backward pass."""
+    module.zero_grad()
+    loss = call(*inputs).square().mean()
+    loss.backward()
+    return [loss.detach(), *(parameter.grad.clone() for parameter in module.parameters() if parameter.grad is not None)]
+
+
+def check_training(module: nn.Module, inputs: tuple[Tensor, ...], steps: int = 3) -> None:
+    """A few steps of gradient descent, eager and compiled from the same start; float64 judges each step's gradients."""
+    ours, eager, judge = module, copy.deepcopy(module), copy.deepcopy(module).double()
+    compiled = compile_with("torch.compile", ours)
+    doubled = tuple(value.double() if value.is_floating_point() else value for value in inputs)
+    for step in range(steps):
+        found, expected = gradients(ours, compiled, inputs), gradients(eager, eager, inputs)
+        exact = gradients(judge, judge, doubled)
+        assert len(found) == len(expected)
+        for position, (mine, theirs, truth) in enumerate(zip(found, expected, exact)):
+            assert_near(mine.contiguous(), theirs.contiguous(), truth, f"step {step}, gradient {position}", floor=1e-4)
+        for candidate in (ours, eager, judge):
+            with torch.no_grad():
+                for parameter in candidate.parameters():
+                    if parameter.grad is not None:
+                        parameter -= 0.05 * parameter.grad
+
+
+class Block(nn.Module):
+    """A transformer's feed-forward with a residual and layer-norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(12), nn.Linear(12, 24), nn.Linear(24, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(functional.gelu(self.up(self.norm(x))))
+
+
+MODULES: dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]] = {
+    "linear": lambda: (nn.Linear(6, 4), (random_tensor(5, 6),)),
+    "perceptron": lambda: (nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)), (random_tensor(5, 6),)),
+    "block": lambda: (Block(), (random_tensor(2, 5, 12),)),
+    "convolution": lambda: (
+        nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 4, 3)),
+        (random_tensor(3, 3, 10, 10),),
+    ),
+    "embedding": lambda: (nn.Sequential(nn.Embedding(11, 6), nn.Linear(6, 4)), (torch.randint(0, 11, (4, 5)),)),
+    "softmax": lambda: (nn.Sequential(nn.Linear(6, 9), nn.LogSoftmax(-1)), (random_tensor(5, 6),)),
+    "attention": lambda: (nn.TransformerEncoderLayer(12, 3, 24, dropout=0.0, batch_first=True), (random_tensor(2, 5, 12),)),
+    "transposed_convolution": lambda: (nn.ConvTranspose2d(3, 4, 4, 2, 1), (random_tensor(2, 3, 5, 5),)),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_training_steps(name: str) -> None:
+    torch.manual_seed(0)
+    check_training(*MODULES[name]())
+
+
+@pytest.mark.parametrize("name", ["bert-base", "gpt2"])
+def test_training_a_tiny_transformer(name: str) -> None:
+    model = zoo.build(name, "tiny")
+    wrapped = FirstOutput(model.module.requires_grad_(True))
+    check_training(wrapped, model.make_inputs(2), steps=1)
+
+
+class FirstOutput(nn.Module):
+    """Only the first output, so that a loss can be made of it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        result = self.module(*inputs)
+        return result[0] if isinstance(result, tuple) else result
+
+
+def test_gradient_with_respect_to_inputs() -> None:
+    def function(x: Tensor, y: Tensor) -> Tensor:
+        return (functional.softmax(x @ y, -1) * x.sigmoid()).sum()
+
+    def input_gradients(candidate: Callable[..., Tensor], dtype: torch.dtype) -> list[Tensor]:
+        inputs = [random_tensor(5, 5, seed=seed).to(dtype).requires_grad_() for seed in (1, 2)]
+        candidate(*inputs).backward()
+        return [value.grad for value in inputs if value.grad is not None]
+
+    compiled = compile_with("torch.compile", function)
+    judge = input_gradients(function, torch.float64)
+    for mine, theirs, exact in zip(input_gradients(compiled, torch.float32), input_gradients(function, torch.float32), judge):
+        assert_near(mine, theirs, exact)
+
+
+def test_double_backward_is_right_or_refused() -> None:
+    def function(x: Tensor) -> Tensor:
+        return (x.tanh() * x).sum()
+
+    def second_derivative(candidate: Callable[..., Tensor]) -> Tensor:
+        x = random_tensor(4).requires_grad_()
+        (first,) = torch.autograd.grad(candidate(x), x, create_graph=True)
+        (second,) = torch.autograd.grad(first.sum(), x)
+        return second
+
+    expected = second_derivative(function)
+    try:
+        found = second_derivative(compile_with("torch.compile", function))
+    except RuntimeError as refusal:
+        assert "double backward" in str(refusal)
+    else:
+        torch.testing.assert_close(found, expected)
+
+
+def test_learning_rate_as_a_tensor_does_not_recompile() -> None:
+    def update(weight: Tensor, gradient: Tensor, momentum: Tensor, rate: Tensor) -> None:
+        momentum.mul_(0.9).add_(gradient)
+        weight.sub_(rate * momentum)
+
+    compiled = compile_with("torch.compile", update)
+    ours = [random_tensor(6, 3, seed=seed) for seed in range(3)]
+    eager = [value.clone() for value in ours]
+    for step in range(4):
+        rate = torch.tensor(0.1 / (step + 1))
+        compiled(*ours, rate)
+        update(*eager, rate)
+        for mine, theirs in zip(ours, eager):
+            torch.testing.assert_close(mine, theirs)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
