@@ -20,7 +20,7 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 from dlcompiler.frontends import onnx_ops_all  # noqa: F401 - fills the table
 from dlcompiler.frontends.onnx_fold import FoldingBuilder
 from dlcompiler.frontends.onnx_interface import Interface, declared_dims
-from dlcompiler.frontends.onnx_load import TensorReader, check_header, opset_versions, read_model
+from dlcompiler.frontends.onnx_load import TensorReader, check_header, newest_opset, opset_versions, read_model
 from dlcompiler.frontends.onnx_order import ordered
 from dlcompiler.frontends.onnx_registry import OPERATORS, Call, NeedsValuesError, ToFunctionBody, element_type
 from dlcompiler.frontends.onnx_schema import Schema, check_node, check_types, function_body, schema_of
@@ -115,7 +115,7 @@ class _Importer:
 
     def run(self) -> Graph:
         graph = self.model.graph
-        scope = _Scope(versions=opset_versions(self.model, self.shown))
+        scope = _Scope(versions={"": newest_opset(), **opset_versions(self.model, self.shown)})
         self._initializers(graph, scope)
         for info in self.interface.inputs:
             if info.name in scope.values:
@@ -170,10 +170,10 @@ class _Importer:
             f"{text}{f' ×{count}' if count > 1 else ''} (first at {location!r})"
             for text, (count, location) in self.problems.items()
         )
-        raise UnsupportedError(
-            f"{self.shown}: {len(items)} thing{'s are' if len(items) > 1 else ' is'} not supported: {'; '.join(items)}",
-            items=items,
-        )
+        message = f"{self.shown}: {len(items)} thing{'s are' if len(items) > 1 else ' is'} not supported: {'; '.join(items)}"
+        if self.only_values_missing:
+            raise NeedsValuesError(message, items=items, inputs=tuple(self.wanted))
+        raise UnsupportedError(message, items=items)
 
     # -- names -------------------------------------------------------------------------------------------------------------
 
@@ -286,7 +286,8 @@ class _Importer:
         if body is None:
             described = self._described(node, _domain(node.domain), scope.versions[_domain(node.domain)], inputs)
             raise UnsupportedError(described, items=(described,))
-        return self._call(body, (_domain(node.domain), node.op_type, "schema"), resolved, scope, inputs, location)
+        key = (_domain(node.domain), node.op_type, "schema")
+        return self._call(body, key, resolved, scope, inputs, location, schema.defaults)
 
     # -- attributes --------------------------------------------------------------------------------------------------------
 
@@ -330,8 +331,17 @@ class _Importer:
 
     # -- functions and branches --------------------------------------------------------------------------------------------
 
-    def _call(self, function: FunctionProto, key, node: NodeProto, scope: _Scope, inputs, location: str) -> tuple[Value, ...]:
-        """The outputs of a function's body with these inputs."""
+    def _call(
+        self,
+        function: FunctionProto,
+        key: tuple[str, str, str],
+        node: NodeProto,
+        scope: _Scope,
+        inputs: list[Value],
+        location: str,
+        defaults: Sequence[AttributeProto] = (),
+    ) -> tuple[Value, ...]:
+        """The outputs of a function's body with these inputs; None for an output that the call leaves out."""
         if key in self.active:
             raise InvalidModelError(f"{self.shown}: function {key[1]} calls itself", location=location)
         if len(inputs) > len(function.input) or len(node.output) > len(function.output):
@@ -339,11 +349,10 @@ class _Importer:
                 f"{self.shown}: function {key[1]} has fewer inputs or outputs than its call", location=location
             )
         self._check_depth(scope, location)
-        defaults = {a.name: a for a in function.attribute_proto}
         inner = _Scope(
             values=dict(zip(function.input, [*inputs, *(None,) * (len(function.input) - len(inputs))])),
-            versions={_domain(e.domain): e.version for e in function.opset_import} or scope.versions,
-            attributes={**defaults, **{a.name: a for a in self._resolved(node, scope)}},
+            versions={**scope.versions, **{_domain(e.domain): e.version for e in function.opset_import}},
+            attributes={a.name: a for a in (*defaults, *function.attribute_proto, *self._resolved(node, scope))},
             in_function=True,
             path=f"{location}/",
             depth=scope.depth + 1,
@@ -351,7 +360,10 @@ class _Importer:
         self.active.append(key)
         self._nodes(function.node, inner)
         self.active.pop()
-        return tuple(self._value(name, inner, f"function {key[1]}'s outputs") for name in function.output[: len(node.output)])
+        return tuple(
+            self._value(name, inner, f"function {key[1]}'s outputs") if wanted else None
+            for name, wanted in zip(function.output, node.output)
+        )
 
     def _check_depth(self, scope: _Scope, location: str) -> None:
         if scope.depth >= MOST_NESTED:

@@ -68,7 +68,7 @@ def opset_versions(model: ModelProto, shown: str) -> dict[str, int]:
             raise InvalidModelError(f"{shown} imports two versions of operator set {domain or 'ai.onnx'!r}")
     if model.ir_version < 3:
         versions.setdefault("", 1)
-    newest = onnx.defs.onnx_opset_version()
+    newest = newest_opset()
     if versions.get("", 1) > newest:
         item = f"operator set {versions['']}"
         raise UnsupportedError(
@@ -77,6 +77,11 @@ def opset_versions(model: ModelProto, shown: str) -> dict[str, int]:
             hint="upgrade onnx, or export with a smaller opset_version",
         )
     return versions
+
+
+def newest_opset() -> int:
+    """The newest operator set that the installed onnx package knows."""
+    return onnx.defs.onnx_opset_version()
 
 
 class TensorReader:

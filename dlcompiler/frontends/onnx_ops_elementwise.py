@@ -71,7 +71,7 @@ def div(call: Call) -> Node:
 @operator("Mod")
 def mod(call: Call) -> Node:
     """The sign of the divisor, or with `fmod` that of the dividend."""
-    return call.b("fmod" if call.flag("fmod") or call[0].dtype.is_float else "remainder", call[0], call[1])
+    return call.b("fmod" if call.flag("fmod") else "remainder", call[0], call[1])
 
 
 @operator("Pow")
@@ -155,7 +155,9 @@ def cast_like(call: Call) -> Node:
 
 @operator("BitCast")
 def bit_cast(call: Call) -> Node:
-    array = call.array(0, "bits")
+    array = call.b.array(call[0])
+    if array is None:
+        call.unsupported("bits known only at run time")
     dtype = element_type(call.attribute("to"))
     if dtype.bits != call[0].dtype.bits:
         call.invalid(f"{call[0].dtype} and {dtype} differ in size")

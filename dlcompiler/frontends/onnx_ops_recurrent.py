@@ -32,8 +32,7 @@ class _Layer:
         self._check(2, (self.directions, gates * hidden, hidden))
         self._check(3, (self.directions, 2 * gates * hidden))
         if call.get(4) is not None:
-            known = call.b.dims(call[4])
-            if known is None or any(length != self.steps for length in known):
+            if any(length != self.steps for length in call.dims(4, "lengths of sequences")):
                 call.unsupported("sequences of different lengths")
         if call.attribute("clip") is not None:
             call.unsupported("clip")

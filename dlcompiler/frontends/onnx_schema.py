@@ -43,6 +43,11 @@ class Schema:
         return [(p.type_str, frozenset(p.types), p.is_homogeneous, p.option == variadic) for p in self.raw.inputs]
 
     @property
+    def defaults(self) -> list[AttributeProto]:
+        """Values of attributes that a node may leave out."""
+        return [a.default_value for a in self.raw.attributes.values() if a.default_value.name]
+
+    @property
     def has_function(self) -> bool:
         return self.raw.has_function or self.raw.has_context_dependent_function
 
