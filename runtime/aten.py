@@ -1,0 +1,78 @@
+"""ATen calls: operators that nobody mapped, run by torch, which allocates their results.
+
+The template of a call is `{"args": (...), "kwargs": {...}}` of plain data. Numbers, strings, None and tuples stand for
+themselves; everything else is a dictionary of one entry:
+
+    {"operand": k}     operand k                          {"number": k}     the Python number in 0-d operand k
+    {"dim": e}         a size                             {"dtype": "f32"}  torch.float32
+    {"memory_format": "channels_last"}                    {"layout": "strided"}
+    {"device": "cpu"}                                     {"complex": (re, im)}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from dlcompiler.ir.errors import UnsupportedError
+from dlcompiler.ir.expression import evaluate
+from dlcompiler.runtime.tensors import TORCH_DTYPES
+from torch import Tensor
+
+
+def find_operator(target: str) -> Callable[..., Any]:
+    """The operator called `target`, as "aten.sort.default". Raises UnsupportedError if torch does not have it."""
+    namespace, _, rest = target.partition(".")
+    name, _, overload = rest.rpartition(".")
+    found: Any = torch.ops
+    for part in (namespace, name, overload):
+        # torch.ops raises AttributeError for an operator that is not registered
+        found = getattr(found, part, None) if part else None
+        if found is None:
+            raise UnsupportedError(f"this torch has no operator {target}", items=(target,))
+    return found
+
+
+def prepare_aten(
+    target: str, template: Mapping[str, Any], positions: Sequence[int], bindings: Mapping[str, int]
+) -> Callable[[Sequence[Tensor]], Any]:
+    """A function that runs the operator on tensors taken from a list; operand k lies at `positions[k]`."""
+    operator = find_operator(target)
+    args = tuple(_argument(value, positions, bindings) for value in template["args"])
+    kwargs = {name: _argument(value, positions, bindings) for name, value in template["kwargs"].items()}
+
+    def run(tensors: Sequence[Tensor]) -> Any:
+        return operator(*(give(tensors) for give in args), **{name: give(tensors) for name, give in kwargs.items()})
+
+    return run
+
+
+def _argument(value: Any, positions: Sequence[int], bindings: Mapping[str, int]) -> Callable[[Sequence[Tensor]], Any]:
+    """A function from the list of tensors to the argument that `value`, a piece of the template, stands for."""
+    if isinstance(value, tuple | list):
+        parts = [_argument(v, positions, bindings) for v in value]
+        return lambda tensors: [part(tensors) for part in parts]
+    if not isinstance(value, Mapping):
+        return lambda tensors: value
+    ((kind, content),) = value.items()
+    if kind in ("operand", "number"):
+        position = positions[content]
+        return (lambda tensors: tensors[position]) if kind == "operand" else (lambda tensors: tensors[position].item())
+    known = _constant_argument(kind, content, bindings)
+    return lambda tensors: known
+
+
+def _constant_argument(kind: str, content: Any, bindings: Mapping[str, int]) -> Any:
+    match kind:
+        case "dim":
+            return evaluate(content, bindings)
+        case "dtype":
+            return TORCH_DTYPES[content]
+        case "device":
+            return torch.device(content)
+        case "complex":
+            return complex(*content)
+        case "memory_format" | "layout":
+            return getattr(torch, content)
+    raise UnsupportedError(f"an argument of kind {kind!r}", items=(kind,))

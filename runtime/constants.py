@@ -1,0 +1,41 @@
+"""Constants as addresses: NumPy arrays and torch tensors, never copied."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from dlcompiler.ir.errors import LaunchError
+from dlcompiler.ir.program import Program, Slot
+from dlcompiler.ir.types import dtype_of
+from dlcompiler.runtime.tensors import TORCH_DTYPES, same_layout, tensor_at, torch_dtype
+from torch import Tensor
+
+
+def constant_tensors(program: Program) -> tuple[dict[Slot, Tensor], list[Any]]:
+    """A tensor for each constant slot, sharing its memory, and what must be held for that memory to live."""
+    tensors: dict[Slot, Tensor] = {}
+    held: list[Any] = []
+    for slot in program.slots:
+        if slot.role == "constant":
+            value = program.constants[slot.position]
+            owner = value.detach() if isinstance(value, Tensor) else np.asarray(value)
+            held.append(owner)
+            tensors[slot] = _tensor_of(slot, owner)
+    return tensors, held
+
+
+def _tensor_of(slot: Slot, value: Tensor | np.ndarray) -> Tensor:
+    if isinstance(value, Tensor):
+        address, strides, dtype = value.data_ptr(), value.stride(), value.dtype
+        on_cpu = value.device.type == "cpu"
+    else:
+        address = value.ctypes.data
+        strides = tuple(s // value.itemsize for s in value.strides)
+        dtype = TORCH_DTYPES[dtype_of(value).name]
+        on_cpu = True
+    if not on_cpu or dtype is not torch_dtype(slot.dtype) or tuple(value.shape) != slot.shape:
+        raise LaunchError(f"constant {slot.name} is {dtype}{list(value.shape)} but its slot is {slot}")
+    if not same_layout(slot.shape, strides, slot.strides):
+        raise LaunchError(f"constant {slot.name} has strides {strides} but its slot {slot.strides}")
+    return tensor_at(address, dtype, slot.shape, slot.strides)

@@ -1,0 +1,202 @@
+"""A compiled program as a callable: a few microseconds of Python around jumps into compiled code.
+
+A call checks its inputs, allocates its outputs, writes their addresses into the tables of a free frame and walks over the
+sections of its plan. It is safe to call from several threads: each call in progress has a frame of its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from dlcompiler.ir.errors import InputError, LaunchError
+from dlcompiler.ir.program import Placement, Program
+from dlcompiler.runtime.binding import Binder
+from dlcompiler.runtime.frame import Frame
+from dlcompiler.runtime.inputs import adapt, describe_mismatch
+from dlcompiler.runtime.plan import Plan, Result, Shared
+from dlcompiler.runtime.tensors import empty_strided
+from torch import Tensor
+
+# Frames that wait for the next call, in each plan; more exist only while more calls are in progress.
+IDLE_FRAMES = 8
+# Plans of a symbolic program that are kept, and bytes that their waiting arenas may hold together, at the least.
+MOST_PLANS = 64
+IDLE_BYTES = 256 << 20
+
+Place = Callable[[Program, Mapping[str, int]], Placement]
+
+
+class Executable:
+    """Runs `program`, whose `code` must be attached.
+
+    `place` makes the memory plan for one binding of the symbols; it is only needed for a program without a placement. With
+    `pack_constants` libraries may keep a rearranged copy of constant weights: quicker, and takes their size again.
+    Raises LaunchError or UnsupportedError for a program that this runtime cannot run.
+    """
+
+    def __init__(self, program: Program, place: Place | None = None, *, pack_constants: bool = True) -> None:
+        if program.code is None:
+            raise LaunchError(f"program {program.name} has no code")
+        if program.placement is None and place is None:
+            raise LaunchError(f"program {program.name} has no memory plan and nothing to make one")
+        self.program = program
+        self._place = place
+        self._shared = Shared(program, program.code, pack_constants)
+        self._binder = Binder(program)
+        self._plans: dict[tuple[int, ...], _Runner] = {}
+        self._lock = threading.Lock()
+        self._only = None if self._binder.names else self._runner(())
+
+    def __call__(self, inputs: Sequence[Any]) -> list[Tensor]:
+        """Tensors, and integers for the program's integer arguments, in the order of `program.inputs`, to result tensors.
+
+        Raises InputError for a wrong number of inputs, or a wrong dtype, shape or device, naming the input.
+        """
+        runner = self._only
+        if runner is None or len(inputs) != runner.count:
+            runner = self._find_runner(inputs)
+        return runner(inputs)
+
+    def placement(self, bindings: Mapping[str, int] | None = None) -> Placement:
+        """The memory plan used for these sizes."""
+        values = tuple((bindings or {})[name] for name in self._binder.names)
+        return self._runner(values).plan.placement
+
+    def close(self) -> None:
+        """Free all arenas and packed weights that no call in progress uses. A later call makes what it needs again."""
+        with self._lock:
+            self._plans.clear()
+            self._shared = Shared(self.program, self._shared.code, self._shared.pack)
+        self._only = None if self._binder.names else self._runner(())
+
+    def _find_runner(self, inputs: Sequence[Any]) -> _Runner:
+        expected = len(self.program.inputs)
+        if len(inputs) != expected:
+            raise InputError(f"{self.program.name} takes {expected} inputs, not {len(inputs)}")
+        return self._runner(self._binder(inputs))
+
+    def _runner(self, values: tuple[int, ...]) -> _Runner:
+        runner = self._plans.get(values)
+        if runner is None:
+            with self._lock:
+                runner = self._plans.get(values) or self._make_runner(values)
+        elif self._binder.names:
+            with self._lock:  # most recently used last
+                self._plans[values] = self._plans.pop(values, runner)
+        return runner
+
+    def _make_runner(self, values: tuple[int, ...]) -> _Runner:
+        bindings = dict(zip(self._binder.names, values))
+        placement = self.program.placement
+        if placement is None:
+            assert self._place is not None
+            placement = self._place(self.program, bindings)
+        runner = _Runner(Plan(self._shared, bindings, placement))
+        self._plans[values] = runner
+        limit = max(IDLE_BYTES, 2 * placement.arena_bytes)
+        while len(self._plans) > 1 and (len(self._plans) > MOST_PLANS or sum(r.idle_bytes for r in self._plans.values()) > limit):
+            del self._plans[next(iter(self._plans))]
+        return runner
+
+
+class _Runner:
+    """A plan and its idle frames: what runs a call whose sizes are known."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.count = len(plan.inputs)
+        self.frames: list[Frame] = []
+        # for each tensor: position, dtype, shape, strides, whether a lazy negation must be looked for
+        self.checks: list[list[Any]] = [
+            [position, layout.dtype, layout.shape, layout.strides, layout.dtype.is_floating_point]
+            for position, layout in enumerate(plan.inputs)
+            if layout is not None
+        ]
+
+    @property
+    def idle_bytes(self) -> int:
+        return len(self.frames) * self.plan.placement.arena_bytes
+
+    def __call__(self, inputs: Sequence[Any]) -> list[Tensor]:
+        frame = self.frames.pop() if self.frames else Frame(self.plan)
+        try:
+            replaced = self._take_inputs(frame, inputs)
+            outputs = frame.allocate_outputs()
+            if self.plan.uses_torch:
+                _run_with_torch(frame)
+            else:
+                frame.run_steps(torch.get_num_threads())
+            if replaced or self.plan.written_inputs:
+                self._finish_writes(inputs, replaced)
+            return [self._result(r, frame, inputs, replaced, outputs) for r in self.plan.results]
+        finally:
+            frame.forget()
+            if len(self.frames) < IDLE_FRAMES:
+                self.frames.append(frame)
+
+    def _take_inputs(self, frame: Frame, inputs: Sequence[Any]) -> dict[int, Tensor]:
+        """Check the inputs and give the frame their addresses. Returns what had to be copied, by position."""
+        bases = frame.bases
+        replaced: dict[int, Tensor] = {}
+        try:
+            for check in self.checks:
+                position, dtype, shape, strides, may_be_negated = check
+                tensor = inputs[position]
+                if (
+                    tensor.dtype is not dtype
+                    or tensor.shape != shape
+                    or tensor.stride() != strides
+                    or not tensor.is_cpu
+                    or (may_be_negated and tensor.is_neg())
+                ):
+                    tensor = adapt(self.plan, position, tensor)
+                    if tensor is inputs[position]:
+                        check[3] = tensor.stride()  # as good as the strides asked for; next time it passes at once
+                    else:
+                        replaced[position] = tensor
+                bases[position] = tensor.data_ptr()
+        except (AttributeError, RuntimeError):
+            describe_mismatch(self.plan, inputs)  # what is no dense tensor has no dtype, or no strides
+            raise
+        return replaced
+
+    def _finish_writes(self, inputs: Sequence[Any], replaced: Mapping[int, Tensor]) -> None:
+        """Arguments that the program has written to: copied back where a copy was written, and counted as changed."""
+        with torch.no_grad():
+            for position in self.plan.written_inputs:
+                tensor = inputs[position]
+                if position in replaced:
+                    tensor.copy_(replaced[position])
+                elif not tensor.is_inference():
+                    torch.autograd.graph.increment_version(tensor)
+
+    def _result(
+        self, result: Result, frame: Frame, inputs: Sequence[Any], replaced: Mapping[int, Tensor], outputs: Sequence[Tensor]
+    ) -> Tensor:
+        kind, at, whole, shape, strides, offset = result
+        if kind == "output":
+            return outputs[at] if whole else outputs[at].as_strided(shape, strides, offset)
+        if kind == "extern":
+            tensor = frame.externs[at]
+            return tensor if whole else tensor.as_strided(shape, strides, tensor.storage_offset() + offset)
+        with torch.no_grad():
+            if kind == "constant":  # a copy: the caller may write to it
+                constant = self.plan.constant(result)
+                return empty_strided(shape, strides, constant.dtype).copy_(constant)
+            if whole:
+                return inputs[at]
+            tensor = replaced.get(at, inputs[at]).detach()
+            return tensor.as_strided(shape, strides, tensor.storage_offset() + offset)
+
+
+def _run_with_torch(frame: Frame) -> None:
+    """As `Frame.run_steps` for a program that calls torch, which must not cast by an autocast context around the call."""
+    frame.set_input_tensors()
+    if torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
+            frame.run_steps(torch.get_num_threads())
+    else:
+        frame.run_steps(torch.get_num_threads())

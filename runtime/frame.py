@@ -1,0 +1,218 @@
+"""A frame: everything one call in progress owns. Two calls at once use two frames.
+
+It holds the arena, the driver's tables with all addresses that never change already in them, the current addresses of inputs,
+outputs and extern tensors, and tensors over all of these for library calls.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from dlcompiler.ir.errors import LaunchError
+from dlcompiler.runtime.plan import ARENA, Aten, Library, Plan, Run
+from dlcompiler.runtime.tensors import empty_strided, same_layout, tensor_at
+from torch import Tensor
+
+ALIGNMENT = 64
+# As codegen's driver reads them: function, words, work, grain, multiple; base, bytes, address; six words a run.
+STEP_WORDS, PATCH_WORDS, RUN_WORDS = 5, 3, 6
+
+Driver = Callable[[int, int], None]
+
+
+class Frame:
+    """See the module. `run` may be called by one thread at a time."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        # not an inference tensor, even if this first call is in inference mode: later calls write to it outside
+        with torch.inference_mode(False):
+            self._memory = torch.empty(plan.placement.arena_bytes + ALIGNMENT, dtype=torch.uint8)
+            self.arena = -(-self._memory.data_ptr() // ALIGNMENT) * ALIGNMENT
+            self.bases = (ctypes.c_int64 * max(plan.bases, 1))()
+            self._tables: list[np.ndarray] = []
+            self.tensors: list[Any] = [None] * len(plan.places)
+            self._make_fixed_tensors()
+        self._known: list[int] = [-1] * plan.bases
+        self._watched_inputs = self._watch(0, plan.first_output)
+        self._watched_outputs = self._watch(plan.first_output, plan.first_extern)
+        self._watched_externs = self._watch(plan.first_extern, plan.bases)
+        self.driver: Driver = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(plan.shared.code.driver)
+        # for each section: the run's record in the driver's tables (0 for another section), itself, externs dropped after it
+        self._steps = [
+            (self._table(section) if isinstance(section, Run) else 0, section, plan.dropped.get(k, ()))
+            for k, section in enumerate(plan.sections)
+        ]
+        self._singles: dict[int, int] = {}
+        self.externs: dict[int, Tensor] = {}
+
+    # -- building --------------------------------------------------------------------------------------------------------------
+
+    def _make_fixed_tensors(self) -> None:
+        for k, place in enumerate(self.plan.places):
+            if place.base == ARENA:
+                self.tensors[k] = tensor_at(self.arena + place.offset, *place.layout)
+            elif place.constant is not None:
+                self.tensors[k] = place.constant
+
+    def _watch(self, first: int, end: int) -> dict[int, list[int]]:
+        """For each base in [first, end) with tensors over it: their positions."""
+        watched: dict[int, list[int]] = {}
+        for k, place in enumerate(self.plan.places):
+            if first <= place.base < end:
+                watched.setdefault(place.base, []).append(k)
+        return watched
+
+    def _table(self, run: Run) -> int:
+        """Address of the run's record, for the driver."""
+        launches = run.launches
+        words = sum(len(r.words) for r in launches)
+        patched = [(k, word) for k, word in enumerate(w for r in launches for w in r.words)]
+        patches = [(k, word) for k, word in patched if word.base is not None and word.base >= 0]
+        table = np.zeros(RUN_WORDS + STEP_WORDS * len(launches) + PATCH_WORDS * len(patches) + words, dtype=np.int64)
+        self._tables.append(table)
+        start = table.ctypes.data
+        steps = RUN_WORDS
+        patch_list = steps + STEP_WORDS * len(launches)
+        first_word = patch_list + PATCH_WORDS * len(patches)
+        worth_threads = any(r.work > r.grain for r in launches)
+        table[:steps] = (
+            start + 8 * steps,
+            len(launches),
+            start + 8 * patch_list,
+            len(patches),
+            ctypes.addressof(self.bases),
+            worth_threads,
+        )
+        at = first_word
+        for k, record in enumerate(launches):
+            table[steps + STEP_WORDS * k : steps + STEP_WORDS * (k + 1)] = (
+                record.function,
+                start + 8 * at,
+                record.work,
+                record.grain,
+                record.multiple,
+            )
+            for word in record.words:
+                table[at] = word.value + (self.arena if word.base == ARENA else 0)
+                at += 1
+        for k, (position, word) in enumerate(patches):
+            table[patch_list + PATCH_WORDS * k : patch_list + PATCH_WORDS * (k + 1)] = (
+                word.base,
+                word.value,
+                start + 8 * (first_word + position),
+            )
+        return start
+
+    # -- a call ----------------------------------------------------------------------------------------------------------------
+
+    def set_input_tensors(self) -> None:
+        """Make the tensors over inputs that have moved since the last call."""
+        for base, positions in self._watched_inputs.items():
+            address = self.bases[base]
+            if address != self._known[base]:
+                self._set_tensors(positions, address)
+                self._known[base] = address
+
+    def _set_tensors(self, positions: Sequence[int], address: int) -> None:
+        places = self.plan.places
+        with torch.inference_mode(False):
+            for k in positions:
+                self.tensors[k] = tensor_at(address + places[k].offset, *places[k].layout)
+
+    def allocate_outputs(self) -> list[Tensor]:
+        """Fresh memory for the outputs; library calls see the tensors themselves."""
+        plan = self.plan
+        outputs = [empty_strided(shape, strides, dtype) for dtype, shape, strides in plan.outputs]
+        for base, tensor in enumerate(outputs, plan.first_output):
+            self.bases[base] = tensor.data_ptr()
+        for base, positions in self._watched_outputs.items():
+            tensor = outputs[base - plan.first_output]
+            for k in positions:
+                layout, _, offset, _ = plan.places[k]
+                whole = offset == 0 and layout == plan.outputs[base - plan.first_output]
+                item = layout.dtype.itemsize
+                self.tensors[k] = tensor if whole else tensor.as_strided(layout.shape, layout.strides, offset // item)
+        return outputs
+
+    def forget(self) -> None:
+        """Let go of the tensors that were handed back."""
+        for positions in self._watched_outputs.values():
+            for k in positions:
+                self.tensors[k] = None
+        if self.externs:
+            self.externs.clear()
+
+    def run_steps(self, threads: int) -> None:
+        """Run every step on at most so many threads; the addresses of inputs and outputs are set."""
+        driver, tensors = self.driver, self.tensors
+        for address, section, dropped in self._steps:
+            if address:
+                driver(address, threads)
+            elif type(section) is Library:
+                section.routine(tensors)
+            else:
+                self._run_aten(section)
+            for base in dropped:
+                del self.externs[base]
+
+    def time_steps(self, threads: int) -> list[tuple[int, float]]:
+        """As `run_steps`, one launch at a time: (step, seconds) for each."""
+        times = []
+        for address, section, dropped in self._steps:
+            parts = [Run((record,)) for record in section.launches] if address else [section]
+            for part in parts:
+                table = self._single(part) if address else 0
+                start = perf_counter()
+                if table:
+                    self.driver(table, threads)
+                elif type(part) is Library:
+                    part.routine(self.tensors)
+                else:
+                    self._run_aten(part)
+                seconds = perf_counter() - start
+                times.append((part.launches[0].number if table else part.number, seconds))
+            for base in dropped:
+                del self.externs[base]
+        return times
+
+    def _single(self, run: Run) -> int:
+        """Address of the record of a run of one launch; made once."""
+        number = run.launches[0].number
+        if number not in self._singles:
+            self._singles[number] = self._table(run)
+        return self._singles[number]
+
+    def _run_aten(self, section: Aten) -> None:
+        results = section.routine(self.tensors)
+        if not isinstance(results, tuple | list):
+            results = (results,)
+        for base, result in zip(section.results, results):
+            if base is not None:
+                self._adopt(base, result, section)
+
+    def _adopt(self, base: int, result: Tensor, section: Aten) -> None:
+        """Keep a tensor that ATen made as an extern slot; copy it if it is laid out otherwise, or is a view of an operand."""
+        plan = self.plan
+        dtype, shape, strides = plan.externs[base - plan.first_extern]
+        if not isinstance(result, Tensor) or result.shape != shape or result.dtype is not dtype:
+            target = plan.program.steps[section.number].target
+            raise LaunchError(f"{target} gave {_describe(result)} where {dtype}{list(shape)} was expected")
+        storage = result.untyped_storage().data_ptr()
+        is_view = any(self.tensors[k].untyped_storage().data_ptr() == storage for k in section.operands)
+        if is_view or not same_layout(shape, result.stride(), strides) or result.is_neg() or result.is_conj():
+            result = empty_strided(shape, strides, dtype).copy_(result)
+        self.externs[base] = result
+        self.bases[base] = address = result.data_ptr()
+        if base in self._watched_externs and address != self._known[base]:
+            self._set_tensors(self._watched_externs[base], address)
+            self._known[base] = address
+
+
+def _describe(value: Any) -> str:
+    return f"{value.dtype}{list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,58 @@
+"""Inputs that are not as the program was compiled for: made to fit, or refused with one clear line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from dlcompiler.ir.errors import InputError
+from dlcompiler.runtime.plan import Layout, Plan
+from dlcompiler.runtime.tensors import DTYPE_NAMES, empty_strided, same_layout
+from torch import Tensor
+
+
+def adapt(plan: Plan, position: int, tensor: Any) -> Tensor:
+    """`tensor` itself if strides that do not matter are all that differs, else a copy laid out as input `position` must be.
+
+    Raises InputError naming the input for another type, device, dtype or shape.
+    """
+    layout = plan.inputs[position]
+    assert layout is not None
+    _check(plan, position, layout, tensor)
+    negated = tensor.is_neg() or tensor.is_conj()
+    if same_layout(layout.shape, tensor.stride(), layout.strides) and not negated:
+        return tensor
+    if any(stride == 0 and size > 1 for size, stride in zip(layout.shape, layout.strides)):
+        raise InputError(
+            f"{_name(plan, position)} has strides {tensor.stride()}, but was compiled for an expanded one with {layout.strides}",
+            hint="compile again with this input",
+        )
+    with torch.no_grad():
+        return empty_strided(layout.shape, layout.strides, layout.dtype).copy_(tensor)
+
+
+def describe_mismatch(plan: Plan, inputs: Sequence[Any]) -> None:
+    """Raise InputError for the first input that does not fit, if one does not."""
+    for position, layout in enumerate(plan.inputs):
+        if layout is not None:
+            _check(plan, position, layout, inputs[position])
+
+
+def _name(plan: Plan, position: int) -> str:
+    nodes = plan.program.graph.inputs
+    return f"input {nodes[position].name}" if position < len(nodes) else f"input {position}"
+
+
+def _check(plan: Plan, position: int, layout: Layout, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise InputError(f"{_name(plan, position)} must be a tensor, not {type(value).__name__}")
+    if value.device.type != "cpu":
+        raise InputError(f"{_name(plan, position)} lies on {value.device}, but the program runs on the CPU")
+    if value.layout is not torch.strided:
+        raise InputError(f"{_name(plan, position)} is {value.layout}", hint="give a dense tensor")
+    if value.dtype is not layout.dtype:
+        expected, given = (DTYPE_NAMES.get(d, str(d)) for d in (layout.dtype, value.dtype))
+        raise InputError(f"{_name(plan, position)} has dtype {given}, not {expected}")
+    if value.shape != layout.shape:
+        raise InputError(f"{_name(plan, position)} has shape {list(value.shape)}, not {list(layout.shape)}")

@@ -1,0 +1,271 @@
+"""A program with every size known: what a frame needs to be built and a call to be run, shared by all frames.
+
+Memory is named in two ways. What never moves for a frame, the arena and the constants, is an address. What is different in each
+call, inputs, outputs and extern tensors, is a base, a number under which the frame keeps the current address.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from dlcompiler.ir.errors import LaunchError
+from dlcompiler.ir.expression import evaluate
+from dlcompiler.ir.interpret import concrete
+from dlcompiler.ir.program import AtenCall, Code, Launch, LibraryCall, Placement, Program, Slot, View
+from dlcompiler.runtime.aten import prepare_aten
+from dlcompiler.runtime.constants import constant_tensors
+from dlcompiler.runtime.library import Call, Operand, Routine, prepare
+from dlcompiler.runtime.tensors import Shape, torch_dtype
+from torch import Tensor
+
+ARENA = -1  # the "base" of what lies in the arena
+CONSTANT = -2  # and of what lies in a constant
+
+
+class Layout(NamedTuple):
+    """Element type, shape and strides (in elements) of a tensor."""
+
+    dtype: torch.dtype
+    shape: Shape
+    strides: Shape
+
+
+class Place(NamedTuple):
+    """A tensor in a frame's list: its layout, the base it is on and how many bytes beyond it begins."""
+
+    layout: Layout
+    base: int
+    offset: int
+    constant: Tensor | None = None
+
+
+class Word(NamedTuple):
+    """One word that a kernel is given: `value` beyond `base`; base None: the value itself."""
+
+    base: int | None
+    value: int
+
+
+class LaunchRecord(NamedTuple):
+    """One launch with sizes known; `number` is its step."""
+
+    number: int
+    function: int
+    words: tuple[Word, ...]
+    work: int
+    grain: int
+    multiple: int
+
+
+class Run(NamedTuple):
+    """Launches that follow each other: one jump into the driver."""
+
+    launches: tuple[LaunchRecord, ...]
+
+
+class Library(NamedTuple):
+    """A step that a library runs into planned memory."""
+
+    number: int
+    routine: Routine
+
+
+class Aten(NamedTuple):
+    """A step whose results ATen allocates: `results[k]` is the base of the k-th one; None if it is no tensor.
+
+    `operands` are positions of the tensors it reads. `dropped` are bases whose tensors nobody needs after this step.
+    """
+
+    number: int
+    routine: Callable[[Sequence[Tensor]], Any]
+    results: tuple[int | None, ...]
+    operands: tuple[int, ...]
+
+
+Section = Run | Library | Aten
+
+
+class Result(NamedTuple):
+    """One result of a call. `kind`: where it lies; `at` is the position of the output, input or constant, or an extern's base."""
+
+    kind: str
+    at: int
+    whole: bool
+    shape: Shape
+    strides: Shape
+    offset: int
+
+
+@dataclass
+class Shared:
+    """What all plans of one executable share: constants by address, packed weights, compiled code."""
+
+    program: Program
+    code: Code
+    pack: bool = True
+    constants: dict[Slot, Tensor] = field(init=False)
+    held: list[Any] = field(init=False)
+    _packed: dict[tuple, Tensor] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.constants, self.held = constant_tensors(self.program)
+
+    def packed(self, key: tuple, make: Callable[[], Tensor]) -> Tensor | None:
+        if not self.pack:
+            return None
+        with self._lock:
+            if key not in self._packed:
+                with torch.inference_mode(False), torch.no_grad():
+                    self._packed[key] = make()
+            return self._packed[key]
+
+
+class Plan:
+    """See the module. Built in one pass over the steps; immutable afterwards, so that threads may share it."""
+
+    def __init__(self, shared: Shared, bindings: Mapping[str, int], placement: Placement) -> None:
+        self.shared, self.bindings, self.placement = shared, dict(bindings), placement
+        self.program = program = shared.program
+        self.places: list[Place] = []
+        self._known: dict[tuple, int] = {}
+        self._bases: dict[Slot, int] = {}
+        self.inputs = [None if slot is None else self._new_base(slot) for slot in program.inputs]
+        outputs = sorted((s for s in program.slots if s.role == "output"), key=lambda s: s.position)
+        self.first_output = len(self.inputs)
+        self.outputs = [self._new_base(slot, self.first_output + k) for k, slot in enumerate(outputs)]
+        self.first_extern = self.first_output + len(self.outputs)
+        externs = [s for s in program.slots if s.role == "extern"]
+        self.externs = [self._new_base(slot, self.first_extern + k) for k, slot in enumerate(externs)]
+        self.bases = self.first_extern + len(self.externs)
+        self.written_inputs = self._find_written_inputs()
+        self.sections = self._sections()
+        self.dropped = self._find_dropped()
+        self.results = tuple(self._result(view) for view in program.outputs)
+        self.uses_torch = any(not isinstance(s, Run) for s in self.sections)
+
+    # -- sizes and places --------------------------------------------------------------------------------------------------
+
+    def _new_base(self, slot: Slot, base: int | None = None) -> Layout:
+        if base is None:
+            base = self.shared.program.inputs.index(slot)
+        self._bases[slot] = base
+        return self.layout(slot.view())
+
+    def numbers(self, dims: Sequence[Any]) -> Shape:
+        return tuple(evaluate(d, self.bindings) for d in dims)
+
+    def layout(self, view: View) -> Layout:
+        return Layout(torch_dtype(view.dtype), self.numbers(view.shape), self.numbers(view.strides))
+
+    def position(self, slot: Slot) -> tuple[int, int]:
+        """(base, bytes beyond it) of a slot's first element."""
+        if slot.role == "intermediate":
+            return ARENA, self.placement.offsets[slot]
+        if slot.role == "constant":
+            return CONSTANT, self.shared.constants[slot].data_ptr()
+        return self._bases[slot], 0
+
+    def operand(self, view: View) -> Operand:
+        """A view's place in the frame's list of tensors."""
+        base, start = self.position(view.slot)
+        layout = self.layout(view)
+        offset = evaluate(view.offset, self.bindings)
+        constant = None
+        if base == CONSTANT:
+            constant = self.shared.constants[view.slot].as_strided(layout.shape, layout.strides, offset)
+        return self._place(layout, base, start + offset * layout.dtype.itemsize, constant)
+
+    def _place(self, layout: Layout, base: int, offset: int, constant: Tensor | None) -> Operand:
+        key = (layout, base, offset)
+        if key not in self._known:
+            self._known[key] = len(self.places)
+            self.places.append(Place(layout, base, offset, constant))
+        return Operand(self._known[key], *layout, constant)
+
+    def view(self, operand: Operand, shape: Shape, strides: Shape, offset: int = 0) -> Operand:
+        """`library.Views`: the same memory seen with other sizes."""
+        place = self.places[operand.position]
+        layout = Layout(operand.dtype, tuple(shape), tuple(strides))
+        constant = None
+        if place.constant is not None:
+            constant = place.constant.as_strided(layout.shape, layout.strides, place.constant.storage_offset() + offset)
+        return self._place(layout, place.base, place.offset + offset * operand.dtype.itemsize, constant)
+
+    def packed(self, key: tuple, make: Callable[[], Tensor]) -> Tensor | None:
+        """`library.Views`: weights in a library's own layout."""
+        return self.shared.packed(key, make)
+
+    # -- steps ---------------------------------------------------------------------------------------------------------------
+
+    def _sections(self) -> tuple[Section, ...]:
+        sections: list[Section] = []
+        launches: list[LaunchRecord] = []
+        for number, step in enumerate(self.program.steps):
+            if isinstance(step, Launch):
+                launches.append(self._launch(number, step))
+                continue
+            if launches:
+                sections.append(Run(tuple(launches)))
+                launches = []
+            sections.append(self._library(number, step) if isinstance(step, LibraryCall) else self._aten(number, step))
+        if launches:
+            sections.append(Run(tuple(launches)))
+        return tuple(sections)
+
+    def _launch(self, number: int, step: Launch) -> LaunchRecord:
+        kernel = self.shared.code.kernels[number]
+        if kernel is None:
+            raise LaunchError(f"step {number}, {step.kernel.name}, has no code")
+        words = []
+        for view in step.arguments:
+            base, start = self.position(view.slot)
+            value = start + evaluate(view.offset, self.bindings) * view.dtype.bytes
+            words.append(Word(None if base == CONSTANT else base, value))
+        words += [Word(None, self.bindings[name]) for name in step.kernel.size_symbols]
+        work = evaluate(kernel.work, self.bindings)
+        return LaunchRecord(number, kernel.address, tuple(words), work, max(kernel.grain, 1), max(kernel.multiple, 1))
+
+    def _library(self, number: int, step: LibraryCall) -> Library:
+        reads, writes = ([self.operand(view) for view in views] for views in (step.reads, step.writes))
+        return Library(number, prepare(Call(step.op, reads, writes, concrete(step.attributes, self.bindings), self)))
+
+    def _aten(self, number: int, step: AtenCall) -> Aten:
+        reads = tuple(self.operand(view).position for view in step.reads)
+        results = tuple(None if view is None else self._bases[view.slot] for view in step.writes)
+        return Aten(number, prepare_aten(step.target, step.arguments, reads, self.bindings), results, reads)
+
+    def _find_written_inputs(self) -> tuple[int, ...]:
+        written = {view.slot for step in self.program.steps for view in step.writes if view is not None}
+        return tuple(k for k, slot in enumerate(self.program.inputs) if slot is not None and slot in written)
+
+    def _find_dropped(self) -> dict[int, tuple[int, ...]]:
+        """Section -> bases of the extern tensors that nobody needs after it."""
+        section_of: dict[int, int] = {}
+        for k, section in enumerate(self.sections):
+            for number in [r.number for r in section.launches] if isinstance(section, Run) else [section.number]:
+                section_of[number] = k
+        dropped: dict[int, list[int]] = {}
+        for slot, (_, last) in self.program.lifetimes.items():
+            if slot.role == "extern" and last < len(self.program.steps):
+                dropped.setdefault(section_of[last], []).append(self._bases[slot])
+        return {k: tuple(bases) for k, bases in dropped.items()}
+
+    def constant(self, result: Result) -> Tensor:
+        """The constant that a result shows."""
+        slot = next(s for s in self.program.slots if s.role == "constant" and s.position == result.at)
+        return self.shared.constants[slot].as_strided(result.shape, result.strides, result.offset)
+
+    def _result(self, view: View) -> Result:
+        layout, slot = self.layout(view), view.slot
+        if slot.role == "intermediate":
+            raise LaunchError(f"{slot.name} lies in the arena and cannot be handed back")
+        if slot.role == "constant":
+            at = slot.position
+        else:
+            at = self._bases[slot] - (self.first_output if slot.role == "output" else 0)
+        return Result(slot.role, at, view.is_whole, layout.shape, layout.strides, evaluate(view.offset, self.bindings))

@@ -1,0 +1,66 @@
+"""The door to torch's memory: dtypes, tensors over raw addresses, fresh tensors of given strides.
+
+A view that a library call works on is made over an address and owns nothing. As long as a call is in progress its inputs,
+outputs and arena are held by the call; between calls such a view keeps nobody's memory alive, and it is good again whenever the
+same address comes back with the same layout.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+
+import torch
+from dlcompiler.ir.types import DType
+from torch import Tensor
+
+TORCH_DTYPES: dict[str, torch.dtype] = {
+    "f64": torch.float64, "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16,
+    "i64": torch.int64, "i32": torch.int32, "i16": torch.int16, "i8": torch.int8,
+    "u64": torch.uint64, "u32": torch.uint32, "u16": torch.uint16, "u8": torch.uint8,
+    "bool": torch.bool, "c64": torch.complex64, "c128": torch.complex128,
+}  # fmt: skip
+DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
+Shape = tuple[int, ...]
+
+
+def _empty_strided(shape: Shape, strides: Shape, dtype: torch.dtype) -> Tensor:
+    return torch.empty_strided(shape, strides, dtype=dtype, device="cpu")
+
+
+def _find_empty_strided() -> Callable[[Shape, Shape, torch.dtype], Tensor]:
+    """torch's own short way, half the cost of `torch.empty_strided`, where this release has it."""
+    try:
+        from torch._C._dynamo.guards import _empty_strided_cpu  # type: ignore[attr-defined]
+    except ImportError:
+        return _empty_strided
+    return _empty_strided_cpu
+
+
+empty_strided = _find_empty_strided()
+
+
+def torch_dtype(dtype: DType) -> torch.dtype:
+    return TORCH_DTYPES[dtype.name]
+
+
+def span(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """Elements from the first to the last one touched; 0 for an empty tensor."""
+    if 0 in shape:
+        return 0
+    return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides))
+
+
+def tensor_at(address: int, dtype: torch.dtype, shape: Shape, strides: Shape) -> Tensor:
+    """A tensor over memory that somebody else owns and must outlive every use of it. `strides` in elements."""
+    elements = span(shape, strides)
+    if not elements:
+        return _empty_strided(shape, strides, dtype)
+    memory = (ctypes.c_char * (elements * dtype.itemsize)).from_address(address)
+    return torch.frombuffer(memory, dtype=dtype).as_strided(shape, strides)
+
+
+def same_layout(shape: Sequence[int], left: Sequence[int], right: Sequence[int]) -> bool:
+    """Whether two strides put every element in the same place: strides of dimensions of size 1 do not matter."""
+    return 0 in shape or all(size == 1 or a == b for size, a, b in zip(shape, left, right))
