@@ -165,7 +165,7 @@ def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def make_module(seed: int) -> nn.Module:
+def make_module(seed: int) -> nn.Sequential:
     """A small model with weights of its own."""
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(16, 16), nn.GELU(), nn.Linear(16, 4)).eval()

@@ -37,7 +37,7 @@ def check_training(module: nn.Module, inputs: tuple[Tensor, ...], steps: int = 3
             with torch.no_grad():
                 for parameter in candidate.parameters():
                     if parameter.grad is not None:
-                        parameter -= 0.05 * parameter.grad
+                        parameter.sub_(parameter.grad, alpha=0.05)
 
 
 class Block(nn.Module):
@@ -136,7 +136,7 @@ def test_learning_rate_as_a_tensor_does_not_recompile() -> None:
     for step in range(4):
         rate = torch.tensor(0.1 / (step + 1))
         compiled(*ours, rate)
-        update(*eager, rate)
+        update(eager[0], eager[1], eager[2], rate)
         for mine, theirs in zip(ours, eager):
             torch.testing.assert_close(mine, theirs)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
