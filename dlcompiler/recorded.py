@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dlcompiler.codegen.target import Target
 from dlcompiler.compiler import compile_graph
 from dlcompiler.dump import open_dump
+from dlcompiler.ir.errors import UnsupportedError
 from dlcompiler.ir.graph import Graph
 from dlcompiler.observe import Observer, Observers
 from dlcompiler.options import Options
@@ -33,6 +34,8 @@ def compile_recorded(
     code_key  names the user's code where it may be compiled again for other inputs; the report then says why it was
     Raises as `compile_graph`.
     """
+    if options.strict:
+        _refuse_aten_calls(graph)
     timings = timings or Timings()
     watching = _Keep()
     observers: list[Observer] = [watching] if observe is None else [watching, observe]
@@ -55,6 +58,20 @@ def compile_recorded(
         )
         observer.finish(report)
     return executable, report
+
+
+def _refuse_aten_calls(graph: Graph) -> None:
+    """What `strict` asks for. Raises UnsupportedError listing every operator that would run in ATen, with the reason."""
+    calls = [node for node in graph.nodes if node.op.name == "aten.call"]
+    if not calls:
+        return
+    why = {str(node.attributes["target"]): str(node.attributes.get("reason") or "no rule for it") for node in calls}
+    raise UnsupportedError(
+        f"{len(calls)} calls of ATen: {', '.join(f'{target} ({reason})' for target, reason in why.items())}",
+        items=tuple(why),
+        location=calls[0].location,
+        hint="compile without strict",
+    )
 
 
 class _Keep(Observer):

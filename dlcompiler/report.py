@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -232,6 +232,34 @@ def record(
     )
     with _lock:
         report = _explain_recompilation(report)
+        _reports.append(report)
+    _log(report, options)
+    return report
+
+
+def record_fallback(name: str, operators: Sequence[str], reason: str, options: Options) -> Report:
+    """The report of a graph that torch runs op by op, since it holds something that no program can. Remembered like any other.
+
+    operators  what torch calls, once for each call
+    """
+    counts = Counter(operators)
+    report = Report(
+        name=name,
+        target="torch",
+        inputs=(),
+        outputs=(),
+        symbols=(),
+        nodes_captured=len(operators),
+        native=0,
+        library={},
+        aten=tuple(AtenNode(operator, count, reason) for operator, count in counts.most_common()),
+        kernels=0,
+        distinct=0,
+        compiled=0,
+        reused=0,
+        seconds={},
+    )
+    with _lock:
         _reports.append(report)
     _log(report, options)
     return report
