@@ -28,7 +28,7 @@ class Captured:
 
     state     tensors of the model that a call changes (batch-norm statistics in training): the Graph's first inputs
     fixed     for each leaf of the arguments, `_GIVEN` or the value it had at capture and must have in each call
-    results   for each leaf of the model's result, the position of the Graph's output, or a 1-tuple of a value that is always the same
+    results   for each leaf of the model's result, the Graph's output by position, or a 1-tuple of a value that is always the same
     numbers   positions of outputs that are Python numbers, not tensors
     """
 

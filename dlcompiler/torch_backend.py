@@ -1,0 +1,200 @@
+"""`torch.compile(model, backend="dlcompiler")`: AOTAutograd's graphs through our compiler.
+
+torch finds `backend` by the entry-point group `torch_dynamo_backends` and calls it with what Dynamo captured. AOTAutograd makes
+that functional, decomposes it, lifts parameters to inputs, and for training cuts it into a forward and a backward graph; each
+is imported and compiled. Results have eager's strides; mutated inputs are written back by our programs.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from dlcompiler.codegen.target import Target, parse_target
+from dlcompiler.frontends.fx import decompositions, import_fx, result_kinds
+from dlcompiler.ir.errors import OptionError, UnsupportedError
+from dlcompiler.ir.graph import Graph
+from dlcompiler.options import Options
+from dlcompiler.report import Timings, record_fallback
+
+logger = logging.getLogger("dlcompiler")
+
+Run = Callable[[Sequence[Any]], list[Any]]
+# (graph, target, options, timings, code key) -> what runs it: flat inputs to the Graph's outputs
+Compile = Callable[[Graph, Target, Options, Timings, "str | None"], Run]
+
+
+def backend(
+    graph_module: torch.fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | Options | None = None,
+    **unknown: Any,
+) -> Callable[..., Any]:
+    """What torch.compile calls: a function of the graph's inputs.
+
+    mode      one of torch's four names; options: names and values of `dlcompiler.Options`
+    Raises OptionError for an unknown option or mode.
+    """
+    return Backend()(graph_module, example_inputs, mode=mode, options=options, **unknown)
+
+
+def reset() -> None:
+    """Forget compiled kernels and reports; `torch._dynamo.reset()` comes here too."""
+    from dlcompiler.api import reset as reset_all
+
+    reset_all()
+
+
+backend.reset = reset  # type: ignore[attr-defined]
+
+
+class Backend:
+    """A torch.compile backend around a way of compiling graphs, which tests replace by an interpreter."""
+
+    def __init__(self, compile: Compile | None = None) -> None:
+        self.compile = compile or _compile_graph
+
+    def __call__(
+        self,
+        graph_module: torch.fx.GraphModule,
+        example_inputs: Sequence[Any],
+        *,
+        mode: str | None = None,
+        options: Mapping[str, Any] | Options | None = None,
+        **unknown: Any,
+    ) -> Callable[..., Any]:
+        """See `backend`."""
+        from functorch.compile import min_cut_rematerialization_partition
+        from torch._dynamo.backends.common import aot_autograd
+
+        resolved = _resolve(mode, options, unknown)
+        name, key = _names(graph_module)
+
+        def compiler(part: str) -> Callable[..., Any]:
+            suffix = f"_{part}" if part else ""
+
+            def compile_part(module: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+                return self._compile_part(module, name + suffix, f"{key}{suffix}" if key else None, resolved)
+
+            return compile_part
+
+        ours = aot_autograd(
+            fw_compiler=compiler("forward"),
+            bw_compiler=compiler("backward"),
+            inference_compiler=compiler(""),
+            decompositions=decompositions(),
+            partition_fn=min_cut_rematerialization_partition,
+            keep_inference_input_mutations=True,
+        )
+        return ours(graph_module, example_inputs)
+
+    def _compile_part(self, module: torch.fx.GraphModule, name: str, key: str | None, options: Options) -> Callable[..., Any]:
+        """One of AOTAutograd's graphs as a boxed function: a list of arguments, which it empties, to a list of results."""
+        timings = Timings()
+        try:
+            target = _target_of(module)
+            with timings.stage("import"):
+                graph = import_fx(module, name=name)
+                kinds = result_kinds(module)
+            run = self.compile(graph, target, options, timings, key)
+        except UnsupportedError as error:
+            if options.strict:
+                raise
+            return _run_by_torch(module, name, error, options)
+        return _boxed(run, kinds)
+
+
+def _compile_graph(graph: Graph, target: Target, options: Options, timings: Timings, key: str | None) -> Run:
+    from dlcompiler.recorded import compile_recorded
+
+    executable, _ = compile_recorded(graph, target, options, timings=timings, code_key=key)
+    return executable
+
+
+def _resolve(mode: str | None, options: Mapping[str, Any] | Options | None, unknown: Mapping[str, Any]) -> Options:
+    if unknown:
+        raise OptionError(
+            f"the backend takes mode= and options=, not {', '.join(unknown)}", hint="put compiler options into options={...}"
+        )
+    if isinstance(options, Options):
+        return options
+    given = dict(options or {})
+    if mode is not None:
+        given.setdefault("mode", mode)
+    return Options.resolve(given)
+
+
+def _names(module: torch.fx.GraphModule) -> tuple[str, str | None]:
+    """A name for the graph, as `BertModel_0` (frame 0), and the key of the user's code, equal when it is compiled again."""
+    root = "graph"
+    for node in module.graph.nodes:
+        stack = node.meta.get("nn_module_stack")
+        if stack:
+            kind = next(iter(stack.values()))[1]
+            root = str(getattr(kind, "__name__", kind)).rpartition(".")[2]
+            break
+    compile_id = torch._guards.CompileContext.current_compile_id()
+    if compile_id is None or compile_id.frame_id is None:
+        return root, None
+    again = f"_{compile_id.frame_compile_id}" if compile_id.frame_compile_id else ""
+    return f"{root}_{compile_id.frame_id}{again}", f"frame {compile_id.frame_id}"
+
+
+def _target_of(module: torch.fx.GraphModule) -> Target:
+    """Where the graph's inputs are. Raises UnsupportedError if that is not one kind of device that we compile for."""
+    devices = set()
+    for node in module.graph.nodes:
+        example = node.meta.get("val")
+        if isinstance(example, torch.Tensor):
+            devices.add(example.device)
+    kinds = sorted({device.type for device in devices}) or ["cpu"]
+    if kinds == ["cpu"]:
+        return parse_target("cpu")
+    if kinds == ["cuda"]:
+        major, minor = torch.cuda.get_device_capability(next(iter(devices)))
+        return parse_target(f"cuda:sm_{major}{minor}")
+    raise UnsupportedError(f"tensors on {' and '.join(kinds)} in one graph", items=tuple(kinds))
+
+
+def _boxed(run: Run, kinds: Sequence[str]) -> Callable[[list[Any]], list[Any]]:
+    """`run` by AOTAutograd's calling convention; the results that are not tensors are put in place."""
+    plain = all(kind == "tensor" for kind in kinds)
+
+    def call(arguments: list[Any]) -> list[Any]:
+        outputs = run(arguments)
+        arguments.clear()
+        if plain:
+            return outputs
+        given = iter(outputs)
+        return [None if kind == "none" else next(given) if kind == "tensor" else next(given).item() for kind in kinds]
+
+    call._boxed_call = True  # type: ignore[attr-defined]
+    return call
+
+
+def _run_by_torch(module: torch.fx.GraphModule, name: str, error: UnsupportedError, options: Options) -> Callable[..., Any]:
+    """The graph run op by op by torch, since it holds something that we cannot; said once, and in the report."""
+    from functorch.compile import make_boxed_func
+
+    calls = [str(n.target) for n in module.graph.nodes if n.op == "call_function"]
+    record_fallback(name, calls, str(error), options)
+    _warn_once(f"{name} runs in torch, not compiled: {error}")
+    return make_boxed_func(module.forward)
+
+
+_warned: set[str] = set()
+_warned_lock = threading.Lock()
+
+
+def _warn_once(message: str) -> None:
+    with _warned_lock:
+        new = message not in _warned
+        _warned.add(message)
+    if new:
+        logger.warning("%s", message)
