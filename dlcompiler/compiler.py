@@ -14,7 +14,9 @@ from dlcompiler.report import Timings
 from dlcompiler.runtime.executable import Executable
 
 
-def compile_graph(graph: Graph, target: Target, options: Options, observer: Observer | None = None, timings: Timings | None = None) -> Executable:
+def compile_graph(
+    graph: Graph, target: Target, options: Options, observer: Observer | None = None, timings: Timings | None = None
+) -> Executable:
     """Compile a captured graph. `observer` is told of every stage, `timings` how long each took.
 
     Raises UnsupportedError for what the target cannot do, and VerifyError where a stage broke the IR's rules: a bug of ours.

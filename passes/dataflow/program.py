@@ -131,11 +131,22 @@ class _Planner:
             self.steps.append(P.AtenCall(target, arguments, reads, self._results(node), origin, reason))
 
     def _results(self, node: Node) -> tuple[P.View | None, ...]:
+        """Where a call writes: a slot for each result, also for one that nobody reads if the call cannot do without."""
         if isinstance(node.type, TensorType):
             return (self.slot(node).view(),)
         assert isinstance(node.type, TupleType)
         taken = {user.attributes["index"]: user for user in self.graph.users[node]}
-        return tuple(self.slot(taken[k]).view() if k in taken else None for k in range(len(node.type.elements)))
+        return tuple(self._result(node, k, element, taken.get(k)) for k, element in enumerate(node.type.elements))
+
+    def _result(self, node: Node, index: int, element: TensorType | None, taken: Node | None) -> P.View | None:
+        if taken is not None:
+            return self.slot(taken).view()
+        if node.has(Trait.EXTERN) or element is None:
+            return None
+        strides = contiguous_strides(element.shape)
+        slot = P.Slot(f"{node.name}.unused{index}", element.dtype, element.shape, strides, "intermediate")
+        self.extra_slots.append(slot)
+        return slot.view()
 
     def _launch(self, nodes: Sequence[Node], outputs: Sequence[Node], writes: Sequence[P.View]) -> None:
         strides = {node: view.strides for node, view in zip(outputs, writes)}
