@@ -13,6 +13,7 @@ from dlcompiler.frontends import (  # noqa: F401
     onnx_ops_quantize,
     onnx_ops_recurrent,
     onnx_ops_reduction,
+    onnx_ops_resize,
     onnx_ops_shape,
     onnx_ops_source,
     onnx_ops_view,

@@ -15,11 +15,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-
-from dlcompiler.frontends.onnx import NeedsValuesError, import_onnx
 from dlcompiler.ir.errors import CompilerError
 from dlcompiler.ir.graph import Graph
 from dlcompiler.ir.interpret import interpret_graph
+from onnx import TensorProto
+from onnx.numpy_helper import to_array
+
+from dlcompiler.frontends.onnx import NeedsValuesError, import_onnx
 
 Run = Callable[[Graph, Sequence[np.ndarray]], list[np.ndarray]]
 
@@ -36,7 +38,8 @@ def cases() -> list[Any]:
 def run_case(case: Any, run: Run) -> str | None:
     """None if every data set's outputs are right, else the reason."""
     names = [i.name for i in case.model.graph.input]
-    for inputs, expected in case.data_sets:
+    for data_set in case.data_sets:
+        inputs, expected = ([_array(x) for x in side] for side in data_set)
         if any(not isinstance(x, np.ndarray | np.generic) for x in (*inputs, *expected)):
             return "unsupported: sequences or optional values"
         feeds = {name: np.asarray(x) for name, x in zip(names, inputs)}
@@ -50,6 +53,11 @@ def run_case(case: Any, run: Run) -> str | None:
             if wrong:
                 return f"wrong {name}: {wrong}"
     return None
+
+
+def _array(value: Any) -> Any:
+    """Element types that NumPy lacks come as messages."""
+    return to_array(value) if isinstance(value, TensorProto) else value
 
 
 def _imported(model: Any, feeds: dict[str, np.ndarray]) -> Graph:
