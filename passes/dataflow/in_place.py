@@ -1,0 +1,119 @@
+"""In-place reuse: a result takes over the memory of an operand that dies where the result is made.
+
+    t1 = launch f(t0)   (t0 is not used again, f reads t0[i] and writes t1[i])   -->   t1 aliases t0
+
+What this asks of code generation: at one point of a kernel's parallel range all loads come before the stores, and a reduction is
+complete, and not computed a second time, before anything that depends on it is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from dlcompiler.ir.expression import Dim, symbols
+from dlcompiler.ir.kernel import Kernel, Load, Reduce, Store
+from dlcompiler.ir.program import Launch, Slot, Step, View
+
+
+def find_aliases(steps: Sequence[Step], outputs: Sequence[View] = ()) -> dict[Slot, Slot]:
+    """A result's slot -> the slot of the operand whose memory it takes over. Only intermediates, of equal size.
+
+    `outputs` are the program's: what they show never dies.
+    """
+    first: dict[Slot, int] = {}
+    last: dict[Slot, int] = {}
+    for number, step in enumerate(steps):
+        for view in (*step.reads, *step.writes):
+            if view is not None:
+                first.setdefault(view.slot, number)
+                last[view.slot] = number
+    kept = {view.slot for view in outputs}
+    aliases: dict[Slot, Slot] = {}
+    safe: dict[Kernel, dict[int, tuple[int, ...]]] = {}  # identical kernels are looked at once
+    for number, step in enumerate(steps):
+        if not isinstance(step, Launch):
+            continue
+        if step.kernel not in safe:
+            safe[step.kernel] = safe_pairs(step.kernel)
+        taken: set[Slot] = set()
+        for out, operands in safe[step.kernel].items():
+            target = step.arguments[out]
+            if not _may_take(target, first, kept, number):
+                continue
+            for operand in operands:
+                source = step.arguments[operand]
+                dies = source.slot.role == "intermediate" and last[source.slot] == number and source.slot not in kept
+                if dies and source.slot not in taken and _fits(step, operand, out):
+                    aliases[target.slot] = source.slot
+                    taken.add(source.slot)
+                    break
+    return aliases
+
+
+def _may_take(target: View, first: Mapping[Slot, int], kept: set[Slot], number: int) -> bool:
+    slot = target.slot
+    return slot.role == "intermediate" and first[slot] == number and slot not in kept
+
+
+def _fits(step: Launch, operand: int, out: int) -> bool:
+    """Whether the two slots are alike, and are seen by these two arguments only."""
+    source, target = step.arguments[operand], step.arguments[out]
+    buffers = step.kernel.buffers
+    seen = [view.slot for view in step.arguments]
+    return (
+        source.offset == target.offset
+        and source.slot.bytes == target.slot.bytes
+        and seen.count(source.slot) == 1
+        and seen.count(target.slot) == 1
+        and all(step.arguments[k].strides == buffers[k].strides for k in (operand, out))
+    )
+
+
+def safe_pairs(kernel: Kernel) -> dict[int, tuple[int, ...]]:
+    """For each written buffer's position, the positions of read buffers that may share its memory."""
+    loads: dict[str, list[Load]] = {}
+    for value in kernel.values:
+        if isinstance(value, Load):
+            loads.setdefault(value.buffer.name, []).append(value)
+    pairs: dict[int, tuple[int, ...]] = {}
+    for out, buffer in enumerate(kernel.buffers):
+        stores = [store for store in kernel.stores if store.buffer.name == buffer.name]
+        if buffer.role != "out" or len(stores) != 1 or buffer.name in loads or not _writes_last(kernel, stores[0]):
+            continue
+        address = stores[0].buffer.offset(stores[0].index)
+        pairs[out] = tuple(
+            k
+            for k, operand in enumerate(kernel.buffers)
+            if operand.role == "in"
+            and operand.dtype.bytes == buffer.dtype.bytes
+            and _only_at(address, loads.get(operand.name, ()), len(kernel.stores) > 1)
+        )
+    return pairs
+
+
+def _only_at(address: Dim, loads: Sequence[Load], several_stores: bool) -> bool:
+    """Whether every load is at that address. Beside other stores there may be one only: a second could come after the store."""
+    if not loads or (several_stores and len(loads) > 1):
+        return False
+    return all(load.buffer.offset(load.index) == address for load in loads)
+
+
+def _writes_last(kernel: Kernel, store: Store) -> bool:
+    """Whether the kernel is one loop nest in which the store comes after everything that is read again.
+
+    Without reductions: all stores walk over all axes. With reductions: one store, and rows; every reduction leaves the same
+    axes, and the store walks over these and the reduced ones, so that a row is read for the last time where it is written.
+    """
+    axes = frozenset(a.name for a in kernel.axes)
+    reductions = [value for value in kernel.values if isinstance(value, Reduce)]
+    if not reductions:
+        return all(_axes_of_index(s, axes) == axes for s in kernel.stores)
+    rows = {kernel.axes_of[value] for value in reductions}
+    if len(kernel.stores) > 1 or len(rows) > 1:
+        return False
+    (row,) = rows
+    return _axes_of_index(store, axes) == axes and row < axes
+
+
+def _axes_of_index(store: Store, axes: frozenset[str]) -> frozenset[str]:
+    return frozenset().union(*(symbols(e) for e in store.index)) & axes

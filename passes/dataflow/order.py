@@ -1,0 +1,170 @@
+"""The order of launches: a topological order under which less memory is alive at the worst moment.
+
+    units in the order they were captured --> the same units, reordered where that lowers the peak
+
+Scheduling for least memory is NP-hard (Sethi, "Complete register allocation problems", 1975). Three list schedules are made, each
+in near linear time, and compared with the order given; a lower peak wins, the given order wins a tie.
+
+    forward   of what is ready, what frees more than it makes, else the next in the given order
+    greedy    of what is ready, what leaves the fewest bytes alive
+    backward  from the results on: what keeps the fewest bytes alive before it, so that everything is made as late as it can be
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One thing to run. Values are any integers.
+
+    reads   values it needs; one that no unit writes is there from the beginning and costs nothing
+    writes  (value, bytes) it makes; each value is made once
+    after   positions of units that must run before it for reasons that are not values
+    """
+
+    reads: tuple[int, ...]
+    writes: tuple[tuple[int, int], ...]
+    after: tuple[int, ...] = ()
+
+
+def order_units(units: Sequence[Unit], results: Collection[int] = ()) -> list[int]:
+    """Positions of `units` in the order to run them.
+
+    `results` are values that live outside the memory that counts. The order given must be a valid one. Deterministic.
+    """
+    problem = _Problem(units, frozenset(results))
+    best = list(range(len(units)))
+    lowest = problem.peak(best)
+    for schedule in (_forward, _backward, _greedy):
+        candidate = schedule(problem)
+        height = problem.peak(candidate)
+        if height < lowest:
+            best, lowest = candidate, height
+    return best
+
+
+def peak_bytes(units: Sequence[Unit], order: Iterable[int], results: Collection[int] = ()) -> int:
+    """The most bytes alive while units run in that order: what a unit reads and what it writes are alive together."""
+    return _Problem(units, frozenset(results)).peak(order)
+
+
+class _Problem:
+    """Units with their edges, and the bytes of each value that counts."""
+
+    def __init__(self, units: Sequence[Unit], results: frozenset[int]) -> None:
+        self.units = units
+        self.bytes: dict[int, int] = {}
+        writer: dict[int, int] = {}
+        for k, unit in enumerate(units):
+            for value, size in unit.writes:
+                writer[value] = k
+                self.bytes[value] = 0 if value in results else size
+        self.reads = [tuple(dict.fromkeys(v for v in unit.reads if v in writer)) for unit in units]
+        self.writes = [tuple(v for v, _ in unit.writes) for unit in units]
+        self.readers: dict[int, list[int]] = {value: [] for value in writer}
+        self.before: list[list[int]] = []
+        self.next: list[list[int]] = [[] for _ in units]
+        for k, unit in enumerate(units):
+            for value in self.reads[k]:
+                self.readers[value].append(k)
+            self.before.append(list(dict.fromkeys([*(writer[v] for v in self.reads[k]), *unit.after])))
+            for other in self.before[k]:
+                self.next[other].append(k)
+
+    def peak(self, order: Iterable[int]) -> int:
+        left = {value: len(readers) for value, readers in self.readers.items()}
+        alive = highest = 0
+        for k in order:
+            alive += sum(self.bytes[v] for v in self.writes[k])
+            highest = max(highest, alive)
+            for value in self.reads[k]:
+                left[value] -= 1
+                if not left[value]:
+                    alive -= self.bytes[value]
+            alive -= sum(self.bytes[v] for v in self.writes[k] if not self.readers[v])
+        return highest
+
+
+def _schedule(
+    waits_for: Sequence[Sequence[int]],
+    releases: Sequence[Sequence[int]],
+    key: Callable[[int], tuple],
+    done: Callable[[int], Iterable[int]],
+) -> list[int]:
+    """List scheduling: again and again the ready unit with the smallest key.
+
+    `done(k)` is told that k has been scheduled and gives the units whose key has fallen by that.
+    """
+    missing = [len(w) for w in waits_for]
+    heap = [(key(k), k) for k, count in enumerate(missing) if not count]
+    heapify(heap)
+    scheduled = [False] * len(missing)
+    order: list[int] = []
+    while heap:
+        _, k = heappop(heap)
+        if scheduled[k]:
+            continue
+        scheduled[k] = True
+        order.append(k)
+        for other in releases[k]:
+            missing[other] -= 1
+            if not missing[other]:
+                heappush(heap, (key(other), other))
+        for other in done(k):
+            if not missing[other] and not scheduled[other]:
+                heappush(heap, (key(other), other))
+    return order
+
+
+def _by_growth(problem: _Problem, key_of: Callable[[int, int], tuple]) -> list[int]:
+    """Forward list scheduling; `key_of(bytes by which what is alive grows, unit)`."""
+    left = {value: len(readers) for value, readers in problem.readers.items()}
+    finished = [False] * len(problem.units)
+    # bytes that unit k frees: values of which it is the last reader that has not run, and results that nobody reads
+    frees = [sum(problem.bytes[v] for v in writes if not problem.readers[v]) for writes in problem.writes]
+    for value, readers in problem.readers.items():
+        if len(readers) == 1:
+            frees[readers[0]] += problem.bytes[value]
+    makes = [sum(problem.bytes[v] for v in writes) for writes in problem.writes]
+
+    def done(k: int) -> Iterable[int]:
+        finished[k] = True
+        for value in problem.reads[k]:
+            left[value] -= 1
+            if left[value] == 1:
+                # each value comes to its last reader once, so these searches are linear altogether
+                last = next(r for r in problem.readers[value] if not finished[r])
+                frees[last] += problem.bytes[value]
+                yield last
+
+    return _schedule(problem.before, problem.next, lambda k: key_of(makes[k] - frees[k], k), done)
+
+
+def _forward(problem: _Problem) -> list[int]:
+    return _by_growth(problem, lambda growth, k: (growth >= 0, k))
+
+
+def _greedy(problem: _Problem) -> list[int]:
+    return _by_growth(problem, lambda growth, k: (growth, k))
+
+
+def _backward(problem: _Problem) -> list[int]:
+    """The reverse of a list schedule of the reversed graph: running unit k backwards ends its writes and begins its reads."""
+    needed: set[int] = set()
+    begins = [sum(problem.bytes[v] for v in reads) for reads in problem.reads]
+    ends = [sum(problem.bytes[v] for v in writes if problem.readers[v]) for writes in problem.writes]
+
+    def done(k: int) -> Iterable[int]:
+        for value in problem.reads[k]:
+            if value not in needed:
+                needed.add(value)
+                for reader in problem.readers[value]:
+                    begins[reader] -= problem.bytes[value]
+                    yield reader
+
+    reverse = _schedule(problem.next, problem.before, lambda k: (begins[k] - ends[k], -k), done)
+    return reverse[::-1]
