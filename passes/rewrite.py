@@ -24,6 +24,7 @@ from dlcompiler.ir.ops import TABLE, Op, Trait
 from dlcompiler.ir.types import TensorType, Type
 from dlcompiler.passes.aliasing import escaping, may_stand_for, owner, view_chain
 from dlcompiler.passes.context import Context
+from dlcompiler.passes.known import KnownValues
 from dlcompiler.passes.node.dead_code import has_effect
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ class GraphRewriter(Builder):
             rewriter.keep(node)                 # or: rewriter.replace(node, rewriter.add(...))
         graph = rewriter.finish()
 
-    `visits` counts nodes taken from the worklist. `uses[node]` is how often a node of the new graph is read.
+    `visits` counts nodes taken from the worklist. `uses[node]` is how often a node of the new graph is read. `known` computes
+    what depends on no input.
     """
 
     def __init__(self, graph: Graph, escapes: set[Node] | None = None) -> None:
@@ -48,6 +50,7 @@ class GraphRewriter(Builder):
         self.graph = graph
         self.changed = False
         self.visits = 0
+        self.known = KnownValues()
         self.escapes = escaping(graph) if escapes is None else escapes
         self.settled: list[Node] = []
         self.new: dict[Node, Node] = {}

@@ -60,6 +60,20 @@ def attention(b: GraphRewriter, node: Node) -> Node | None:
     return b.attention(*operands, **attributes)
 
 
+@rule("attention-mask", "attention", exact=True)
+def attention_mask(b: GraphRewriter, node: Node) -> Node | None:
+    """attention(q, k, v, mask) whose mask hides nothing, or just what comes later --> attention(q, k, v), perhaps causal"""
+    if len(node.inputs) != 4:
+        return None
+    query, key, value, mask = node.inputs
+    scores = (*node.shape[:-1], key.shape[-2])
+    number = uniform_value(mask)
+    causal = number is None and (is_causal(b, mask, scores) if mask.dtype is boolean else _is_causal_addend(b, mask, scores))
+    if not causal and (number is None or bool(number) != (mask.dtype is boolean)):
+        return None
+    return b.attention(query, key, value, scale=node.attributes["scale"], causal=causal or node.attributes["causal"])
+
+
 def _through_casts(b: GraphRewriter, node: Node) -> Node:
     """What a value was cast from, where softmax is computed wider than the rest."""
     while node.op.name == "cast" and node.inputs[0].dtype.is_float and b.is_used_once(node):
@@ -102,7 +116,7 @@ def _masked(b: GraphRewriter, node: Node) -> tuple[Node, Node | None, bool] | No
         number = uniform_value(fill)
         if number is None or not float(number) <= UNSEEN or scores.shape != node.shape:
             return None
-        if is_causal(keep, scores.shape):
+        if is_causal(b, keep, scores.shape):
             return scores, None, True
         if np.isneginf(float(number)):
             return scores, keep, False
@@ -112,7 +126,7 @@ def _masked(b: GraphRewriter, node: Node) -> tuple[Node, Node | None, bool] | No
     if node.op.name == "add":
         for scores, mask in (node.inputs, node.inputs[::-1]):
             if scores.shape == node.shape and _is_scores(scores):
-                return (scores, None, True) if _is_causal_addend(mask, scores.shape) else (scores, mask, False)
+                return (scores, None, True) if _is_causal_addend(b, mask, scores.shape) else (scores, mask, False)
     return None
 
 
@@ -173,17 +187,29 @@ def _transposed(b: GraphRewriter, keys: Node) -> Node:
 # -- causal masks ------------------------------------------------------------------------------------------------------------
 
 
-def is_causal(keep: Node, scores: tuple[Dim, ...]) -> bool:
-    """Whether a bool mask is `column <= row` over the last two dimensions of the scores."""
-    while keep.op.name == "expand" or (keep.op.name == "reshape" and _only_adds_ones(keep)):
-        keep = keep.inputs[0]
-    if keep.op.name == "constant":
-        value = keep.attributes["value"]
-        return _is_square(value.shape, scores) and _is_lower_triangle(value.astype(bool))
+def is_causal(b: GraphRewriter, keep: Node, scores: tuple[Dim, ...]) -> bool:
+    """Whether a bool mask is `column <= row` over the last two dimensions of the scores: by its value, or as it is written."""
+    keep = _without_ones(keep)
     if keep.op.name == "bitwise_not":
-        inner = keep.inputs[0]
-        return inner.op.name in ("gt", "lt") and _compares_column_to_row(inner, scores, inner.op.name == "lt")
-    return keep.op.name in ("le", "ge") and _compares_column_to_row(keep, scores, keep.op.name == "ge")
+        (inner,) = keep.inputs
+        written = inner.op.name in ("gt", "lt") and _compares_column_to_row(inner, scores, inner.op.name == "lt")
+    else:
+        written = keep.op.name in ("le", "ge") and _compares_column_to_row(keep, scores, keep.op.name == "ge")
+    return written or (_is_square(keep, scores) and _is_lower_triangle(_value(b, keep)))
+
+
+def _without_ones(node: Node) -> Node:
+    """What a value was before it was repeated along leading dimensions or given dimensions of size 1."""
+    while node.op.name == "expand" or (node.op.name == "reshape" and _only_adds_ones(node)):
+        if node.inputs[0].shape[-2:] != node.shape[-2:]:
+            break
+        node = node.inputs[0]
+    return node
+
+
+def _value(b: GraphRewriter, node: Node) -> np.ndarray | None:
+    value = node.attributes["value"] if node.op.name == "constant" else b.known.of(node)
+    return value if value is None or value.size <= MASK_ELEMENTS else None
 
 
 def _compares_column_to_row(node: Node, scores: tuple[Dim, ...], row_first: bool) -> bool:
@@ -192,17 +218,11 @@ def _compares_column_to_row(node: Node, scores: tuple[Dim, ...], row_first: bool
 
 
 def _counts_along(node: Node, axis: int, scores: tuple[Dim, ...]) -> bool:
-    """Whether a value is 0, 1, 2, ... along one dimension of the scores and the same along all others."""
+    """Whether a value is an index range along one dimension of the scores, and of size 1 along all others."""
     shape = node.shape
-    while node.op.name in ("expand", "reshape", "cast"):
-        if node.op.name == "reshape" and not _only_adds_ones(node):
-            return False
+    while node.op.name == "cast" or (node.op.name == "reshape" and _only_adds_ones(node)):
         node = node.inputs[0]
-    if node.op.name == "constant":
-        counted = node.attributes["value"].reshape(-1)
-        if counted.size > MASK_ELEMENTS or not np.array_equal(counted, np.arange(counted.size)):
-            return False
-    elif node.op.name != "iota":
+    if node.op.name != "iota":
         return False
     wide = (1,) * (len(scores) - len(shape)) + shape
     return wide[axis] == scores[axis] and all(size == 1 for d, size in enumerate(wide) if d != axis % len(scores))
@@ -212,24 +232,24 @@ def _only_adds_ones(node: Node) -> bool:
     return [d for d in node.shape if d != 1] == [d for d in node.inputs[0].shape if d != 1]
 
 
-def _is_causal_addend(mask: Node, scores: tuple[Dim, ...]) -> bool:
+def _is_causal_addend(b: GraphRewriter, mask: Node, scores: tuple[Dim, ...]) -> bool:
     """Whether a number mask is 0 where `column <= row` and -inf or nearly so elsewhere."""
-    while mask.op.name == "expand" or (mask.op.name == "reshape" and _only_adds_ones(mask)):
-        mask = mask.inputs[0]
+    mask = _without_ones(mask)
     if mask.op.name == "where":
-        keep, zero, fill = (uniform_value(i) if k else i for k, i in enumerate(mask.inputs))
-        return zero is not None and fill is not None and float(zero) == 0 and float(fill) <= UNSEEN and is_causal(keep, scores)
-    if mask.op.name != "constant" or not _is_square(mask.attributes["value"].shape, scores):
+        keep, zero, fill = mask.inputs[0], uniform_value(mask.inputs[1]), uniform_value(mask.inputs[2])
+        if zero is not None and fill is not None and float(zero) == 0 and float(fill) <= UNSEEN:
+            return is_causal(b, keep, scores)
+    value = _value(b, mask) if _is_square(mask, scores) else None
+    if value is None:
         return False
-    value = mask.attributes["value"]
     seen = value == 0
     return bool(np.all(seen | (value <= UNSEEN))) and _is_lower_triangle(seen)
 
 
-def _is_square(shape: tuple[int, ...], scores: tuple[Dim, ...]) -> bool:
-    return len(shape) >= 2 and shape[-2:] == scores[-2:] and int(np.prod(shape)) == shape[-1] * shape[-2] <= MASK_ELEMENTS
+def _is_square(mask: Node, scores: tuple[Dim, ...]) -> bool:
+    """Whether a mask has one row for each query and one column for each key, the same for all that stands before."""
+    return mask.shape[-2:] == scores[-2:] and all(size == 1 for size in mask.shape[:-2])
 
 
-def _is_lower_triangle(mask: np.ndarray) -> bool:
-    square = mask.reshape(mask.shape[-2:])
-    return bool(np.array_equal(square, np.tri(*square.shape, dtype=bool)))
+def _is_lower_triangle(mask: np.ndarray | None) -> bool:
+    return mask is not None and bool(np.array_equal(mask.reshape(mask.shape[-2:]), np.tri(*mask.shape[-2:], dtype=bool)))

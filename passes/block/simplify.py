@@ -16,11 +16,12 @@ What is not here is not true: `x * 0`, `x - x`, `x / x` and `x == x` have other 
 from __future__ import annotations
 
 import numpy as np
-from dlcompiler.ir.graph import Graph
+from dlcompiler.ir.graph import Graph, Node
+from dlcompiler.ir.ops import Trait
 from dlcompiler.ir.scalar import apply_scalar
 from dlcompiler.passes.context import Context
-from dlcompiler.passes.pattern import Bindings, algebra
-from dlcompiler.passes.rewrite import RuleTable, apply_rules
+from dlcompiler.passes.pattern import Bindings, algebra, is_uniform
+from dlcompiler.passes.rewrite import GraphRewriter, RuleTable, apply_rules, rule
 
 
 def is_normal(value: np.ndarray) -> bool:
@@ -121,7 +122,17 @@ APPROXIMATE = (
     algebra("div-sqrt", "x / sqrt(y) --> x * rsqrt(y)", takes="float", once=True, exact=False),
 )
 
-RULES = RuleTable((*EXACT, *APPROXIMATE))
+
+@rule("iota-not-negative", "ge", "lt", exact=True)
+def iota_not_negative(b: GraphRewriter, node: Node) -> Node | None:
+    """ge(iota, 0) --> true; lt(iota, 0) --> false; also through views"""
+    left, right = node.inputs
+    while left.has(Trait.VIEW) and len(left.inputs) == 1 and left.op.name != "pad":
+        (left,) = left.inputs
+    return b.constant(node.op.name == "ge") if left.op.name == "iota" and is_uniform(right, 0) else None
+
+
+RULES = RuleTable((*EXACT, iota_not_negative, *APPROXIMATE))
 
 
 def simplify(graph: Graph, context: Context) -> Graph:

@@ -5,7 +5,9 @@
 Folding never makes a model noticeably larger: a result may be as large as the constants that nothing else needs any more, or
 small (`SMALL_BYTES`, and all of those together `TOTAL_GROWTH`). So an `expand` to 10^12 elements stays an `expand`.
 Transposes and slices of large constants stay too: read as views they cost nothing, and the constant keeps sharing the memory of
-the parameter or file that it came from.
+the parameter or file that it came from. What index ranges make stays arithmetic, unless it is the same number everywhere:
+
+    %1 = iota(){size=1024}; %2 = ge(%1, 0)  -->  %2.constant = constant() {true}; %2 = expand(%2.constant)
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from dlcompiler.ir.graph import Graph, Node
 from dlcompiler.ir.ops import Trait
 from dlcompiler.ir.types import TensorType
 from dlcompiler.passes.context import Context
+from dlcompiler.passes.known import KnownValues, is_same_everywhere
 from dlcompiler.passes.rewrite import GraphRewriter
 
 SMALL_BYTES = 1024
@@ -29,24 +32,34 @@ MAXIMUM_WORK = 1 << 28
 
 def fold_constants(graph: Graph, context: Context) -> Graph:
     """The graph with every foldable node replaced by a constant. Results keep memory of their own, so they are not folded."""
-    if not any(_is_candidate(n) for n in graph.nodes):
+    if not any(_is_candidate(n) or n.op.name == "iota" for n in graph.nodes):
         return graph
     rewriter = GraphRewriter(graph)
     growth = 0
     while (node := rewriter.next()) is not None:
-        if not _is_candidate(node) or node in rewriter.escapes:
+        value: Node | None = None
+        if node not in rewriter.escapes:
+            more = _growth(rewriter, node) if _is_candidate(node) else math.inf
+            if more <= 0 or (more < math.inf and node.tensor.bytes <= SMALL_BYTES and growth + more <= TOTAL_GROWTH):
+                if context.spend("fold", node.name):
+                    growth += int(more)
+                    value = rewriter.constant(_evaluate(node), name=node.name)
+            elif (array := _uniform(rewriter.known, node)) is not None and context.spend("fold-uniform", node.name):
+                value = rewriter.constant(array.reshape(-1)[0], name=node.name)
+                value = rewriter.expand(value, shape=node.shape) if node.shape else value
+        if value is None:
             rewriter.keep(node)
-            continue
-        more = _growth(rewriter, node)
-        if more > 0 and (node.tensor.bytes > SMALL_BYTES or growth + more > TOTAL_GROWTH):
-            rewriter.keep(node)
-            continue
-        if not context.spend("fold", node.name):
-            rewriter.keep(node)
-            continue
-        growth += more
-        rewriter.replace(node, rewriter.constant(_evaluate(node), name=node.name))
+        else:
+            rewriter.replace(node, value)
     return rewriter.finish()
+
+
+def _uniform(known: KnownValues, node: Node) -> np.ndarray | None:
+    """The value of a computed node whose elements are all the same, which index ranges may have made."""
+    if node.has(Trait.VIEW) or not node.inputs or not known.is_known(node):
+        return None
+    value = known.of(node)
+    return value if value is not None and is_same_everywhere(value) else None
 
 
 def _is_candidate(node: Node) -> bool:
@@ -54,12 +67,15 @@ def _is_candidate(node: Node) -> bool:
         return False
     if node.op.name == "dim":
         return isinstance(node.attributes["value"], int)
+    if node.op.name == "iota":
+        return node.attributes["size"] == 1
     if not node.inputs or any(i.op.name != "constant" for i in node.inputs):
         return False
     if node.has(Trait.IMPURE) or node.has(Trait.EXTERN) or node.has(Trait.LIBRARY) or _work(node) > MAXIMUM_WORK:
         return False
     is_free = node.op.name == "reshape" and node.inputs[0].attributes["value"].flags.c_contiguous
-    return is_free or not node.has(Trait.VIEW) or node.tensor.bytes <= VIEW_BYTES
+    moves = node.has(Trait.VIEW) or node.has(Trait.INDEXING)
+    return is_free or not moves or node.tensor.bytes <= VIEW_BYTES
 
 
 def _work(node: Node) -> int:

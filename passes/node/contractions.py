@@ -106,4 +106,17 @@ def per_channel(b: GraphRewriter, value: Node, product: Node) -> Node | None:
     return b.reshape(value, shape=(channels,))
 
 
-RULES = (matmul_linear, linear_bias, reshape_linear_reshape, reshape_matmul_reshape, convolution_bias)
+@rule("pad-convolution", "convolution", exact=True)
+def pad_convolution(b: GraphRewriter, node: Node) -> Node | None:
+    """convolution(pad(x)), zeros equally on both sides of spatial dimensions --> convolution(x) with that much more padding"""
+    x = node.inputs[0]
+    if node.attributes["transposed"] or x.op.name != "pad" or x.attributes["value"] != 0:
+        return None
+    low, high = x.attributes["low"], x.attributes["high"]
+    if low != high or any(low[:2]) or not all(isinstance(p, int) for p in low):
+        return None
+    padding = tuple(p + more for p, more in zip(node.attributes["padding"], low[2:]))
+    return b.convolution(x.inputs[0], *node.inputs[1:], **{**node.attributes, "padding": padding})
+
+
+RULES = (matmul_linear, linear_bias, reshape_linear_reshape, reshape_matmul_reshape, convolution_bias, pad_convolution)

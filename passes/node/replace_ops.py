@@ -53,22 +53,39 @@ def div_constant(b: GraphRewriter, node: Node) -> Node | None:
 
 @rule("index-slice", "index", exact=True)
 def index_slice(b: GraphRewriter, node: Node) -> Node | None:
-    """index(x, A) with A one position, or positions that follow each other at one distance --> slice(x)"""
-    if len(node.inputs) != 2 or node.inputs[1].op.name != "constant":
+    """index(x, A) with A positions that follow each other at one distance, or one position many times --> slice(x)"""
+    if len(node.inputs) != 2:
         return None
-    x, at = node.inputs[0], node.inputs[1].attributes["value"]
+    x, at = node.inputs
     (axis,) = node.attributes["axes"]
     size = x.shape[axis]
-    if at.ndim > 1 or not 0 < at.size <= DIVISOR_ELEMENTS or not isinstance(size, int):
-        return None
-    places = at.reshape(-1).astype(np.int64)
-    step = int(places[1] - places[0]) if places.size > 1 else 1
-    if step < 1 or np.any(np.diff(places) != step) or places[0] < 0 or places[-1] >= size:
+    places = _places(b, at)
+    if places is None or not isinstance(size, int) or places.start < 0 or places.stop > size:
         return None
     starts, limits, steps = [0] * x.tensor.rank, list(x.shape), [1] * x.tensor.rank
-    starts[axis], limits[axis], steps[axis] = int(places[0]), int(places[-1]) + 1, step
+    starts[axis], limits[axis], steps[axis] = places.start, places.stop, places.step
     value = b.slice(x, starts=tuple(starts), limits=tuple(limits), steps=tuple(steps))
-    return value if at.ndim == 1 else b.reshape(value, shape=node.shape)
+    if len(places) == at.tensor.numel:
+        return b.reshape(value, shape=node.shape)
+    ones = (*x.shape[:axis], *(1,) * at.tensor.rank, *x.shape[axis + 1 :])
+    return b.expand(b.reshape(value, shape=ones), shape=node.shape)
+
+
+def _places(b: GraphRewriter, at: Node) -> range | None:
+    """The positions that an index runs through, each once and in order, or the one that it is everywhere."""
+    while at.op.name == "reshape":
+        (at,) = at.inputs
+    if at.op.name == "iota":
+        return range(at.attributes["size"]) if isinstance(at.attributes["size"], int) and at.attributes["size"] else None
+    value = b.known.of(at)
+    if value is None or not 0 < value.size <= DIVISOR_ELEMENTS:
+        return None
+    first, last = int(value.reshape(-1)[0]), int(value.reshape(-1)[-1])
+    differences = np.diff(value.reshape(-1).astype(np.int64))
+    if not np.any(differences):
+        return range(first, first + 1)
+    step = int(differences[0])
+    return range(first, last + 1, step) if step > 0 and np.all(differences == step) else None
 
 
 POWERS = (
