@@ -8,6 +8,7 @@ from dlcompiler.ir.graph import Graph
 from dlcompiler.observe import Observer
 from dlcompiler.options import Options
 from dlcompiler.passes.block.fuse import fuse
+from dlcompiler.passes.dataflow.memory import place
 from dlcompiler.passes.dataflow.program import plan
 from dlcompiler.passes.pipeline import optimize
 from dlcompiler.report import Timings
@@ -34,4 +35,4 @@ def compile_graph(
     with timings.stage("emit"):
         program = emit(program, target, options)
     observer.code(program)
-    return Executable(program)
+    return Executable(program, place)

@@ -8,29 +8,19 @@ complete, and not computed a second time, before anything that depends on it is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from dlcompiler.ir.expression import Dim, symbols
 from dlcompiler.ir.kernel import Kernel, Load, Reduce, Store
-from dlcompiler.ir.program import Launch, Slot, Step, View
+from dlcompiler.ir.program import Launch, Program, Slot
 
 
-def find_aliases(steps: Sequence[Step], outputs: Sequence[View] = ()) -> dict[Slot, Slot]:
-    """A result's slot -> the slot of the operand whose memory it takes over. Only intermediates, of equal size.
-
-    `outputs` are the program's: what they show never dies.
-    """
-    first: dict[Slot, int] = {}
-    last: dict[Slot, int] = {}
-    for number, step in enumerate(steps):
-        for view in (*step.reads, *step.writes):
-            if view is not None:
-                first.setdefault(view.slot, number)
-                last[view.slot] = number
-    kept = {view.slot for view in outputs}
+def find_aliases(program: Program) -> dict[Slot, Slot]:
+    """A result's slot -> the slot of the operand whose memory it takes over. Only intermediates, of equal size."""
+    lifetimes = program.lifetimes
     aliases: dict[Slot, Slot] = {}
     safe: dict[Kernel, dict[int, tuple[int, ...]]] = {}  # identical kernels are looked at once
-    for number, step in enumerate(steps):
+    for number, step in enumerate(program.steps):
         if not isinstance(step, Launch):
             continue
         if step.kernel not in safe:
@@ -38,21 +28,16 @@ def find_aliases(steps: Sequence[Step], outputs: Sequence[View] = ()) -> dict[Sl
         taken: set[Slot] = set()
         for out, operands in safe[step.kernel].items():
             target = step.arguments[out]
-            if not _may_take(target, first, kept, number):
+            if target.slot.role != "intermediate" or lifetimes[target.slot][0] != number:
                 continue
             for operand in operands:
                 source = step.arguments[operand]
-                dies = source.slot.role == "intermediate" and last[source.slot] == number and source.slot not in kept
+                dies = source.slot.role == "intermediate" and lifetimes[source.slot][1] == number
                 if dies and source.slot not in taken and _fits(step, operand, out):
                     aliases[target.slot] = source.slot
                     taken.add(source.slot)
                     break
     return aliases
-
-
-def _may_take(target: View, first: Mapping[Slot, int], kept: set[Slot], number: int) -> bool:
-    slot = target.slot
-    return slot.role == "intermediate" and first[slot] == number and slot not in kept
 
 
 def _fits(step: Launch, operand: int, out: int) -> bool:
