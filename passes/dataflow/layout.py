@@ -2,7 +2,7 @@
 
     conv -> relu -> conv, all row major  -->  all channels last, with one conversion in front of the first
 
-Convolutions read and write images with the channels innermost, where one vector load takes a pixel's neighbours in channel
+Attention writes its heads next to each other for each position, so that joining them is no copy. Convolutions read and write images with the channels innermost, where one vector load takes a pixel's neighbours in channel
 space and a library needs no reordering. Kernels of our own compute in any layout, so each follows the largest value it reads.
 Inputs keep the strides they came with, outputs get the strides that eager gives them.
 """
@@ -19,16 +19,20 @@ from dlcompiler.passes.block.fuse import Fusion, Group
 Strides = tuple[Dim, ...]
 
 
-def channels_last_strides(shape: tuple[Dim, ...]) -> Strides:
-    """[N, C, ...] stored as [N, ..., C]. Strides in elements."""
-    if len(shape) < 3:
-        return contiguous_strides(shape)
-    order = (0, *range(2, len(shape)), 1)
+def strides_in_order(shape: tuple[Dim, ...], order: tuple[int, ...]) -> Strides:
+    """Strides in elements of a tensor stored with its dimensions in `order`, the last one innermost."""
     stored = contiguous_strides(tuple(shape[d] for d in order))
-    strides: list[Dim] = [0] * len(shape)
-    for position, dim in enumerate(order):
-        strides[dim] = stored[position]
-    return tuple(strides)
+    return tuple(stored[order.index(d)] for d in range(len(shape)))
+
+
+def channels_last_strides(shape: tuple[Dim, ...]) -> Strides:
+    """[N, C, ...] stored as [N, ..., C]."""
+    return strides_in_order(shape, (0, *range(2, len(shape)), 1)) if len(shape) >= 3 else contiguous_strides(shape)
+
+
+def heads_inside_strides(shape: tuple[Dim, ...]) -> Strides:
+    """[N, heads, length, width] stored as [N, length, heads, width]: what attention hands to the projection that follows."""
+    return strides_in_order(shape, (0, 2, 1, 3))
 
 
 def is_channels_last(shape: tuple[Dim, ...], strides: Strides) -> bool:
@@ -55,6 +59,8 @@ def assign_layouts(fusion: Fusion) -> dict[Node, Strides]:
                 continue
             if node in wanted:
                 layouts[node] = wanted[node]
+            elif node.op.name == "attention" and node.tensor.rank == 4:
+                layouts[node] = heads_inside_strides(node.shape)
             elif node in images or (group.kind == "kernel" and _follows_channels_last(group, node, layouts, fusion)):
                 layouts[node] = channels_last_strides(node.shape)
     return layouts
