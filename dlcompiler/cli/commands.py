@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -94,11 +94,26 @@ _GENERAL_FLAGS = (
 
 def flags(*, compiles: bool = True, output: bool = False) -> Decorator:
     """The shared flags: the general ones, those of every command that compiles, and -o."""
-    chosen = (*((_OUTPUT,) if output else ()), *(_COMPILE_FLAGS if compiles else ()), *_GENERAL_FLAGS)
+    return _applied((*((_OUTPUT,) if output else ()), *(_COMPILE_FLAGS if compiles else ()), *_GENERAL_FLAGS))
 
+
+def _applied(options: Sequence[Decorator]) -> Decorator:
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(chosen):
+        for option in reversed(options):
             function = option(function)
         return function
 
     return decorate
+
+
+def input_flags(fill: str | None = None) -> Decorator:
+    """-i, --fill and --seed; `fill` is what inputs that -i does not give are made of by default, None to ask for them."""
+    chosen = (
+        click.option("-i", "--input", "inputs", metavar="FILE", help="Inputs by name in an .npz; an .npy for a model with one."),
+        click.option(
+            "--fill", type=click.Choice(["zeros", "ones", "random"]), default=fill, show_default=fill is not None,
+            help="Make up the inputs that -i does not give.",
+        ),
+        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of --fill random."),
+    )  # fmt: skip
+    return _applied(chosen)

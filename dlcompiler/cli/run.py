@@ -8,7 +8,7 @@ from typing import Any
 import click
 import numpy as np
 
-from dlcompiler.cli.commands import flags
+from dlcompiler.cli.commands import flags, input_flags
 from dlcompiler.cli.shared import (
     Session,
     build,
@@ -25,9 +25,7 @@ from dlcompiler.cli.shared import (
 
 @click.command(name="run")
 @click.argument("model")
-@click.option("-i", "--input", "inputs", metavar="FILE", help="Inputs by name in an .npz, or an .npy for a model with one input.")
-@click.option("--fill", type=click.Choice(["zeros", "ones", "random"]), help="Make up the inputs that -i does not give.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of --fill random.")
+@input_flags()
 @click.option("--repeat", type=click.IntRange(min=1), default=1, show_default=True, help="Calls; the last one's time is shown.")
 @click.option("--simulate", is_flag=True, help="Run a GPU program through Triton's interpreter on the CPU.")
 @flags(output=True)

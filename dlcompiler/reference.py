@@ -1,0 +1,29 @@
+"""The reference: a graph run by the interpreter, with torch for the operators that only ATen knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dlcompiler.ir.graph import Graph
+from dlcompiler.ir.interpret import interpret_graph
+
+
+def run_reference(graph: Graph, inputs: Sequence[Any]) -> list[np.ndarray]:
+    """The outputs of `graph`, then the values of its writebacks. `inputs`: arrays, and ints for sizes; they are not changed."""
+    return interpret_graph(graph, inputs, call=_call_aten)
+
+
+def _call_aten(target: str, arguments: Mapping[str, Any], operands: list[np.ndarray]) -> Any:
+    import torch
+
+    from dlcompiler.arrays import array_from_tensor, tensor_from_array
+    from dlcompiler.runtime.aten import prepare_aten
+
+    tensors = [tensor_from_array(np.ascontiguousarray(array).reshape(array.shape)) for array in operands]
+    result = prepare_aten(target, arguments, range(len(tensors)), {})(tensors)
+    if isinstance(result, torch.Tensor):
+        return array_from_tensor(result.contiguous())
+    return tuple(array_from_tensor(r.contiguous()) if isinstance(r, torch.Tensor) else None for r in result)
