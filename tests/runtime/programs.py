@@ -17,7 +17,9 @@ from dlcompiler.ir.types import DType, TensorType, contiguous_strides, f32
 from dlcompiler.passes.dataflow.memory import place
 
 
-def slot(name: str, shape: Sequence[Dim], role: Any, position: int = -1, strides: Sequence[Dim] | None = None, dtype: DType = f32):
+def slot(
+    name: str, shape: Sequence[Dim], role: Any, position: int = -1, strides: Sequence[Dim] | None = None, dtype: DType = f32
+):
     shape = tuple(shape)
     return Slot(name, dtype, shape, contiguous_strides(shape) if strides is None else tuple(strides), role, position)
 
