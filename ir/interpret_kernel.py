@@ -6,6 +6,7 @@ a kernel leaves unspecified is filled with values that show (NaN, large integers
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -228,7 +229,8 @@ def _reduce(kind: str, operand: np.ndarray, axes: tuple[int, ...]) -> np.ndarray
 
 def _first_position(kind: str, operand: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     kept = [d for d in range(operand.ndim) if d not in axes]
-    flat = operand.transpose((*kept, *axes)).reshape((*(operand.shape[d] for d in kept), -1))
+    count = math.prod(operand.shape[d] for d in axes)
+    flat = operand.transpose((*kept, *axes)).reshape((*(operand.shape[d] for d in kept), count))
     function = np.argmax if kind == "argmax" else np.argmin
     found = function(flat, axis=-1) if flat.shape[-1] else np.zeros(flat.shape[:-1], np.int64)
     shape = [1 if d in axes else n for d, n in enumerate(operand.shape)]

@@ -11,21 +11,24 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
+from dlcompiler.ir.errors import ShapeError
 from dlcompiler.ir.expression import product
 from dlcompiler.ir.ops import Trait, register
+from dlcompiler.ir.ops.rules import normalize_axis, require_float, require_operands
 from dlcompiler.ir.types import compute_dtype
 
 Expand = Callable[..., object]
 
 
-def composite(*traits: Trait) -> Callable[[Expand], Expand]:
-    """Register a function as the expansion of the op of its name."""
+def composite(*traits: Trait, operands: tuple[int, int] = (1, 1)) -> Callable[[Expand], Expand]:
+    """Register a function as the expansion of the op of its name, which takes from `operands[0]` to `operands[1]` operands."""
 
     def apply(expand: Expand) -> Expand:
         @lru_cache(maxsize=4096)  # layers repeat, and every pass infers again
         def infer_once(types, attributes):
             from dlcompiler.ir.graph import Builder
 
+            require_operands(expand.__name__, types, *operands)
             scratch = Builder("infer")
             return expand(scratch, tuple(scratch.input("x", t) for t in types), dict(attributes)).type
 
@@ -99,6 +102,7 @@ def hardswish(b, operands, attributes):
 def leaky_relu(b, operands, attributes):
     """attributes: slope."""
     (x,) = operands
+    require_float("leaky_relu", x.dtype)
     return b.where(b.gt(x, 0), x, b.mul(x, attributes["slope"]))
 
 
@@ -164,7 +168,7 @@ def variance(b, operands, attributes):
 def softmax(b, operands, attributes):
     """attributes: axis."""
     x = _wide(b, operands[0])
-    axes = (attributes["axis"] % max(x.tensor.rank, 1),) if x.tensor.rank else ()
+    axes = (normalize_axis(attributes["axis"], x.tensor.rank),) if x.tensor.rank else ()
     powers = b.exp(b.sub(x, b.reduce_max(x, axes=axes, keepdims=True)))
     return _narrow(b, b.div(powers, b.reduce_sum(powers, axes=axes, keepdims=True)), operands[0].dtype)
 
@@ -173,7 +177,7 @@ def softmax(b, operands, attributes):
 def log_softmax(b, operands, attributes):
     """attributes: axis."""
     x = _wide(b, operands[0])
-    axes = (attributes["axis"] % max(x.tensor.rank, 1),) if x.tensor.rank else ()
+    axes = (normalize_axis(attributes["axis"], x.tensor.rank),) if x.tensor.rank else ()
     shifted = b.sub(x, b.reduce_max(x, axes=axes, keepdims=True))
     return _narrow(b, b.sub(shifted, b.log(b.reduce_sum(b.exp(shifted), axes=axes, keepdims=True))), operands[0].dtype)
 
@@ -199,22 +203,30 @@ def _normalized(b, x, axes, epsilon):
     return b.mul(centred, b.rsqrt(b.add(spread, epsilon)))
 
 
-@composite()
+def _last_axes(name, operands, rank):
+    """The last `rank` axes of operand 0; the other operands have the shape of these. Raises ShapeError."""
+    shape = operands[0].shape
+    if not 0 < rank <= len(shape) or any(o.shape != shape[len(shape) - rank :] for o in operands[1:]):
+        raise ShapeError(f"{name} over the last {rank} dimensions of {', '.join(str(o.type) for o in operands)}")
+    return tuple(range(len(shape) - rank, len(shape)))
+
+
+@composite(operands=(1, 3))
 def layer_norm(b, operands, attributes):
     """`layer_norm(x, weight?, bias?)` over the last `rank` dimensions. attributes: rank, epsilon."""
+    axes = _last_axes("layer_norm", operands, attributes["rank"])
     x, *affine = (_wide(b, o) for o in operands)
-    rank = x.tensor.rank
-    result = _normalized(b, x, tuple(range(rank - attributes["rank"], rank)), attributes["epsilon"])
+    result = _normalized(b, x, axes, attributes["epsilon"])
     for op, operand in zip(("mul", "add"), affine):
         result = b(op, result, operand)
     return _narrow(b, result, operands[0].dtype)
 
 
-@composite()
+@composite(operands=(1, 2))
 def rms_norm(b, operands, attributes):
     """`rms_norm(x, weight?)` over the last `rank` dimensions. attributes: rank, epsilon."""
+    axes = _last_axes("rms_norm", operands, attributes["rank"])
     x, *weight = (_wide(b, o) for o in operands)
-    axes = tuple(range(x.tensor.rank - attributes["rank"], x.tensor.rank))
     result = b.mul(x, b.rsqrt(b.add(b.mean(b.mul(x, x), axes=axes, keepdims=True), attributes["epsilon"])))
     return _narrow(b, b.mul(result, weight[0]) if weight else result, operands[0].dtype)
 
@@ -224,7 +236,7 @@ def _per_channel(b, x, rank):
     return b.reshape(x, shape=(x.shape[0], *(1,) * (rank - 2)))
 
 
-@composite()
+@composite(operands=(1, 3))
 def group_norm(b, operands, attributes):
     """`group_norm(x[N, C, ...], weight[C]?, bias[C]?)`. attributes: groups, epsilon."""
     x, *affine = (_wide(b, o) for o in operands)
@@ -237,7 +249,7 @@ def group_norm(b, operands, attributes):
     return _narrow(b, result, operands[0].dtype)
 
 
-@composite()
+@composite(operands=(5, 5))
 def batch_norm(b, operands, attributes):
     """`batch_norm(x[N, C, ...], weight[C], bias[C], mean[C], variance[C])` with the given statistics. attributes: epsilon."""
     x, *statistics = (_wide(b, o) for o in operands)

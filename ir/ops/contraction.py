@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 from dlcompiler.ir.errors import ShapeError
-from dlcompiler.ir.expression import Dim, floor_div
+from dlcompiler.ir.expression import Dim, floor_div, modulo
 from dlcompiler.ir.ops import Trait, register
-from dlcompiler.ir.ops.rules import broadcast_shapes, same_dtype
-from dlcompiler.ir.types import TensorType, compute_dtype
+from dlcompiler.ir.ops.rules import broadcast_shapes, require_float, require_numbers, require_operands, same_dtype
+from dlcompiler.ir.types import TensorType, boolean, compute_dtype
 
 
 def _wide(x: np.ndarray) -> np.ndarray:
@@ -22,8 +22,9 @@ def _wide(x: np.ndarray) -> np.ndarray:
 
 def _infer_matmul(types, attributes):
     """`[..., M, K] @ [..., K, N]`, the leading dimensions broadcast. Both operands have rank 2 or more."""
+    require_operands("matmul", types, 2)
     a, b = types
-    dtype = same_dtype("matmul", types)
+    dtype = require_numbers("matmul", same_dtype("matmul", types))
     if a.rank < 2 or b.rank < 2 or a.shape[-1] != b.shape[-2]:
         raise ShapeError(f"matmul of {a} and {b}: the inner dimensions differ or an operand has rank below 2")
     return TensorType(dtype, (*broadcast_shapes([a.shape[:-2], b.shape[:-2]]), a.shape[-2], b.shape[-1]))
@@ -53,8 +54,9 @@ register(
 
 def _infer_linear(types, attributes):
     """`x[..., K] @ weight[N, K].T (+ bias[N])`."""
+    require_operands("linear", types, 2, 3)
     x, weight = types[:2]
-    dtype = same_dtype("linear", types)
+    dtype = require_numbers("linear", same_dtype("linear", types))
     if weight.rank != 2 or x.rank < 1 or x.shape[-1] != weight.shape[1] or any(t.shape != (weight.shape[0],) for t in types[2:]):
         raise ShapeError(f"linear of {', '.join(map(str, types))}: sizes do not fit")
     return TensorType(dtype, (*x.shape[:-1], weight.shape[0]))
@@ -92,13 +94,19 @@ def _infer_convolution(types, attributes):
     attributes, one number for each spatial dimension: strides, padding, dilations, output_padding; groups; transposed, where
     the weight is [C, O/groups, ...].
     """
+    require_operands("convolution", types, 2, 3)
     x, weight = types[:2]
-    dtype = same_dtype("convolution", types)
+    dtype = require_numbers("convolution", same_dtype("convolution", types))
     spatial, groups, transposed = x.rank - 2, attributes["groups"], attributes["transposed"]
+    if weight.rank != x.rank or spatial < 1:
+        raise ShapeError(f"convolution of {x} with weight {weight}: the ranks do not fit")
+    numbers = ("strides", "padding", "dilations", *(("output_padding",) if transposed else ()))
+    if any(len(attributes[k]) != spatial for k in numbers) or min(*attributes["strides"], *attributes["dilations"], groups) < 1:
+        raise ShapeError(f"convolution of {x} needs {spatial} numbers each of {', '.join(numbers)}, and positive ones")
     channels_in = weight.shape[0] if transposed else weight.shape[1] * groups
     channels_out = weight.shape[1] * groups if transposed else weight.shape[0]
-    if weight.rank != x.rank or spatial < 1 or x.shape[1] != channels_in:
-        raise ShapeError(f"convolution of {x} with weight {weight} in {groups} groups: channels or ranks do not fit")
+    if x.shape[1] != channels_in or modulo(channels_out, groups) != 0 or any(t.shape != (channels_out,) for t in types[2:]):
+        raise ShapeError(f"convolution of {', '.join(map(str, types))} in {groups} groups: the channels do not fit")
     shape: list[Dim] = [x.shape[0], channels_out]
     for d in range(spatial):
         size, kernel = x.shape[2 + d], weight.shape[2 + d]
@@ -107,7 +115,7 @@ def _infer_convolution(types, attributes):
             out = (size - 1) * stride - 2 * pad + dilation * (kernel - 1) + attributes["output_padding"][d] + 1
         else:
             out = convolution_size(size, kernel, stride, pad, dilation)
-        if isinstance(out, int) and out < 0:
+        if isinstance(out, int) and out < (0 if transposed else 1):
             raise ShapeError(f"the kernel of {weight} does not fit {x} with padding {pad}")
         shape.append(out)
     return TensorType(dtype, tuple(shape))
@@ -137,12 +145,12 @@ def _evaluate_plain(x, weight, attributes):
         )
     ]
     n, _, *out = windows.shape[: 2 + spatial]
-    windows = windows.reshape(n, groups, -1, *out, *kernel)
-    weight = weight.reshape(groups, -1, *weight.shape[1:])
+    windows = windows.reshape(n, groups, x.shape[1] // groups, *out, *kernel)
+    weight = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
     letters = "xyz"[:spatial]
     taps = "uvw"[:spatial]
     result = np.einsum(f"ngc{letters}{taps},goc{taps}->ngo{letters}", windows, weight, optimize=True)
-    return result.reshape(n, -1, *out)
+    return result.reshape(n, groups * weight.shape[1], *out)
 
 
 def _evaluate_transposed(x, weight, attributes):
@@ -155,12 +163,12 @@ def _evaluate_transposed(x, weight, attributes):
         for s, st, d, k, extra in zip(size, strides, dilations, kernel, attributes["output_padding"])
     ]
     result = np.zeros((n, groups, weight.shape[1], *full), dtype=x.dtype)
-    grouped = x.reshape(n, groups, -1, *size)
-    weight = weight.reshape(groups, -1, *weight.shape[1:])
+    grouped = x.reshape(n, groups, x.shape[1] // groups, *size)
+    weight = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
     for tap in np.ndindex(*kernel):
         at = tuple(slice(t * d, t * d + (s - 1) * st + 1, st) for t, d, s, st in zip(tap, dilations, size, strides))
         result[(slice(None), slice(None), slice(None), *at)] += np.einsum("ngc...,gco->ngo...", grouped, weight[(..., *tap)])
-    result = result.reshape(n, -1, *full)
+    result = result.reshape(n, groups * weight.shape[2], *full)
     return result[(slice(None), slice(None), *(slice(p, f - p) for p, f in zip(padding, full)))]
 
 
@@ -208,14 +216,17 @@ def _infer_attention(types, attributes):
 
     attributes: scale (a float), causal (position s is seen from l if s <= l). A bool mask keeps where true.
     """
+    require_operands("attention", types, 3, 4)
     q, k, v = types[:3]
-    dtype = same_dtype("attention", types[:3])
-    if q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2] or q.rank < 3:
+    dtype = require_float("attention", same_dtype("attention", types[:3]))
+    if min(q.rank, k.rank, v.rank) < 3 or q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
         raise ShapeError(f"attention of {q}, {k}, {v}: sizes do not fit")
     lead = broadcast_shapes([q.shape[:-2], k.shape[:-2], v.shape[:-2]])
     scores = (*lead, q.shape[-2], k.shape[-2])
     if len(types) == 4 and broadcast_shapes([scores, types[3].shape]) != scores:
         raise ShapeError(f"attention mask {types[3]} does not broadcast to the scores {list(scores)}")
+    if len(types) == 4 and types[3].dtype is not boolean:
+        require_float("attention mask", types[3].dtype)
     return TensorType(dtype, (*lead, q.shape[-2], v.shape[-1]))
 
 

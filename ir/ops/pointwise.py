@@ -6,15 +6,14 @@ from typing import Any
 
 from dlcompiler.ir.errors import DTypeError
 from dlcompiler.ir.ops import Trait, register
-from dlcompiler.ir.ops.rules import broadcast_shapes, same_dtype
+from dlcompiler.ir.ops.rules import broadcast_shapes, require_operands, same_dtype
 from dlcompiler.ir.scalar import SCALARS, Scalar, apply_scalar, cast_array
 from dlcompiler.ir.types import DTYPES, TensorType, boolean, compute_dtype
 
 
 def _infer(scalar: Scalar):
     def infer(types: tuple[TensorType, ...], attributes: Any) -> TensorType:
-        if len(types) != scalar.arity:
-            raise DTypeError(f"{scalar.name} takes {scalar.arity} operands, not {len(types)}")
+        require_operands(scalar.name, types, scalar.arity)
         values = types
         if scalar.name == "where":
             if types[0].dtype is not boolean:
@@ -48,15 +47,23 @@ def _cast_element(builder, node, index):
     return builder.cast(narrow, compute_dtype(node.dtype))
 
 
+def _infer_cast(types, attributes):
+    require_operands("cast", types, 1)
+    dtype = DTYPES.get(attributes["dtype"])
+    if dtype is None:
+        raise DTypeError(f"there is no element type {attributes['dtype']!r}")
+    return types[0].with_dtype(dtype)
+
+
 register(
     "cast",
-    lambda types, attributes: types[0].with_dtype(DTYPES[attributes["dtype"]]),
+    _infer_cast,
     Trait.POINTWISE,
     evaluate=lambda operands, attributes: cast_array(operands[0], DTYPES[attributes["dtype"]]),
     element=_cast_element,
 )
 
-# the same elements in memory of their own: what a frontend puts before a result that must not share an input's or another's memory
+# the same elements in memory of their own: what a frontend puts before a result that must share no other's memory
 register(
     "copy",
     lambda types, attributes: types[0],

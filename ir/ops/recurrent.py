@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from dlcompiler.ir.errors import ShapeError
 from dlcompiler.ir.ops import Trait, register
+from dlcompiler.ir.ops.rules import require_float, require_operands, same_dtype
 from dlcompiler.ir.scalar import apply_scalar
 from dlcompiler.ir.types import TensorType, TupleType
 
@@ -15,12 +16,23 @@ def _infer_lstm(types, attributes):
     attributes: layers L, bidirectional (D is 2), has_biases, batch_first (x and y are [B, T, ...]). Weights in torch's order,
     for each layer and direction: input [4H, I], hidden [4H, H], then two biases [4H] if has_biases; gates i, f, g, o.
     """
-    x, h0 = types[:2]
     directions = 2 if attributes["bidirectional"] else 1
     each = 4 if attributes["has_biases"] else 2
-    if x.rank != 3 or h0.rank != 3 or len(types) != 3 + attributes["layers"] * directions * each:
-        raise ShapeError(f"lstm of {', '.join(map(str, types[:3]))} with {len(types) - 3} weights: ranks or numbers do not fit")
+    require_operands("lstm", types, 3 + attributes["layers"] * directions * each)
+    require_float("lstm", same_dtype("lstm", types))
+    x, h0, c0 = types[:3]
+    if x.rank != 3 or h0.rank != 3:
+        raise ShapeError(f"lstm of {x}, {h0}: both need rank 3")
     hidden = h0.shape[2]
+    states = (attributes["layers"] * directions, x.shape[0 if attributes["batch_first"] else 1], hidden)
+    weights = types[3:]
+    for number in range(attributes["layers"] * directions):
+        width = x.shape[2] if number < directions else directions * hidden
+        wanted = [(4 * hidden, width), (4 * hidden, hidden), (4 * hidden,), (4 * hidden,)][:each]
+        if [w.shape for w in weights[number * each : (number + 1) * each]] != wanted:
+            raise ShapeError(f"lstm: the weights of layer {number // directions} are not {wanted}")
+    if h0.shape != states or c0.shape != states:
+        raise ShapeError(f"lstm of {x}: the states {h0} and {c0} are not {list(states)}")
     return TupleType(
         (x.with_shape((*x.shape[:2], directions * hidden)), TensorType(x.dtype, h0.shape), TensorType(x.dtype, h0.shape))
     )
@@ -40,6 +52,9 @@ def _run_direction(x, h, c, weights, reverse):
 
 
 def _evaluate_lstm(operands, attributes):
+    dtype = operands[0].dtype
+    if dtype.name in ("float16", "bfloat16"):
+        operands = [a.astype(np.float32) for a in operands]
     x, h0, c0, *weights = operands
     if attributes["batch_first"]:
         x = x.swapaxes(0, 1)
@@ -55,7 +70,8 @@ def _evaluate_lstm(operands, attributes):
             last_h.append(h)
             last_c.append(c)
         x = np.concatenate(outputs, axis=-1)
-    return (x.swapaxes(0, 1) if attributes["batch_first"] else x), np.stack(last_h), np.stack(last_c)
+    results = (x.swapaxes(0, 1) if attributes["batch_first"] else x), np.stack(last_h), np.stack(last_c)
+    return tuple(r.astype(dtype) for r in results)
 
 
 register("lstm", _infer_lstm, Trait.LIBRARY, evaluate=_evaluate_lstm)

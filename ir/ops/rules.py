@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from dlcompiler.ir.errors import DTypeError, ShapeError
 from dlcompiler.ir.expression import Dim
-from dlcompiler.ir.types import DType, TensorType
+from dlcompiler.ir.types import DType, TensorType, boolean
 
 
 def broadcast_shapes(shapes: Iterable[tuple[Dim, ...]]) -> tuple[Dim, ...]:
@@ -42,6 +42,43 @@ def normalize_axis(axis: int, rank: int) -> int:
     if not -rank <= axis < max(rank, 1):
         raise ShapeError(f"axis {axis} is out of range for rank {rank}")
     return axis % rank if rank else 0
+
+
+def require_operands(name: str, types: Sequence[object], least: int, most: int | None = None) -> None:
+    """Raise ShapeError unless there are from `least` to `most` operands (`most` None: as many as `least`)."""
+    most = least if most is None else most
+    if not least <= len(types) <= most:
+        wanted = str(least) if least == most else f"{least} to {most}"
+        raise ShapeError(f"{name} takes {wanted} operands, not {len(types)}")
+
+
+def distinct_axes(name: str, axes: Iterable[int], rank: int) -> tuple[int, ...]:
+    """`axes`, each once and counted from the front. Raises ShapeError."""
+    axes = tuple(axes)
+    if any(not 0 <= axis < rank for axis in axes) or len(set(axes)) != len(axes):
+        raise ShapeError(f"{name}: {axes} are not distinct axes, counted from the front, of rank {rank}")
+    return axes
+
+
+def require_numbers(name: str, dtype: DType) -> DType:
+    """Raise DTypeError for bool, which has no arithmetic."""
+    if dtype is boolean:
+        raise DTypeError(f"{name} does not take bool", hint="insert a cast")
+    return dtype
+
+
+def require_float(name: str, dtype: DType) -> DType:
+    if not dtype.is_float:
+        raise DTypeError(f"{name} does not take {dtype}", hint="insert a cast")
+    return dtype
+
+
+def require_sizes(name: str, shape: Iterable[Dim]) -> tuple[Dim, ...]:
+    """A shape whose known sizes are not negative. Raises ShapeError."""
+    shape = tuple(shape)
+    if any(isinstance(size, int) and size < 0 for size in shape):
+        raise ShapeError(f"{name}: {show(shape)} has a negative size")
+    return shape
 
 
 def require_rank(name: str, type: TensorType, rank: int) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 from dlcompiler.ir.errors import ShapeError
 from dlcompiler.ir.expression import evaluate as evaluate_dim
 from dlcompiler.ir.ops import Trait, register
+from dlcompiler.ir.ops.rules import require_sizes
 from dlcompiler.ir.types import TensorType, TupleType, compute_dtype, dtype_of, i64
 
 # ops whose type is the node's own, not inferred
@@ -48,7 +49,7 @@ register(
 # 0, 1, 2, ... : i64[size]
 register(
     "iota",
-    lambda types, attributes: TensorType(i64, (attributes["size"],)),
+    lambda types, attributes: TensorType(i64, require_sizes("iota", (attributes["size"],))),
     Trait.SOURCE,
     evaluate=lambda operands, attributes: np.arange(attributes["size"], dtype=np.int64),
     element=lambda builder, node, index: builder.index(index[0]),
@@ -61,7 +62,8 @@ register("aten.call", _own_type, Trait.EXTERN)
 
 def _tuple_element_type(types, attributes):
     (type,) = types
-    element = type.elements[attributes["index"]] if isinstance(type, TupleType) else None
+    index = attributes["index"]
+    element = type.elements[index] if isinstance(type, TupleType) and 0 <= index < len(type.elements) else None
     if element is None:
         raise ShapeError(f"{type} has no element {attributes['index']}")
     return element

@@ -8,14 +8,15 @@ import numpy as np
 from dlcompiler.ir.errors import DTypeError, ShapeError
 from dlcompiler.ir.expression import Dim, floor_div, product
 from dlcompiler.ir.ops import Trait, register
-from dlcompiler.ir.ops.rules import broadcast_shapes, same_dtype, show
+from dlcompiler.ir.ops.rules import broadcast_shapes, distinct_axes, require_operands, require_sizes, same_dtype, show
 from dlcompiler.ir.types import TensorType, compute_dtype, contiguous_strides
 
 # -- reshape -------------------------------------------------------------------------------------------------------------
 
 
 def _infer_reshape(types, attributes):
-    type = types[0].with_shape(attributes["shape"])
+    require_operands("reshape", types, 1)
+    type = types[0].with_shape(require_sizes("reshape", attributes["shape"]))
     if type.numel != types[0].numel:
         raise ShapeError(f"cannot reshape {types[0]} to {show(type.shape)}")
     return type
@@ -83,6 +84,7 @@ register(
 
 
 def _infer_permute(types, attributes):
+    require_operands("permute", types, 1)
     dims = attributes["dims"]
     if sorted(dims) != list(range(types[0].rank)):
         raise ShapeError(f"{tuple(dims)} does not permute the dimensions of {types[0]}")
@@ -106,7 +108,8 @@ register(
 
 
 def _infer_expand(types, attributes):
-    type = types[0].with_shape(attributes["shape"])
+    require_operands("expand", types, 1)
+    type = types[0].with_shape(require_sizes("expand", attributes["shape"]))
     if broadcast_shapes([types[0].shape, type.shape]) != type.shape:
         raise ShapeError(f"cannot expand {types[0]} to {show(type.shape)}")
     return type
@@ -121,6 +124,12 @@ register(
 )
 
 
+def _infer_flip(types, attributes):
+    require_operands("flip", types, 1)
+    distinct_axes("flip", attributes["axes"], types[0].rank)
+    return types[0]
+
+
 def _flip_element(builder, node, index):
     axes = node.attributes["axes"]
     return builder.operand(node, 0, [size - 1 - i if d in axes else i for d, (i, size) in enumerate(zip(index, node.shape))])
@@ -128,7 +137,7 @@ def _flip_element(builder, node, index):
 
 register(
     "flip",
-    lambda types, attributes: types[0],
+    _infer_flip,
     Trait.VIEW,
     evaluate=lambda operands, attributes: np.flip(operands[0], tuple(attributes["axes"])),
     element=_flip_element,
@@ -144,6 +153,7 @@ def slice_size(start: Dim, limit: Dim, step: int) -> Dim:
 
 def _infer_slice(types, attributes):
     """attributes: starts, limits, steps (positive), one for each dimension, `0 <= start <= limit <= size`."""
+    require_operands("slice", types, 1)
     starts, limits, steps = attributes["starts"], attributes["limits"], attributes["steps"]
     if not len(starts) == len(limits) == len(steps) == types[0].rank:
         raise ShapeError(f"slice of {types[0]} needs {types[0].rank} starts, limits and steps")
@@ -174,10 +184,19 @@ register(
 
 def _infer_pad(types, attributes):
     """attributes: low, high (elements added, not negative), value (a number)."""
+    require_operands("pad", types, 1)
     low, high = attributes["low"], attributes["high"]
     if not len(low) == len(high) == types[0].rank or any(isinstance(p, int) and p < 0 for p in (*low, *high)):
         raise ShapeError(f"pad of {types[0]} needs {types[0].rank} non-negative amounts on each side")
     return types[0].with_shape(size + a + b for size, a, b in zip(types[0].shape, low, high))
+
+
+def _evaluate_pad(operands, attributes):
+    (x,) = operands
+    low, high = attributes["low"], attributes["high"]
+    result = np.full([n + a + b for n, a, b in zip(x.shape, low, high)], attributes["value"]).astype(x.dtype)
+    result[tuple(slice(a, a + n) for n, a in zip(x.shape, low))] = x
+    return result
 
 
 def _pad_element(builder, node, index):
@@ -196,17 +215,18 @@ register(
     "pad",
     _infer_pad,
     Trait.VIEW,
-    evaluate=lambda operands, attributes: np.pad(
-        operands[0], list(zip(attributes["low"], attributes["high"])), constant_values=attributes["value"]
-    ).astype(operands[0].dtype),
+    evaluate=_evaluate_pad,
     element=_pad_element,
 )
 
 
 def _infer_concat(types, attributes):
     axis = attributes["axis"]
+    if not types:
+        raise ShapeError("concat needs an operand")
     dtype = same_dtype("concat", types)
     first = types[0].shape
+    distinct_axes("concat", (axis,), len(first))
     for type in types:
         if type.rank != len(first) or any(d != axis and a != b for d, (a, b) in enumerate(zip(type.shape, first))):
             raise ShapeError(f"concat along axis {axis}: {', '.join(map(str, types))} do not fit")
@@ -246,8 +266,18 @@ register(
 
 def _infer_slice_update(types, attributes):
     """Operand 0 with operand 1 written at starts, starts+steps, ... (a functional `x[a:b:c] = y`)."""
+    require_operands("slice_update", types, 2)
     same_dtype("slice_update", types)
-    return types[0]
+    target, source = types
+    starts, steps = attributes["starts"], attributes["steps"]
+    if not len(starts) == len(steps) == source.rank == target.rank:
+        raise ShapeError(f"slice_update of {target} with {source} needs {target.rank} starts and steps")
+    for start, step, written, size in zip(starts, steps, source.shape, target.shape):
+        if all(isinstance(d, int) for d in (start, written, size)):
+            end = start + (written - 1) * step + 1 if written else start
+            if step < 1 or start < 0 or end > size:
+                raise ShapeError(f"slice_update of {target} with {source} at {tuple(starts)}, steps {tuple(steps)}: outside")
+    return target
 
 
 def _evaluate_slice_update(operands, attributes):
@@ -281,8 +311,13 @@ register("slice_update", _infer_slice_update, Trait.VIEW, evaluate=_evaluate_sli
 
 def _infer_window(types, attributes):
     """attributes: axes, sizes, strides, dilations. Each axis shrinks to its number of windows; the sizes are appended."""
+    require_operands("window", types, 1)
+    axes, *numbers = (tuple(attributes[k]) for k in ("axes", "sizes", "strides", "dilations"))
+    distinct_axes("window", axes, types[0].rank)
+    if any(len(each) != len(axes) or any(n < 1 for n in each) for each in numbers):
+        raise ShapeError(f"window over axes {axes} needs positive sizes, strides and dilations, one for each axis")
     shape = list(types[0].shape)
-    for axis, size, stride, dilation in zip(*(attributes[k] for k in ("axes", "sizes", "strides", "dilations"))):
+    for axis, size, stride, dilation in zip(axes, *numbers):
         span = dilation * (size - 1) + 1
         if isinstance(shape[axis], int) and shape[axis] < span:
             raise ShapeError(f"a window of {span} does not fit dimension {axis} of {types[0]}")
@@ -318,14 +353,21 @@ def _require_integer(name: str, type: TensorType) -> None:
         raise DTypeError(f"{name} needs integer indices, not {type.dtype}")
 
 
+def _require_elements(name: str, sizes: list[Dim], at: tuple[Dim, ...]) -> None:
+    if 0 in sizes and all(isinstance(d, int) and d > 0 for d in at):
+        raise ShapeError(f"{name} into a dimension of size 0")
+
+
 def _infer_index(types, attributes):
     """`index(x, i0, i1, ...; axes)`: `x[..., i0, i1, ...]` on consecutive `axes`; the broadcast indices' shape replaces them."""
     axes = attributes["axes"]
+    if len(types) < 2 or len(axes) != len(types) - 1 or list(axes) != list(range(axes[0], axes[0] + len(axes))):
+        raise ShapeError(f"index of {', '.join(map(str, types))} needs consecutive axes, one for each index: {tuple(axes)}")
+    distinct_axes("index", axes, types[0].rank)
     for type in types[1:]:
         _require_integer("index", type)
-    if list(axes) != list(range(axes[0], axes[0] + len(axes))) or len(axes) != len(types) - 1:
-        raise ShapeError(f"index needs consecutive axes, one for each index: {tuple(axes)}")
     at = broadcast_shapes(t.shape for t in types[1:])
+    _require_elements("index", [types[0].shape[a] for a in axes], at)
     return types[0].with_shape((*types[0].shape[: axes[0]], *at, *types[0].shape[axes[-1] + 1 :]))
 
 
@@ -356,8 +398,17 @@ register("index", _infer_index, Trait.INDEXING, evaluate=_evaluate_index, elemen
 
 
 def _infer_gather(types, attributes):
-    _require_integer("gather", types[1])
-    return types[0].with_shape(types[1].shape)
+    require_operands("gather", types, 2)
+    (x, indices), axis = types, attributes["axis"]
+    distinct_axes("gather", (axis,), x.rank)
+    _require_integer("gather", indices)
+    if indices.rank != x.rank:
+        raise ShapeError(f"gather from {x} with indices {indices}: the ranks differ")
+    for d, (size, wanted) in enumerate(zip(x.shape, indices.shape)):
+        if d != axis and isinstance(size, int) and isinstance(wanted, int) and wanted > size:
+            raise ShapeError(f"gather from {x} with indices {indices}: dimension {d} has too few elements")
+    _require_elements("gather", [x.shape[axis]], indices.shape)
+    return x.with_shape(indices.shape)
 
 
 def _evaluate_gather(operands, attributes):
