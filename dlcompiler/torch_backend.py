@@ -112,8 +112,11 @@ class Backend:
 
 def _compile_graph(graph: Graph, target: Target, options: Options, timings: Timings, key: str | None) -> Run:
     from dlcompiler.recorded import compile_recorded
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-    executable, _ = compile_recorded(graph, target, options, timings=timings, code_key=key)
+    # Dynamo traces under fake tensors; what a program holds (constants, packed weights) is real
+    with unset_fake_temporarily():
+        executable, _ = compile_recorded(graph, target, options, timings=timings, code_key=key)
     return executable
 
 

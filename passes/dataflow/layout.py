@@ -50,7 +50,7 @@ def assign_layouts(fusion: Fusion) -> dict[Node, Strides]:
     layouts: dict[Node, Strides] = {}
     for node in fusion.stored:
         if isinstance(node.type, TensorType):
-            layouts[node] = tuple(node.attributes.get("strides") or contiguous_strides(node.shape))
+            layouts[node] = _given_strides(node)
     wanted = {node: strides for node, strides in zip(graph.outputs, graph.output_strides) if strides is not None}
     images = _images_of_convolutions(fusion)
     for group in fusion.groups:
@@ -64,6 +64,14 @@ def assign_layouts(fusion: Fusion) -> dict[Node, Strides]:
             elif node in images or (group.kind == "kernel" and _follows_channels_last(group, node, layouts, fusion)):
                 layouts[node] = channels_last_strides(node.shape)
     return layouts
+
+
+def _given_strides(node: Node) -> Strides:
+    """How an input or a constant lies in memory; row major for what is computed."""
+    if node.op.name == "constant":
+        value = node.attributes["value"]
+        return tuple(step // value.itemsize for step in value.strides)
+    return tuple(node.attributes.get("strides") or contiguous_strides(node.shape))
 
 
 def _images_of_convolutions(fusion: Fusion) -> set[Node]:
