@@ -28,7 +28,7 @@ def _repeated(call: Call, x: Node, heads) -> Node:
     if count == heads:
         return x
     if not isinstance(heads, int) or not isinstance(count, int) or count == 0 or heads % count:
-        call.invalid(f"{heads} query heads are no multiple of {count} heads of keys")
+        call.misfit(f"{heads} query heads are no multiple of {count} heads of keys")
     spread = call.expand(call.reshape(x, (batch, count, 1, length, width)), (batch, count, heads // count, length, width))
     return call.reshape(spread, (batch, heads, length, width))
 

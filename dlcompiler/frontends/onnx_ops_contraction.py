@@ -60,15 +60,15 @@ def convolve(call: Call, x: Node, weight: Node, bias: Node | None) -> Node:
     """Padding that differs on the two sides, or is symbolic or negative, becomes a pad of its own."""
     spatial = x.tensor.rank - 2
     if spatial < 1 or weight.tensor.rank != x.tensor.rank:
-        call.invalid(f"weight {weight.type} does not fit {x.type}")
+        call.misfit(f"weight {weight.type} does not fit {x.type}")
     kernel = weight.shape[2:]
     declared = call.attribute("kernel_shape")
     if declared is not None and tuple(declared) != tuple(kernel):
-        call.invalid(f"kernel_shape {tuple(declared)} is not that of weight {weight.type}")
+        call.misfit(f"kernel_shape {tuple(declared)} is not that of weight {weight.type}")
     at = windows(call, x.shape[2:], kernel)
     groups = call.attribute("group", 1)
     if groups < 1 or (isinstance(weight.shape[0], int) and weight.shape[0] % groups):
-        call.invalid(f"{groups} groups do not divide {weight.shape[0]} channels")
+        call.misfit(f"{groups} groups do not divide {weight.shape[0]} channels")
     padding = at.low
     if at.low != at.high or any(not isinstance(p, int) or p < 0 for p in at.low):
         x = crop_or_pad(call, x, (0, 0, *at.low), (0, 0, *at.high))
@@ -96,7 +96,7 @@ def conv_transpose(call: Call) -> Node:
     x, weight, bias = call.require_rank(0, 3), call[1], call.get(2)
     spatial = x.tensor.rank - 2
     if weight.tensor.rank != x.tensor.rank:
-        call.invalid(f"weight {weight.type} does not fit {x.type}")
+        call.misfit(f"weight {weight.type} does not fit {x.type}")
     kernel, groups = weight.shape[2:], call.attribute("group", 1)
     strides, dilations = call.integers("strides", spatial, 1), call.integers("dilations", spatial, 1)
     extra = call.integers("output_padding", spatial, 0)
@@ -221,7 +221,7 @@ def _diagonal(call: Call, node: Node, letters: str) -> tuple[Node, str]:
         first = letters.index(letter)
         second = letters.index(letter, first + 1)
         if node.shape[first] != node.shape[second]:
-            call.invalid(f"dimensions {first} and {second} of {node.type} differ")
+            call.misfit(f"dimensions {first} and {second} of {node.type} differ")
         rest = [d for d in range(len(letters)) if d not in (first, second)]
         place = call.b.iota(size=node.shape[first])
         node = call.b.index(call.permute(node, (first, second, *rest)), place, place, axes=(0, 1))

@@ -41,7 +41,7 @@ def aligned(call: Call) -> tuple[Node, Node]:
     axis = call.normalize(axis, a.tensor.rank, end=True)
     behind = a.tensor.rank - axis - b.tensor.rank
     if behind < 0:
-        call.invalid(f"operand {b.type} does not fit {a.type} from axis {axis}")
+        call.misfit(f"operand {b.type} does not fit {a.type} from axis {axis}")
     return a, call.reshape(b, (*b.shape, *(1,) * behind))
 
 

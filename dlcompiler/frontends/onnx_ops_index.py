@@ -85,7 +85,7 @@ def one_hot(call: Call) -> Node:
         call.invalid("depth must be one non-negative number")
     (size,) = depth
     if values.shape != (2,):
-        call.invalid(f"values are {values.type}, not two numbers")
+        call.misfit(f"values are {values.type}, not two numbers")
     rank = indices.tensor.rank
     axis = call.axis(-1, rank + 1)
     whole = call.cast(indices, i64)
@@ -105,7 +105,7 @@ def reverse_sequence(call: Call) -> Node:
     if {time, batch} != {0, 1}:
         call.invalid(f"time_axis {time} and batch_axis {batch} are not 0 and 1")
     if lengths.shape != (x.shape[batch],):
-        call.invalid(f"lengths {lengths.type} do not fit {x.type}")
+        call.misfit(f"lengths {lengths.type} do not fit {x.type}")
     step = call.along(call.b.iota(size=x.shape[time]), time, 2)
     entry = call.along(call.b.iota(size=x.shape[batch]), batch, 2)
     length = call.along(lengths, batch, 2)

@@ -20,7 +20,7 @@ def batch_normalization(call: Call):
     scale, bias, average, spread = (_fitting(call, x, call[k]) for k in range(1, 5))
     for each in (scale, bias, average, spread):
         if each.shape != (channels,):
-            call.invalid(f"{each.type} does not fit the {channels} channels of {x.type}")
+            call.misfit(f"{each.type} does not fit the {channels} channels of {x.type}")
     if call.version < 9 and not call.flag("spatial", 1):
         call.unsupported("statistics for each place (spatial=0)")
     epsilon = call.attribute("epsilon", 1e-5)
@@ -55,7 +55,7 @@ def group_normalization(call: Call) -> Node:
     x, groups = call.require_rank(0, 2), call.attribute("num_groups")
     channels = x.shape[1]
     if groups < 1 or (isinstance(channels, int) and channels % groups):
-        call.invalid(f"{groups} groups do not divide {channels} channels")
+        call.misfit(f"{groups} groups do not divide {channels} channels")
     affine = [_fitting(call, x, call[1]), _fitting(call, x, call[2])]
     if call.version < 21:
         each = floor_div(channels, groups)

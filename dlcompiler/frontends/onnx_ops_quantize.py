@@ -19,10 +19,10 @@ def _spread(call: Call, x: Node, parameter: Node) -> Node:
     block = call.attribute("block_size", 0)
     if parameter.tensor.rank == 1 and not block:
         if parameter.shape[0] != x.shape[axis]:
-            call.invalid(f"{parameter.type} does not fit dimension {axis} of {x.type}")
+            call.misfit(f"{parameter.type} does not fit dimension {axis} of {x.type}")
         return call.along(parameter, axis, x.tensor.rank)
     if parameter.tensor.rank != x.tensor.rank:
-        call.invalid(f"blocks {parameter.type} do not fit {x.type}")
+        call.misfit(f"blocks {parameter.type} do not fit {x.type}")
     if block == 0:
         block = floor_div(x.shape[axis] + parameter.shape[axis] - 1, parameter.shape[axis])
     place = call.b.floor_div(call.b.iota(size=x.shape[axis]), call.b.constant(block, call.b.iota(size=1).dtype))

@@ -26,7 +26,7 @@ class _Layer:
         hidden = call.require_rank(2, 3, 3).shape[2]
         declared = call.attribute("hidden_size", hidden)
         if not isinstance(hidden, int) or declared != hidden:
-            call.invalid(f"hidden_size {declared} does not fit the recurrent weight {call[2].type}")
+            call.misfit(f"hidden_size {declared} does not fit the recurrent weight {call[2].type}")
         self.hidden = hidden
         self._check(1, (self.directions, gates * hidden, x.shape[2]))
         self._check(2, (self.directions, gates * hidden, hidden))
@@ -40,7 +40,7 @@ class _Layer:
     def _check(self, index: int, shape: tuple) -> None:
         node = self.call.get(index)
         if node is not None and node.shape != shape:
-            self.call.invalid(f"input {index} is {node.type}, not of shape {list(shape)}")
+            self.call.misfit(f"input {index} is {node.type}, not of shape {list(shape)}")
 
     def state(self, index: int) -> Node:
         """An initial state [directions, batch, hidden]; zeros where it is not given."""
@@ -51,7 +51,7 @@ class _Layer:
         if self.batch_first:
             node = call.permute(node, (1, 0, 2))
         if node.shape != shape:
-            call.invalid(f"the initial state is {node.type}, not of shape {list(shape)}")
+            call.misfit(f"the initial state is {node.type}, not of shape {list(shape)}")
         return node
 
     def piece(self, index: int, direction: int) -> Node:

@@ -34,10 +34,10 @@ def _left_over(call: Call, x: Node, known: Dim) -> Dim:
     if known == 0:
         if total == 0:
             return 0
-        call.invalid(f"cannot reshape {x.type} to no elements")
+        call.misfit(f"cannot reshape {x.type} to no elements")
     size = floor_div(total, known)
     if size * known != total:
-        call.invalid(f"{x.type} does not divide into parts of {known}")
+        call.misfit(f"{x.type} does not divide into parts of {known}")
     return size
 
 

@@ -34,7 +34,7 @@ def split(call: Call) -> tuple[Node, ...]:
         sizes = (*(chunk,) * (count - 1), size - chunk * (count - 1))
     total: Dim = sum(sizes, 0)
     if len(sizes) != len(call.outputs) or total != size or any(isinstance(s, int) and s < 0 for s in sizes):
-        call.invalid(f"sizes {list(sizes)} do not split a dimension of {size} into {len(call.outputs)} outputs")
+        call.misfit(f"sizes {list(sizes)} do not split a dimension of {size} into {len(call.outputs)} outputs")
     parts, start = [], 0
     for part in sizes:
         parts.append(call.slice(x, axis, start, start + part))

@@ -16,7 +16,7 @@ import numpy as np
 from onnx import TensorProto
 
 from dlcompiler.frontends.onnx_fold import FoldingBuilder
-from dlcompiler.ir.errors import InvalidModelError, UnsupportedError
+from dlcompiler.ir.errors import InvalidModelError, ShapeError, UnsupportedError
 from dlcompiler.ir.expression import Dim, Expression
 from dlcompiler.ir.graph import Node, reachable
 from dlcompiler.ir.types import DTYPES, DType, TensorType, compute_dtype
@@ -194,6 +194,10 @@ class Call:
 
     def invalid(self, message: str) -> NoReturn:
         raise InvalidModelError(f"{self.op_type}: {message}", location=self.location)
+
+    def misfit(self, message: str) -> NoReturn:
+        """Sizes that do not fit: the model's fault if all are numbers, else perhaps only unknown to fit."""
+        raise ShapeError(message, location=self.location)
 
     def unsupported(self, reason: str) -> NoReturn:
         raise UnsupportedError(f"{self.op_type}: {reason}", items=(reason,), location=self.location)

@@ -65,8 +65,6 @@ def check_node(node: NodeProto, schema: Schema, location: str) -> None:
     """Numbers of inputs and outputs, and attributes. Raises InvalidModelError."""
     raw = schema.raw
     given = len(node.input)
-    if raw.deprecated:
-        raise InvalidModelError(f"{node.op_type} is deprecated in this version of the operator set", location=location)
     if not raw.min_input <= given <= raw.max_input:
         wanted = raw.min_input if raw.min_input == raw.max_input else f"{raw.min_input} to {raw.max_input}"
         raise InvalidModelError(f"{node.op_type} takes {wanted} inputs, not {given}", location=location)
