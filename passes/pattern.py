@@ -140,8 +140,14 @@ def build(b: Builder, term: Term, bindings: Bindings, dtype: DType) -> Node:
         return bindings[term.name]
     if isinstance(term, Literal):
         return b.constant(term.value, dtype)
-    operands = [o.value if isinstance(o, Literal) else build(b, o, bindings, dtype) for o in term.operands]
-    return b(term.op, *operands)
+    return b(term.op, *(_operand(b, o, bindings, dtype) for o in term.operands))
+
+
+def _operand(b: Builder, term: Term, bindings: Bindings, dtype: DType) -> Node | int | float:
+    """An operand of a call: a number takes its element type from the operands beside it, true and false are bool."""
+    if isinstance(term, Literal):
+        return b.constant(term.value) if isinstance(term.value, bool) else term.value
+    return build(b, term, bindings, dtype)
 
 
 def algebra(

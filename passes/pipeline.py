@@ -72,14 +72,22 @@ PIPELINE: tuple[Pass, ...] = (
 PASSES: dict[str, Pass] = {each.name: each for each in PIPELINE}
 
 
-def optimize(graph: Graph, target: PassTarget, options: PassOptions | None = None, observe: Observer | None = None) -> Graph:
+def optimize(
+    graph: Graph,
+    target: PassTarget,
+    options: PassOptions | None = None,
+    observe: Observer | None = None,
+    fuel: Fuel | None = None,
+) -> Graph:
     """Run every pass that the options allow, and verify after each. `observe(pass name, graph)` sees each that changed something.
+
+    `fuel` counts rewrites; if none is given there is as much as the options say.
 
     Raises OptionError for a disabled pass that does not exist or cannot be left out, VerifyError for a pass that went wrong.
     """
     options = options or DefaultOptions()
     check_pass_names(options.disabled_passes)
-    context = Context(target, options, Fuel(options.fuel))
+    context = Context(target, options, fuel or Fuel(options.fuel))
     for each in PIPELINE:
         if each.name not in options.disabled_passes and each.level <= options.optimization_level:
             before, graph = graph, run_pass(each, graph, context)

@@ -3,8 +3,9 @@
     %1 = permute(%k); %2 = matmul(%q, %1); %3 = mul(%2, 0.125); %4 = add(%3, %mask); %5 = softmax(%4); %6 = matmul(%5, %v)
     -->  %6 = attention(%q, %k, %v, %mask){scale=0.125}
 
-Only where a library of the target runs attention whole, and nothing else reads the scores. One case has another answer: a row
-whose every score is -inf gives NaN when written out and zeros from `attention`.
+Only where a library of the target runs attention whole, and nothing else reads the scores. Equal for finite scores, up to the
+order of sums. Two other cases have another answer: a row whose every score is -inf gives NaN when written out and zeros from
+`attention`; a NaN or infinite score that a mask hides is hidden when written out by `where`, and spreads where masks are added.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def attention(b: GraphRewriter, node: Node) -> Node | None:
     return b.attention(*operands, **attributes)
 
 
-@rule("attention-mask", "attention", exact=True)
+@rule("attention-mask", "attention", exact=False)
 def attention_mask(b: GraphRewriter, node: Node) -> Node | None:
     """attention(q, k, v, mask) whose mask hides nothing, or just what comes later --> attention(q, k, v), perhaps causal"""
     if len(node.inputs) != 4:
