@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -59,6 +60,15 @@ class Executable:
         if runner is None or len(inputs) != runner.count:
             runner = self._find_runner(inputs)
         return runner(inputs)
+
+    def time_steps(self, inputs: Sequence[Any]) -> list[tuple[int, float]]:
+        """Run a call step by step: (number of the step, its seconds) for each. Inputs that the program writes are written.
+
+        Raises InputError as a call does.
+        """
+        times: list[tuple[int, float]] = []
+        self._find_runner(inputs)(inputs, times)
+        return times
 
     def placement(self, bindings: Mapping[str, int] | None = None) -> Placement:
         """The memory plan used for these sizes."""
@@ -120,15 +130,19 @@ class _Runner:
     def idle_bytes(self) -> int:
         return len(self.frames) * self.plan.placement.arena_bytes
 
-    def __call__(self, inputs: Sequence[Any]) -> list[Tensor]:
-        frame = self.frames.pop() if self.frames else Frame(self.plan)
+    def __call__(self, inputs: Sequence[Any], times: list[tuple[int, float]] | None = None) -> list[Tensor]:
+        """A call; with `times` one step at a time, and a time for each is added."""
+        frame = self._free_frame()
         try:
             replaced = self._take_inputs(frame, inputs)
             outputs = frame.allocate_outputs()
+            threads = torch.get_num_threads()
             if self.plan.uses_torch:
-                _run_with_torch(frame)
+                _run_with_torch(frame, threads, times)
+            elif times is None:
+                frame.run_steps(threads)
             else:
-                frame.run_steps(torch.get_num_threads())
+                times += frame.time_steps(threads)
             if replaced or self.plan.written_inputs:
                 self._finish_writes(inputs, replaced)
             return [self._result(r, frame, inputs, replaced, outputs) for r in self.plan.results]
@@ -136,6 +150,12 @@ class _Runner:
             frame.forget()
             if len(self.frames) < IDLE_FRAMES:
                 self.frames.append(frame)
+
+    def _free_frame(self) -> Frame:
+        try:
+            return self.frames.pop()
+        except IndexError:  # not asked before: another thread may take the last one in between
+            return Frame(self.plan)
 
     def _take_inputs(self, frame: Frame, inputs: Sequence[Any]) -> dict[int, Tensor]:
         """Check the inputs and give the frame their addresses. Returns what had to be copied, by position."""
@@ -192,11 +212,11 @@ class _Runner:
             return tensor.as_strided(shape, strides, tensor.storage_offset() + offset)
 
 
-def _run_with_torch(frame: Frame) -> None:
-    """As `Frame.run_steps` for a program that calls torch, which must not cast by an autocast context around the call."""
+def _run_with_torch(frame: Frame, threads: int, times: list[tuple[int, float]] | None) -> None:
+    """Run a program that calls torch, which must not cast because of an autocast context around the call."""
     frame.set_input_tensors()
-    if torch.is_autocast_enabled("cpu"):
-        with torch.autocast("cpu", enabled=False):
-            frame.run_steps(torch.get_num_threads())
-    else:
-        frame.run_steps(torch.get_num_threads())
+    with torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext():
+        if times is None:
+            frame.run_steps(threads)
+        else:
+            times += frame.time_steps(threads)

@@ -16,6 +16,7 @@ from dlcompiler.ir.program import AtenCall, Launch, LibraryCall, Program, Slot, 
 from dlcompiler.ir.types import bf16, f32, i64
 from dlcompiler.passes.dataflow.memory import place
 from dlcompiler.runtime.executable import Executable
+from dlcompiler.runtime.profile import profile, table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -397,3 +398,22 @@ def test_dtypes_of_slots_are_kept() -> None:
     y = Slot("y", f32, (), (), "output", 0)
     (result,) = Executable(program_of((x,), (launch("neg", x.view(), y.view()),), (y.view(),)))([torch.tensor(2.0)])
     assert result.shape == () and result.item() == -2
+
+
+# -- profile -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "program", [sum_then_product(), matmul_program(None), sort_program()], ids=["launches", "library", "aten"]
+)
+def test_every_step_is_timed(program: Program) -> None:
+    executable = Executable(program)
+    tensors = [torch.randn(s.shape) for s in program.inputs]
+    before = executable(tensors)
+    times = profile(executable, tensors, rounds=3)
+    assert [t.number for t in times] == list(range(len(program.steps))) and all(t.seconds > 0 for t in times)
+    assert f"{len(times)} steps" in table(times) and all(t.name in table(times) for t in times)
+    for left, right in zip(before, executable(tensors)):
+        assert torch.equal(left, right)
+    with pytest.raises(InputError, match="input x has dtype"):
+        profile(executable, [t.double() for t in tensors])
