@@ -18,6 +18,7 @@ from dlcompiler.codegen.cpu.emitter import Emitter, Value
 from dlcompiler.codegen.cpu.indexing import IndexWriter, Number
 from dlcompiler.codegen.cpu.memory import MemoryWriter
 from dlcompiler.codegen.cpu.reductions import Accumulator, accumulator_for
+from dlcompiler.codegen.phases import Phases
 from dlcompiler.codegen.schedule import EXPENSIVE, MAXIMUM_SCRATCH_BYTES, Schedule
 from dlcompiler.ir import kernel as K
 from dlcompiler.ir.expression import Dim, product, symbols
@@ -52,8 +53,8 @@ class KernelWriter:
         self.lanes = Lanes(1, 0)
         self.index = IndexWriter(e, self.symbol_value, schedule.axes)
         self.memory = MemoryWriter(self)
-        self.axes_of = {v: self._merged_axes(v) for v in kernel.values}
-        self.phase_of = self._phases()
+        self.phases = Phases(kernel, schedule)
+        self.axes_of, self.phase_of = self.phases.axes_of, self.phases.phase_of
         self.phase = 0
         self.scratch: dict[K.Value, Value] = {}
         self.kept: set[K.Value] = set()
@@ -61,59 +62,8 @@ class KernelWriter:
 
     # -- analysis ----------------------------------------------------------------------------------------------------------
 
-    def _merged_axes(self, value: K.Value) -> frozenset[str]:
-        """Axes the value depends on, after the schedule merged some away."""
-        axes: set[str] = set()
-        stack, seen = [value], set()
-        while stack:
-            current = stack.pop()
-            if current in seen:
-                continue
-            seen.add(current)
-            if isinstance(current, K.Load):
-                axes |= symbols(self.schedule.accesses[current].offset) & set(self.schedule.axes)
-                axes |= frozenset().union(*(symbols(b.expression) | symbols(b.extent) for b in current.guard)) & set(
-                    self.schedule.axes
-                )
-            elif isinstance(current, K.Index | K.Within):
-                axes |= current._index_symbols() & set(self.schedule.axes)
-            if isinstance(current, K.Reduce):
-                axes |= self._merged_axes(current.operand) - set(self.schedule.inner)
-            else:
-                stack.extend(current.operands)
-        return frozenset(axes)
-
-    def _is_inner(self, value: K.Value) -> bool:
-        return bool(self.axes_of[value] & set(self.schedule.inner))
-
-    def _phases(self) -> dict[K.Value, int]:
-        """The pass over the reduced axes in which a value can first be computed."""
-        phases: dict[K.Value, int] = {}
-        for value in self.kernel.values:
-            phase = max((phases[o] for o in value.operands), default=0)
-            phases[value] = phase + 1 if isinstance(value, K.Reduce) else phase
-        return phases
-
-    def _targets(self, phase: int) -> tuple[list[K.Reduce], list[K.Store]]:
-        reduces = [v for v in self.kernel.values if isinstance(v, K.Reduce) and self.phase_of[v] == phase + 1]
-        stores = [s for s in self.kernel.stores if self._is_inner_store(s) and self.phase_of[s.value] == phase]
-        return reduces, stores
-
-    def _is_inner_store(self, store: K.Store) -> bool:
-        return bool(symbols(self.schedule.accesses[store].offset) & set(self.schedule.inner))
-
     def _needed(self, roots: Iterable[K.Value]) -> list[K.Value]:
-        """Everything the roots are computed from, operands first, stopping at reductions, which are ready by then."""
-        wanted: set[K.Value] = set()
-        stack = list(roots)
-        while stack:
-            value = stack.pop()
-            if value in wanted or isinstance(value, K.Reduce):
-                continue
-            wanted.add(value)
-            if not self._comes_from_scratch(value):
-                stack.extend(value.operands)
-        return [v for v in self.kernel.values if v in wanted]
+        return self.phases.needed(roots, self._comes_from_scratch)
 
     def _values_to_keep(self) -> set[K.Value]:
         """Expensive inner values that more than one phase needs, if a row of them fits."""
@@ -121,13 +71,12 @@ class KernelWriter:
         elements = product(inner)
         if not inner or not isinstance(elements, int):
             return set()
-        last = max((self.phase_of[s.value] for s in self.kernel.stores), default=0)
         count: dict[K.Value, int] = {}
-        for phase in range(last + 1):
+        for phase in range(self.phases.last + 1):
             self.phase = phase
-            reduces, stores = self._targets(phase)
+            reduces, stores = self.phases.targets(phase)
             for value in self._needed([*(r.operand for r in reduces), *(s.value for s in stores)]):
-                if isinstance(value, K.Compute) and value.op in EXPENSIVE and self._is_inner(value):
+                if isinstance(value, K.Compute) and value.op in EXPENSIVE and self.phases.is_inner(value):
                     count[value] = count.get(value, 0) + 1
         self.phase = 0
         width = 1 if self.schedule.vector_is_reduced else max(self.schedule.lanes, 1) * self.schedule.unroll
@@ -320,23 +269,17 @@ class KernelWriter:
             for store in self.kernel.stores:
                 self.memory.store(store, self.lookup(store.value))
             return
-        last = max(self.phase_of.values(), default=0)
-        for phase in range(last + 1):
+        for phase in range(self.phases.last + 1):
             self.phase = phase
-            reduces, stores = self._targets(phase)
-            outer = [v for v in self._outer_values() if self.phase_of[v] == phase]
-            self._hoist(outer)
+            reduces, stores = self.phases.targets(phase)
+            self._hoist(self.phases.between(phase))
             if reduces or stores:
                 self._pass(reduces, stores)
         self.phase = 0
         for store in self.kernel.stores:
-            if not self._is_inner_store(store):
+            if not self.phases.is_inner_store(store):
                 self._emit_all([store.value])
                 self.memory.store(store, self.lookup(store.value))
-
-    def _outer_values(self) -> list[K.Value]:
-        """Values without reduced axes: computed between the passes."""
-        return [v for v in self.kernel.values if not self._is_inner(v) and not isinstance(v, K.Reduce)]
 
     def _pass(self, reduces: Sequence[K.Reduce], stores: Sequence[K.Store]) -> None:
         """One pass over the reduced axes."""
