@@ -30,6 +30,7 @@ from dlcompiler.options import Options
 from dlcompiler.report import Report, Timings
 
 if TYPE_CHECKING:
+    from dlcompiler.checked import CheckedExecutable
     from dlcompiler.runtime.executable import Executable
 
 TEXT_SUFFIXES = (".txt", ".graph")
@@ -84,14 +85,18 @@ class ByName:
 
 @dataclass(frozen=True)
 class Source:
-    """A model as a graph, before it is compiled. `target` and `options` are what an artefact was saved with."""
+    """A model as a graph, before it is compiled.
+
+    target, options  what an artefact was saved with
+    model            the torch module or function itself, if it is one
+    """
 
     graph: Graph
     convention: Convention
     timings: Timings = field(default_factory=Timings)
     target: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    returns_tensors: bool = False
+    model: Any = None
 
 
 class Compiled:
@@ -145,7 +150,7 @@ class Compiled:
             as_arrays = False
         else:
             arrays = [not isinstance(value, int) or isinstance(value, bool) for value in values]
-            as_arrays = any(arrays) or not self._source.returns_tensors
+            as_arrays = any(arrays) or self._source.model is None
         if True not in arrays:
             return values, as_arrays
         from dlcompiler.arrays import tensor_from_array
@@ -159,6 +164,12 @@ class Compiled:
                     raise InputError(f"input {self.input_names[k]!r} is written by the model, and the array given is read-only")
                 tensors[k] = tensor_from_array(array)
         return tensors, as_arrays
+
+    def time_steps(self, *inputs: Any, **keywords: Any) -> list[tuple[int, float]]:
+        """Run once, each step of the program on its own: (number of the step, seconds). For benchmarks."""
+        values, _ = self._as_tensors(self._source.convention.flatten(inputs, keywords))
+        self._check(values)
+        return self._executable.time_steps(values)
 
     def simulate(self, *inputs: Any, **keywords: Any) -> Any:
         """Run a GPU program's emitted Triton through Triton's interpreter on the CPU; inputs and results as for a call.
@@ -178,8 +189,13 @@ class Compiled:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a `.dlc` that `dlcompiler.load` and `dlcompiler run` read: the graph, the weights and what to compile for.
 
-        The file appears whole or not at all. Raises OSError.
+        The file appears whole or not at all. Raises OSError, and UnsupportedError for a model whose calls change its own tensors.
         """
+        if getattr(self._source.convention, "state", ()):
+            raise UnsupportedError(
+                f"{self.graph.name} changes its own tensors when called, which an artefact does not hold",
+                hint="call model.eval() before compiling",
+            )
         given = {name for name, origin in self.options.sources.items() if origin == "explicit"}
         machine_bound = {"dump_dir", "cache_dir", "logs", "progress"}
         options = {name: value for name, value in self.options.as_dict().items() if name in given - machine_bound}
@@ -359,7 +375,7 @@ def _capture_torch(model: Callable[..., Any], example_inputs: Any, dynamic_shape
 
     with timings.stage("capture"):
         captured = capture(model, example_inputs, dynamic_shapes)
-    return Source(captured.graph, captured, timings, returns_tensors=True)
+    return Source(captured.graph, captured, timings, model=model)
 
 
 # -- the public functions ----------------------------------------------------------------------------------------------------

@@ -56,8 +56,8 @@ def kernel_pages(program: Program, target: Target, safe_name: Callable[[str], st
         key = id(step.kernel) if code is None else code.address or id(code)
         page = pages.get(key)
         if page is None:
-            folder = f"kernels/{len(pages):03d}-{safe_name(step.kernel.name)}"
-            page = pages[key] = KernelPage(step.kernel.name, folder, _kernel_files(step.kernel, target))
+            folder = f"kernels/{len(pages):03d}-{safe_name(what_it_computes(step))}"
+            page = pages[key] = KernelPage(folder.removeprefix("kernels/"), folder, _kernel_files(step.kernel, target))
         page.steps.append(number)
         page.nodes += [by_name[name] for name in origin_names(step) if name in by_name]
     return list(pages.values())
@@ -67,6 +67,12 @@ def origin_names(step: Step) -> list[str]:
     """Names of the graph nodes that a step computes, out of its origin (`gelu %gelu_3 at model.py:12`)."""
     origin = step.origin or (step.kernel.origin if isinstance(step, Launch) else ())
     return list(dict.fromkeys(name for line in origin for name in NODE_NAME.findall(line.split(" at ")[0])))
+
+
+def what_it_computes(step: Launch) -> str:
+    """A name out of the nodes that a kernel computes: parts of one composite count once, as `index_add_layer_norm`."""
+    stems = [re.sub(r"_\d+$", "", name.split(".")[0]) for name in origin_names(step)]
+    return "_".join(list(dict.fromkeys(stems))[:4]) or step.kernel.name
 
 
 def _kernel_files(kernel: Kernel, target: Target) -> dict[str, str]:
@@ -109,7 +115,7 @@ def index_page(report: Report, stages: Iterable[StageRow], program: Program | No
     lines += ["", "## Kernels", "", "| kernel | launches | ops |", "| --- | ---: | --- |"]
     for page in pages:
         ops = _shortened([_op_link(node) for node in page.nodes])
-        lines.append(f"| [{page.folder.removeprefix('kernels/')}]({page.folder}/index.md) | {len(page.steps)} | {ops} |")
+        lines.append(f"| [{page.name}]({page.folder}/index.md) | {len(page.steps)} | {ops} |")
     lines += ["", "## Steps", "", "| step | what | ops | source |", "| ---: | --- | --- | --- |"]
     nodes = {node.name: node for node in program.graph.nodes}
     page_of = {number: page for page in pages for number in page.steps}

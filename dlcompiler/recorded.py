@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
+from dlcompiler.checked import CheckedExecutable
 from dlcompiler.codegen.target import Target
 from dlcompiler.compiler import compile_graph
 from dlcompiler.dump import open_dump
@@ -27,7 +28,7 @@ def compile_recorded(
     timings: Timings | None = None,
     observe: Observer | None = None,
     code_key: str | None = None,
-) -> tuple[Executable, Report]:
+) -> tuple[Executable | CheckedExecutable, Report]:
     """Compile a captured graph; the executable and the report, which `reports()` now lists too.
 
     timings   holds the seconds of what came before (capture, import); this compilation's stages are added
@@ -57,6 +58,8 @@ def compile_recorded(
             dump=str(dump.path) if dump is not None else None,
         )
         observer.finish(report)
+    if options.verify:
+        return CheckedExecutable(executable, graph), report
     return executable, report
 
 

@@ -114,7 +114,7 @@ class Report:
         library = sum(self.library.values())
         calls = f" ({_tally(self.library)})" if library else ""
         lines = [
-            f"{self.name} on {self.target}: {', '.join(self.inputs) or 'no inputs'} --> {', '.join(self.outputs)}"[:160],
+            f"{self.name} on {self.target}: {_several(self.inputs) or 'no inputs'} --> {_several(self.outputs)}",
             f"  nodes     {self.nodes_captured} captured; {self.native} native, {library} library{calls}, {aten} aten",
         ]
         lines += [f"            aten: {a.name} x{a.count}: {a.reason}{_at(a.location)}" for a in self.aten[:SHOWN]]
@@ -147,6 +147,11 @@ class Report:
 
 def _more(count: int, what: str) -> list[str]:
     return [f"            and {count - SHOWN} more {what}"] if count > SHOWN else []
+
+
+def _several(texts: tuple[str, ...]) -> str:
+    """The first few, and how many more."""
+    return ", ".join(texts[:4]) + (f" and {len(texts) - 4} more" if len(texts) > 4 else "")
 
 
 def _at(location: str | None) -> str:
@@ -305,12 +310,23 @@ def _explain_recompilation(report: Report) -> Report:
     if not earlier:
         return report
     last = earlier[-1]
-    changes = [f"{old} became {new}" for old, new in zip(last.inputs, report.inputs) if old != new]
-    if len(last.inputs) != len(report.inputs):
-        changes.append(f"{len(last.inputs)} inputs became {len(report.inputs)}")
+    changes = _changed_inputs(last, report)
     why = "; ".join(changes) or "inputs look the same: a guard on something else failed (TORCH_LOGS=recompiles names it)"
     hint = "" if report.symbols or not changes else " (dynamic=True or mark_dynamic compiles once for all sizes)"
     return replace(report, compilation=last.compilation + 1, recompile=f"no. {last.compilation + 1}: {why}{hint}")
+
+
+def _changed_inputs(last: Report, report: Report) -> list[str]:
+    """Which tensors have another type than last time. Integer arguments come and go with symbols and are left out."""
+    old, new = ([text for text in r.inputs if "[" in text] for r in (last, report))
+    if len(old) != len(new):
+        return [f"{len(old)} tensors became {len(new)}"]
+    changes = []
+    for before, after in zip(old, new):
+        (_, before_type), (name, after_type) = before.split(": ", 1), after.split(": ", 1)
+        if before_type != after_type:
+            changes.append(f"{name}: {before_type} became {after_type}")
+    return [*changes[:SHOWN], *([f"and {len(changes) - SHOWN} more"] if len(changes) > SHOWN else [])]
 
 
 def _log(report: Report, options: Options) -> None:

@@ -37,7 +37,9 @@ def torch_model() -> None:
         through_torch = torch.compile(model, backend="dlcompiler")
         start = time.perf_counter()
         actual = through_torch(*inputs)
-        print(f"  ready in {time.perf_counter() - start:.1f} s; largest difference to eager {(actual - expected).abs().max():.1e}")
+        print(
+            f"  ready in {time.perf_counter() - start:.1f} s; largest difference to eager {(actual - expected).abs().max():.1e}"
+        )
         eager, compiled = milliseconds(lambda: model(*inputs)), milliseconds(lambda: through_torch(*inputs))
         print(f"  eager {eager:.2f} ms, torch.compile(backend='dlcompiler') {compiled:.2f} ms: x{eager / compiled:.2f}")
     print(dlcompiler.reports()[-1])

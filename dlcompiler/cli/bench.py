@@ -141,16 +141,16 @@ def _openvino(model: str, source: Any, feeds: Mapping[str, Any]) -> Callable[[],
     return call
 
 
-def _torch_model(name: str, source: Any) -> tuple[Any, tuple]:
+def _torch_model(name: str, source: Any) -> Any:
     if source.model is None:
         raise click.UsageError(f"{name} runs torch models: give FILE.py:NAME, a function that gives a module and its inputs")
-    return source.model, source.example_inputs
+    return source.model
 
 
 def _eager(model: str, source: Any, feeds: Mapping[str, Any]) -> Callable[[], Any]:
     import torch
 
-    module, _ = _torch_model("eager", source)
+    module = _torch_model("eager", source)
     tensors = [torch.from_numpy(np.ascontiguousarray(value)) for value in feeds.values()]
 
     def call() -> Any:
@@ -163,7 +163,7 @@ def _eager(model: str, source: Any, feeds: Mapping[str, Any]) -> Callable[[], An
 def _inductor(model: str, source: Any, feeds: Mapping[str, Any]) -> Callable[[], Any]:
     import torch
 
-    module, _ = _torch_model("inductor", source)
+    module = _torch_model("inductor", source)
     tensors = [torch.from_numpy(np.ascontiguousarray(value)) for value in feeds.values()]
     compiled = torch.compile(module, backend="inductor")
 
@@ -214,7 +214,7 @@ def _time_steps(compiled: Compiled, values: Sequence[Any]) -> list[dict[str, Any
     rows = []
     for number, step in enumerate(compiled.program.steps):
         seconds = float(np.median([dict(sample)[number] for sample in samples]))
-        rows.append({"step": number, "what": describe_step(step), "ms": seconds * 1e3, "origin": list(step.origin[-1:])})
+        rows.append({"step": number, "what": describe_step(step), "ms": seconds * 1e3, "origin": list(step.origin)})
     total = sum(row["ms"] for row in rows) or 1.0
     for row in rows:
         row["share"] = row["ms"] / total
@@ -222,10 +222,11 @@ def _time_steps(compiled: Compiled, values: Sequence[Any]) -> list[dict[str, Any
 
 
 def describe_step(step: Any) -> str:
-    """`kernel kernel_3`, `library matmul` or `aten aten.sort.default`."""
-    if isinstance(step, Launch):
-        return f"kernel {step.kernel.name}"
-    return f"aten {step.target}" if isinstance(step, AtenCall) else f"library {step.op}"
+    """Who runs a step, and what the last op in it is, with its place in the model."""
+    who = "kernel" if isinstance(step, Launch) else "aten" if isinstance(step, AtenCall) else "library"
+    what = step.origin[-1] if step.origin else ""
+    more = f" (and {len(step.origin) - 1} more ops)" if len(step.origin) > 1 else ""
+    return f"{who:8}{what}{more}"
 
 
 def _resident() -> int | None:

@@ -104,11 +104,35 @@ def check_output(path: str | None) -> None:
 
 
 def read_source(model: str, session: Session, progress: Progress) -> Source:
-    """The model in a file: .dlc, Graph text or ONNX, told apart by their first bytes."""
+    """The model in a file: .dlc, Graph text or ONNX, told apart by their first bytes; or FILE.py:NAME, see `torch_model`."""
     from dlcompiler.api import read_source as read
 
     progress.say("reading the model")
+    if re.fullmatch(r".+\.py:\w+", model):
+        module, inputs = torch_model(model)
+        return read(module, inputs)
     return read(model, dynamic_shapes=session.input_shapes or None)
+
+
+def torch_model(text: str) -> tuple[Any, tuple]:
+    """What the function NAME of FILE.py gives: an nn.Module (or function) and a tuple of example inputs. Runs the user's file."""
+    import runpy
+
+    path, _, name = text.rpartition(":")
+    if not Path(path).is_file():
+        raise InvalidModelError(f"{path}: no such file", hint="check the path")
+    # imported here, so that what the file defines is of the same torch
+    import torch
+
+    made = runpy.run_path(path).get(name)
+    if not callable(made):
+        raise InvalidModelError(f"{path} defines no function {name}")
+    result = made()
+    if not (isinstance(result, tuple) and len(result) == 2 and callable(result[0]) and isinstance(result[1], tuple)):
+        raise InvalidModelError(f"{name} of {path} must give a module and a tuple of example inputs")
+    if isinstance(result[0], torch.nn.Module):
+        result[0].eval()
+    return result[0], result[1]
 
 
 def build(source: Source, session: Session, progress: Progress, observer: Observer | None = None, **changes: Any) -> Compiled:
