@@ -108,7 +108,13 @@ class Compiled:
     """
 
     def __init__(
-        self, source: Source, executable: Executable, program: Program, target: Target, options: Options, report: Report
+        self,
+        source: Source,
+        executable: Executable | CheckedExecutable,
+        program: Program,
+        target: Target,
+        options: Options,
+        report: Report,
     ):
         self.graph = source.graph
         self.program = program

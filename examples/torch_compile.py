@@ -20,8 +20,8 @@ with torch.no_grad():
 for report in dlcompiler.reports():
     print(report, end="\n\n")
 
-# Options go through torch; a misspelt one is an error that says what was meant. (torch wraps what a backend raises.)
+# Options go through torch; a misspelt one is an error that says what was meant.
 try:
     torch.compile(model, backend="dlcompiler", options={"strct": True})(*inputs)
-except Exception as error:  # noqa: BLE001 - whatever torch wraps it in
-    print(str(error).strip().splitlines()[0])
+except torch._dynamo.exc.BackendCompilerFailed as error:
+    print(error.inner_exception)
