@@ -72,6 +72,7 @@ class Backend:
         """See `backend`."""
         from functorch.compile import min_cut_rematerialization_partition
         from torch._dynamo.backends.common import aot_autograd
+        from torch._functorch import config as functorch_config
 
         resolved = _resolve(mode, options, unknown)
         name, key = _names(graph_module)
@@ -92,7 +93,9 @@ class Backend:
             partition_fn=min_cut_rematerialization_partition,
             keep_inference_input_mutations=True,
         )
-        return ours(graph_module, example_inputs)
+        # tokens that order effects are made in the graph and not passed to it
+        with functorch_config.patch(unlift_effect_tokens=True):
+            return ours(graph_module, example_inputs)
 
     def _compile_part(self, module: torch.fx.GraphModule, name: str, key: str | None, options: Options) -> Callable[..., Any]:
         """One of AOTAutograd's graphs as a boxed function: a list of arguments, which it empties, to a list of results."""
@@ -111,8 +114,9 @@ class Backend:
 
 
 def _compile_graph(graph: Graph, target: Target, options: Options, timings: Timings, key: str | None) -> Run:
-    from dlcompiler.recorded import compile_recorded
     from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    from dlcompiler.recorded import compile_recorded
 
     # Dynamo traces under fake tensors; what a program holds (constants, packed weights) is real
     with unset_fake_temporarily():

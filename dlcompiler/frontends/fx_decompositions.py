@@ -21,7 +21,7 @@ _KEPT_WHOLE = (
 _BROKEN_UP = (
     "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact1d", "_upsample_nearest_exact2d",
     "_upsample_nearest_exact3d", "upsample_bilinear2d", "upsample_bicubic2d", "grid_sampler_2d", "norm", "linalg_vector_norm",
-    "_addmm_activation", "addr", "lerp", "frac", "diag_embed", "trunc", "nan_to_num", "native_batch_norm",
+    "_addmm_activation", "addr", "lerp", "frac", "diag_embed", "nan_to_num", "native_batch_norm",
     "log_sigmoid_forward", "glu", "logit", "heaviside", "hinge_embedding_loss",
 )  # fmt: skip
 

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
-from dlcompiler.frontends.fx_alias import Owners
+from dlcompiler.arrays import array_from_tensor
+from dlcompiler.frontends.fx_alias import Owners, root_of
 from dlcompiler.frontends.fx_call import make_template
 from dlcompiler.frontends.fx_location import location_of
 from dlcompiler.frontends.fx_numbers import float_of_sizes
@@ -30,7 +32,7 @@ from dlcompiler.ir.errors import ShapeError, UnsupportedError, VerifyError
 from dlcompiler.ir.expression import Dim, Expression, evaluate, symbol_name, symbols
 from dlcompiler.ir.graph import Builder, Graph, Node, reachable
 from dlcompiler.ir.ops import lookup
-from dlcompiler.ir.types import DType, TensorType, TupleType, bf16, compute_dtype, f64, i64
+from dlcompiler.ir.types import DType, TensorType, TupleType, compute_dtype, f64, i64
 
 # assertions on sizes that guards or the runtime's own input check have already made
 _SIZE_CHECKS = (
@@ -39,6 +41,10 @@ _SIZE_CHECKS = (
     "aten.sym_constrain_range.default",
     "aten.sym_constrain_range_for_size.default",
 )
+# what orders effects in AOTAutograd's graphs, as the order of our nodes does
+_TOKENS = ("prims._make_token.default", "prims._sink_tokens.default")
+# checks on data, which give nothing and may raise
+_DATA_CHECKS = ("aten._linalg_check_errors.default", "aten._assert_async.msg", "aten._assert_async.default")
 
 
 def import_fx(
@@ -160,12 +166,9 @@ class Importer:
     def constant(self, tensor: torch.Tensor, name: str) -> Node:
         """A constant that shares memory with the tensor."""
         type = type_of_fake(tensor)
-        plain = tensor.detach().resolve_conj().resolve_neg()
-        if type.dtype is bf16:
-            array = plain.view(torch.uint16).numpy().view(bf16.numpy)
-        else:
-            array = plain.numpy()
-        return self.b.make(lookup("constant"), (), {"value": array}, type, name)
+        if isinstance(tensor, FakeTensor):
+            raise UnsupportedError(f"a constant without data: {name}", items=(name,), hint="give it as an input")
+        return self.b.make(lookup("constant"), (), {"value": array_from_tensor(tensor)}, type, name)
 
     def _remember_hints(self, sizes: Iterable[Any]) -> None:
         for size in sizes:
@@ -190,6 +193,13 @@ class Importer:
         if isinstance(self.meta, torch.SymBool | bool) or str(target) in _SIZE_CHECKS:
             return None
         args, kwargs = self._arguments(node.args), {k: self._arguments(v) for k, v in node.kwargs.items()}
+        if str(target) in _DATA_CHECKS:
+            return self._check_data(str(target), args, kwargs)
+        if target is torch.ops.higher_order.with_effects and str(args[1]) in _DATA_CHECKS:
+            # (token, operator, *arguments) --> (token, result)
+            return None, self._check_data(str(args[1]), args[2:], kwargs)
+        if str(target) in _TOKENS:
+            return None
         if not isinstance(target, torch._ops.OpOverload):
             raise UnsupportedError(f"a call of {target}", items=(str(target),), location=self.b.location)
         return self.apply(str(target), args, kwargs)
@@ -226,6 +236,12 @@ class Importer:
         self.b._names = names
         self._dims = {dim: node for dim, node in self._dims.items() if node.name in names}
         return self.call(target, args, kwargs, reason)
+
+    def _check_data(self, target: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """An impure call without results."""
+        operands, template = make_template(args, kwargs)
+        attributes = {"target": target, "arguments": template, "impure": True, "reason": "a check on data"}
+        self.b.make(lookup("aten.call"), operands, attributes, TupleType(()), target.split(".")[1])
 
     def call(self, target: str, args: Sequence[Any], kwargs: Mapping[str, Any], reason: str) -> Any:
         """Append an `aten.call`."""
@@ -356,8 +372,9 @@ class Importer:
         owners = Owners(self)
         for pair in self.writebacks.items():
             owners.claim_input(*pair)
+        # an input's memory written into another's, or into its own in another order, must be read before anything is written
         writebacks = tuple(
-            (self.b.copy(value) if value in self.b.inputs or value in owners.inputs else value, target)
+            (self.b.copy(value) if root_of(value).op.name in ("input", "constant") else value, target)
             for target, value in self.writebacks.items()
         )
         for result in results:

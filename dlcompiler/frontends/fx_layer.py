@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from dlcompiler.frontends.fx_pointwise import pointwise
 from dlcompiler.frontends.fx_rules import NoRule, rule
 from dlcompiler.frontends.fx_view import expand, permute, reshape
@@ -249,6 +251,8 @@ def _max_pool(i, x, kernel, stride=(), padding=0, dilation=1, ceil_mode=False):
 
 def _average_pool_rule(spatial: int):
     def apply(i, x, kernel, stride=(), padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None):
+        if not x.dtype.is_float:
+            raise NoRule(f"an average of {x.dtype}")
         attributes = _pool_attributes(i, x, kernel, stride, padding, 1, ceil_mode, spatial)
         return i.b.average_pool(x, **attributes, count_padding=bool(count_include_pad), divisor=divisor_override)
 
@@ -259,36 +263,72 @@ for _spatial in (1, 2, 3):
     rule(f"avg_pool{_spatial}d.default")(_average_pool_rule(_spatial))
 
 
-def _adaptive_average_rule(spatial: int):
-    def apply(i, x, output_size):
-        rank = x.tensor.rank
-        axes = tuple(range(rank - spatial, rank))
-        if all(size == 1 for size in output_size):
-            return i.b.mean(x, axes=axes, keepdims=True)
-        sizes = [x.shape[a] for a in axes]
-        if not all(isinstance(s, int) and isinstance(o, int) and o and s % o == 0 for s, o in zip(sizes, output_size)):
-            raise NoRule("windows of unequal sizes")
-        kernel = tuple(s // o for s, o in zip(sizes, output_size))
+def _adaptive_kernel(x: Node, output_size: Sequence[int]) -> tuple[int, ...] | None:
+    """The kernel if all windows are equal; None if they are not. Raises NoRule where sizes are not known."""
+    sizes = x.shape[-len(output_size) :]
+    if not all(isinstance(size, int) and isinstance(out, int) and out for size, out in zip(sizes, output_size)):
+        raise NoRule("adaptive pooling of a size that is not known at compile time, or to nothing")
+    return None if any(s % o for s, o in zip(sizes, output_size)) else tuple(s // o for s, o in zip(sizes, output_size))
+
+
+def _adaptive_windows(i: Any, x: Node, output_size: Sequence[int]) -> tuple[Node, Node, np.ndarray]:
+    """Windows of unequal sizes: window k of n over size s is [floor(k*s/n), ceil((k+1)*s/n)).
+
+    Returns the windows, x[..., o1, k1, o2, k2, ...] with every k as long as the longest; which of their elements count; and how
+    many count in each window, as an array [o1, 1, o2, 1, ...].
+    """
+    spatial, rank = len(output_size), x.tensor.rank
+    positions, inside = [], np.ones((1,) * (2 * spatial), dtype=bool)
+    for axis, (size, out) in enumerate(zip(x.shape[-spatial:], output_size)):
+        starts = np.arange(out) * size // out
+        ends = -(-(np.arange(1, out + 1) * size) // out)
+        taps = np.arange((ends - starts).max())
+        shape = (1,) * (2 * axis) + (out, len(taps)) + (1,) * (2 * (spatial - axis - 1))
+        at = starts[:, None] + taps
+        inside = inside & (at < ends[:, None]).reshape(shape)
+        positions.append(i.b.constant(np.minimum(at, size - 1).reshape(shape)))
+    windows = i.b.index(x, *positions, axes=tuple(range(rank - spatial, rank)))
+    count = inside.sum(axis=tuple(range(1, 2 * spatial, 2)), keepdims=True)
+    return windows, i.b.constant(inside), count
+
+
+def _window_axes(rank: int, spatial: int) -> tuple[int, ...]:
+    """Where `_adaptive_windows` puts the elements of a window."""
+    return tuple(rank - spatial + 2 * k + 1 for k in range(spatial))
+
+
+def _adaptive_average(i, x, output_size):
+    spatial, rank = len(output_size), x.tensor.rank
+    if not x.dtype.is_float:
+        raise NoRule(f"an average of {x.dtype}")
+    if all(size == 1 for size in output_size):
+        return i.b.mean(x, axes=tuple(range(rank - spatial, rank)), keepdims=True)
+    kernel = _adaptive_kernel(x, output_size)
+    if kernel is not None:
         ones, zeros = (1,) * spatial, (0,) * spatial
         return i.b.average_pool(x, kernel=kernel, strides=kernel, padding=zeros, dilations=ones, count_padding=True, divisor=None)
+    wide = compute_dtype(x.dtype)
+    windows, inside, count = _adaptive_windows(i, i.cast(x, wide), output_size)
+    masked = i.b.where(inside, windows, i.number(0, wide))
+    total = i.b.reduce_sum(masked, axes=_window_axes(rank, spatial), keepdims=True)
+    average = i.b.div(total, i.b.constant(count, wide))
+    return reshape(i, i.cast(average, x.dtype), i.shape)
 
-    return apply
 
-
-rule("adaptive_avg_pool1d.default")(_adaptive_average_rule(1))
-rule("_adaptive_avg_pool2d.default")(_adaptive_average_rule(2))
-rule("_adaptive_avg_pool3d.default")(_adaptive_average_rule(3))
+rule("adaptive_avg_pool1d.default", "_adaptive_avg_pool2d.default", "_adaptive_avg_pool3d.default")(_adaptive_average)
 
 
 @rule("adaptive_max_pool2d.default", "adaptive_max_pool3d.default")
-def _adaptive_max_pool(i, x, output_size):
-    spatial = len(output_size)
-    sizes = x.shape[-spatial:]
-    if i.uses(1) or not all(isinstance(s, int) and o and s % o == 0 for s, o in zip(sizes, output_size)):
-        raise NoRule("windows of unequal sizes, or the positions of maxima")
-    kernel = tuple(s // o for s, o in zip(sizes, output_size))
-    ones, zeros = (1,) * spatial, (0,) * spatial
-    return i.b.max_pool(x, kernel=kernel, strides=kernel, padding=zeros, dilations=ones), None
+def _adaptive_max(i, x, output_size):
+    if i.uses(1):
+        raise NoRule("the positions of maxima")
+    spatial, rank = len(output_size), x.tensor.rank
+    kernel = _adaptive_kernel(x, output_size)
+    if kernel is not None:
+        return i.b.max_pool(x, kernel=kernel, strides=kernel, padding=(0,) * spatial, dilations=(1,) * spatial), None
+    windows, inside, _ = _adaptive_windows(i, x, output_size)
+    masked = i.b.where(inside, windows, i.number(-math.inf, x.dtype))
+    return reshape(i, i.b.reduce_max(masked, axes=_window_axes(rank, spatial), keepdims=True), i.shape), None
 
 
 # -- attention ---------------------------------------------------------------------------------------------------------------

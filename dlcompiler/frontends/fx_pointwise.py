@@ -247,6 +247,11 @@ def _pow(i, x, exponent):
     return pointwise(i, "pow", x, exponent)
 
 
+@rule("ldexp.Tensor")
+def _ldexp(i, x, exponent):
+    return pointwise(i, "mul", x, pointwise(i, "pow", 2.0, exponent))
+
+
 # -- choices -----------------------------------------------------------------------------------------------------------------
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from dlcompiler.frontends.fx_pointwise import as_bool
 from dlcompiler.frontends.fx_rules import NoRule, rule
 from dlcompiler.frontends.fx_view import axis_of, expand, reshape
@@ -40,7 +38,8 @@ def _sum(i, x, dim=None, keepdim=False, dtype=None, output_dtype=None):
 
 @rule("prod.default", "prod.dim_int")
 def _prod(i, x, dim=None, keepdim=False, dtype=None):
-    return reduce(i, "reduce_prod", i.cast(x, i.dtype), dim, keepdim)
+    x = i.cast(x, i.dtype)
+    return reduce(i, "reduce_all" if x.dtype is boolean else "reduce_prod", x, dim, keepdim)
 
 
 @rule("mean.default", "mean.dim")
@@ -150,26 +149,32 @@ def _softmax_rule(op: str):
 rule("_softmax.default")(_softmax_rule("softmax"))
 rule("_log_softmax.default")(_softmax_rule("log_softmax"))
 
-# -- running sums ------------------------------------------------------------------------------------------------------------
+# -- running sums and products -------------------------------------------------------------------------------------------------
 
 
-@rule("cumsum.default")
-def _cumsum(i, x, dim, dtype=None):
-    """y[k] = sum over j of (x[j] if j <= k else 0)."""
-    rank = x.tensor.rank
-    x = i.cast(x, i.dtype)
-    if not rank:
-        return x
-    axis = axis_of(dim, rank)
-    size = x.shape[axis]
-    if not isinstance(size, int) or size > SCAN_LIMIT or x.dtype is boolean:
-        raise NoRule(f"a running sum over {size} elements")
-    if size <= 1:
-        return x
-    spread = reshape(i, x, (*x.shape[:axis], 1, *x.shape[axis:]))
-    wide = expand(i, spread, (*x.shape[:axis], size, *x.shape[axis:]))
-    tail = (1,) * (rank - axis - 1)
-    line = i.b.iota(size=size)
-    seen = i.b.le(reshape(i, line, (size, *tail)), reshape(i, line, (size, 1, *tail)))
-    masked = i.b.where(seen, wide, i.b.constant(np.zeros((), x.dtype.numpy)))
-    return i.b.reduce_sum(masked, axes=(axis + 1,), keepdims=False)
+def _scan_rule(op: str, neutral: int):
+    def apply(i, x, dim, dtype=None):
+        """y[k] = sum over j of (x[j] if j <= k else 0), and a product likewise."""
+        rank = x.tensor.rank
+        x = i.cast(x, i.dtype)
+        if not rank:
+            return x
+        axis = axis_of(dim, rank)
+        size = x.shape[axis]
+        if not isinstance(size, int) or size > SCAN_LIMIT or x.dtype is boolean:
+            raise NoRule(f"a scan over {size} elements")
+        if size <= 1:
+            return x
+        spread = reshape(i, x, (*x.shape[:axis], 1, *x.shape[axis:]))
+        wide = expand(i, spread, (*x.shape[:axis], size, *x.shape[axis:]))
+        tail = (1,) * (rank - axis - 1)
+        line = i.b.iota(size=size)
+        seen = i.b.le(reshape(i, line, (size, *tail)), reshape(i, line, (size, 1, *tail)))
+        masked = i.b.where(seen, wide, i.number(neutral, x.dtype))
+        return i.b(op, masked, axes=(axis + 1,), keepdims=False)
+
+    return apply
+
+
+rule("cumsum.default")(_scan_rule("reduce_sum", 0))
+rule("cumprod.default")(_scan_rule("reduce_prod", 1))

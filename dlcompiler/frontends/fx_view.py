@@ -59,7 +59,7 @@ def _view_dtype(i, x, dtype):
     raise NoRule("bits read as another dtype")
 
 
-@rule("permute.default")
+@rule("permute.default", "permute_copy.default")
 def _permute(i, x, dims):
     rank = x.tensor.rank
     return permute(i, x, [axis_of(d, rank) for d in dims])
@@ -125,7 +125,7 @@ def _select(i, x, dim, index):
     return reshape(i, cut(i, x, axis, at, at + 1), i.shape)
 
 
-@rule("narrow.default")
+@rule("narrow.default", "narrow_copy.default")
 def _narrow(i, x, dim, start, length):
     axis = axis_of(dim, x.tensor.rank)
     first = clamped(i, start, x.shape[axis], 0)
@@ -148,7 +148,7 @@ def _split(i, x, sizes, dim=0):
     return _pieces(i, x, axis, [i.type_of(m).shape[axis] for m in i.meta])
 
 
-@rule("unbind.int")
+@rule("unbind.int", "unbind_copy.int")
 def _unbind(i, x, dim=0):
     axis = axis_of(dim, x.tensor.rank)
     pieces = _pieces(i, x, axis, [1] * len(i.meta))

@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from dlcompiler.ir.expression import evaluate
+from dlcompiler.ir.graph import Graph
+from dlcompiler.ir.interpret import bind_inputs, interpret_graph
+from dlcompiler.ir.types import contiguous_strides
+from dlcompiler.ir.verify import verify_graph
+from dlcompiler.runtime.aten import prepare_aten
 from torch import Tensor
 
 from dlcompiler.arrays import array_from_tensor, tensor_from_array
 from dlcompiler.frontends.fx import decompositions, import_fx, result_kinds
-from dlcompiler.ir.expression import evaluate
-from dlcompiler.ir.graph import Graph
-from dlcompiler.ir.interpret import bind_inputs, interpret_graph
-from dlcompiler.ir.verify import verify_graph
-from dlcompiler.runtime.aten import prepare_aten
 from dlcompiler.torch_backend import Backend, _boxed
 
 
@@ -25,13 +26,13 @@ def call_aten(target: str, template: Any, arrays: list[np.ndarray]) -> Any:
     result = prepare_aten(target, template, range(len(tensors)), {})(tensors)
     if isinstance(result, Tensor):
         return array_from_tensor(result)
-    return tuple(None if r is None else array_from_tensor(r) for r in result)
+    return tuple(None if r is None else array_from_tensor(r) for r in result or ())
 
 
 def run_graph(graph: Graph, inputs: Sequence[Any]) -> list[Tensor]:
     """The graph's outputs with eager's strides; inputs that it writes back are written."""
     arrays = [x if isinstance(x, int) else array_from_tensor(x) for x in inputs]
-    values = [np.array(v) for v in interpret_graph(graph, arrays, call=call_aten)]
+    values = [np.array(v, order="C") for v in interpret_graph(graph, arrays, call=call_aten)]
     bindings = bind_inputs(graph, arrays)
     positions = {node: position for position, node in enumerate(graph.inputs)}
     with torch.no_grad():
@@ -41,13 +42,19 @@ def run_graph(graph: Graph, inputs: Sequence[Any]) -> list[Tensor]:
                 outputs.append(inputs[positions[node]])
                 continue
             tensor = tensor_from_array(value)
-            if strides is not None:
-                laid_out = torch.empty_strided(tensor.shape, [evaluate(s, bindings) for s in strides], dtype=tensor.dtype)
-                tensor = laid_out.copy_(tensor)
-            outputs.append(tensor)
+            wanted = contiguous_strides(value.shape) if strides is None else [evaluate(s, bindings) for s in strides]
+            outputs.append(with_strides(tensor, wanted).expand(value.shape))
         for (_, target), value in zip(graph.writebacks, values[len(graph.outputs) :]):
             inputs[positions[target]].copy_(tensor_from_array(value))
     return outputs
+
+
+def with_strides(tensor: Tensor, strides: Sequence[int]) -> Tensor:
+    """A copy laid out like that; a stride of 0 repeats the first element."""
+    for axis, stride in enumerate(strides):
+        if stride == 0 and tensor.shape[axis] > 1:
+            tensor = tensor.narrow(axis, 0, 1)
+    return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype).copy_(tensor)
 
 
 class Interpreting:
@@ -69,9 +76,10 @@ class Interpreting:
         def compile_part(module: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
             return _boxed(self.compile(import_fx(module)), result_kinds(module))
 
-        return aot_function(
+        compiled = aot_function(
             function, compile_part, compile_part, decompositions=decompositions(), keep_inference_input_mutations=True
         )
+        return torch._functorch.config.patch(unlift_effect_tokens=True)(compiled)
 
     @property
     def graph(self) -> Graph:
