@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from dlcompiler.ir.errors import ShapeError
 from dlcompiler.ir.expression import (
     Dim,
     Expression,
@@ -29,6 +30,7 @@ from dlcompiler.ir.ops import Op, Trait
 from dlcompiler.ir.types import TensorType, Type, i64
 
 LIMIT = 4096
+MOST_DIMENSIONS = 64  # NumPy has no more
 
 
 class Unknown(Exception):
@@ -204,6 +206,8 @@ class FoldingBuilder(Builder):
 
     def make(self, op: Op, inputs: tuple[Node, ...], attributes: Attributes, type: Type, name: str | None = None) -> Node:
         """As `Builder.make`, but a node whose small result is known becomes a constant."""
+        if isinstance(type, TensorType) and type.rank > MOST_DIMENSIONS:
+            raise ShapeError(f"{op.name} gives {type.rank} dimensions, more than {MOST_DIMENSIONS}")
         if op.name != "constant" and isinstance(type, TensorType):
             if op.evaluate is None and op.expand is not None and inputs and all(self._is_small(i) for i in inputs):
                 return op.expand(self, inputs, attributes)

@@ -20,7 +20,7 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 from dlcompiler.frontends import onnx_ops_all  # noqa: F401 - fills the table
 from dlcompiler.frontends.onnx_fold import FoldingBuilder
 from dlcompiler.frontends.onnx_interface import Interface, declared_dims
-from dlcompiler.frontends.onnx_load import TensorReader, check_header, newest_opset, opset_versions, read_model
+from dlcompiler.frontends.onnx_load import TensorReader, check_header, newest_opset, opset_versions, printable, read_model
 from dlcompiler.frontends.onnx_order import ordered
 from dlcompiler.frontends.onnx_registry import OPERATORS, Call, NeedsValuesError, ToFunctionBody, element_type
 from dlcompiler.frontends.onnx_schema import Schema, check_node, check_types, function_body, schema_of
@@ -208,7 +208,7 @@ class _Importer:
             self._node(node, scope)
 
     def _node(self, node: NodeProto, scope: _Scope) -> None:
-        location = scope.path + (node.name or f"{node.op_type}:{next((o for o in node.output if o), '')}")
+        location = scope.path + printable(node.name or f"{node.op_type}:{next((o for o in node.output if o), '')}")
         inputs = [self._value(name, scope, f"node {location!r}") if name else None for name in node.input]
         results = self._results(node, scope, inputs, location)
         results = (*results, *(None,) * (len(node.output) - len(results)))
@@ -264,7 +264,8 @@ class _Importer:
 
     def _described(self, node: NodeProto, domain: str, version: int, inputs: Iterable[Value]) -> str:
         dtypes = [i.dtype.name for i in inputs if isinstance(i, Node)]
-        return f"{node.op_type} [{domain or 'ai.onnx'} {version}{', ' if dtypes else ''}{' '.join(dtypes)}]"
+        operator = f"{printable(node.op_type)} [{printable(domain) or 'ai.onnx'} {version}"
+        return f"{operator}{', ' if dtypes else ''}{' '.join(dtypes)}]"
 
     def _operator(
         self, node, scope: _Scope, inputs: list[Value], schema: Schema, mapped: bool, location: str
@@ -370,10 +371,8 @@ class _Importer:
             raise InvalidModelError(f"{self.shown}: functions or branches nested deeper than {MOST_NESTED}", location=location)
 
     def _if(self, node: NodeProto, scope: _Scope, inputs: list[Value], location: str) -> tuple[Value, ...]:
-        condition = self.b.array(inputs[0])
-        if condition is None:
-            call = Call("If", 1, inputs, {}, tuple(node.output), self.b, location)
-            call.needs_value(0, "a condition")
+        call = Call("If", 1, inputs, {}, tuple(node.output), self.b, location)
+        condition = call.array(0, "a condition")
         if condition.size != 1:
             raise InvalidModelError(f"{self.shown}: the condition of an If has {condition.size} elements", location=location)
         branches = self._attributes(node, scope, location)

@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 
 from onnx import GraphProto, ValueInfoProto
 
+from dlcompiler.frontends.onnx_fold import MOST_DIMENSIONS
 from dlcompiler.frontends.onnx_registry import element_type
 from dlcompiler.ir.errors import InputError, InvalidModelError, UnsupportedError
 from dlcompiler.ir.expression import OPERATIONS, Dim, symbol
 from dlcompiler.ir.types import TensorType
-
-MOST_DIMENSIONS = 64
 
 
 def declared_dims(info: ValueInfoProto) -> list[int | str | None] | None:

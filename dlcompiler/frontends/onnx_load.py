@@ -9,14 +9,21 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from onnx import ModelProto, TensorProto
 
+from dlcompiler.frontends.onnx_fold import MOST_DIMENSIONS
 from dlcompiler.frontends.onnx_registry import element_type
 from dlcompiler.ir.errors import InvalidModelError, UnsupportedError
+
+
+def printable(text: str) -> str:
+    """A name as it may stand in a message of one line."""
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def read_model(path: str | os.PathLike[str]) -> ModelProto:
@@ -46,6 +53,7 @@ def read_model(path: str | os.PathLike[str]) -> ModelProto:
 
 def check_header(model: ModelProto, shown: str) -> None:
     """What a parsed message must have to be a model at all: bytes of another format often parse as an empty message."""
+    check_text(model, shown)
     again = "the file may be cut short or of another format; export or download the model again"
     if model.ir_version < 1:
         raise InvalidModelError(f"{shown} is not an ONNX model: it has no IR version", hint=again)
@@ -55,6 +63,28 @@ def check_header(model: ModelProto, shown: str) -> None:
         raise InvalidModelError(f"{shown} imports no operator set", hint=again)
     if not model.graph.output:
         raise InvalidModelError(f"{shown}: the graph has no outputs", hint=again)
+
+
+def check_text(model: ModelProto, shown: str) -> None:
+    """Names must be UTF-8; protobuf hands over other bytes as they are. Tensors' contents are not touched."""
+    stack: list[Message] = [model]
+    while stack:
+        message = stack.pop()
+        if isinstance(message, TensorProto):
+            values: list[Any] = [message.name, *(t for e in message.external_data for t in (e.key, e.value))]
+        else:
+            values = []
+            for field, value in message.ListFields():
+                if field.name == "doc_string" or field.cpp_type not in (field.CPPTYPE_STRING, field.CPPTYPE_MESSAGE):
+                    continue
+                each = [value] if isinstance(value, str | bytes | Message) else list(value)
+                if field.type == field.TYPE_STRING:
+                    values.extend(each)
+                elif field.cpp_type == field.CPPTYPE_MESSAGE:
+                    stack.extend(each)
+        wrong = next((v for v in values if isinstance(v, bytes)), None)
+        if wrong is not None:
+            raise InvalidModelError(f"{shown}: the name {wrong[:40]!r} is not UTF-8", hint="the file may be damaged")
 
 
 def opset_versions(model: ModelProto, shown: str) -> dict[str, int]:
@@ -93,11 +123,13 @@ class TensorReader:
 
     def array(self, tensor: TensorProto) -> np.ndarray:
         """The elements. Raises InvalidModelError, or UnsupportedError for an element type that the IR does not have."""
-        name = tensor.name or "a constant"
+        name = printable(tensor.name) or "a constant"
         dtype = element_type(tensor.data_type)
         shape = tuple(tensor.dims)
         if any(d < 0 for d in shape):
             raise InvalidModelError(f"tensor {name} has a negative dimension: {list(shape)}")
+        if len(shape) > MOST_DIMENSIONS or math.prod(d for d in shape if d) * dtype.bytes >= 2**63:
+            raise InvalidModelError(f"tensor {name} has a shape that no tensor can have: {str(shape)[:80]}")
         numel = math.prod(shape)
         wanted = numel * dtype.bytes
         if tensor.HasField("segment"):

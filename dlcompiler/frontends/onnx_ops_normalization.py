@@ -13,14 +13,18 @@ def _fitting(call: Call, x: Node, statistic: Node) -> Node:
     return statistic if statistic.dtype is x.dtype else call.cast(statistic, compute_dtype(x.dtype))
 
 
+def _per_channel(call: Call, x: Node, *parameters: Node) -> list[Node]:
+    """Parameters that hold one number for each channel."""
+    for each in parameters:
+        if each.shape != (x.shape[1],):
+            call.misfit(f"{each.type} does not fit the {x.shape[1]} channels of {x.type}")
+    return [_fitting(call, x, each) for each in parameters]
+
+
 @operator("BatchNormalization")
 def batch_normalization(call: Call):
     x = call.require_rank(0, 2)
-    channels = x.shape[1]
-    scale, bias, average, spread = (_fitting(call, x, call[k]) for k in range(1, 5))
-    for each in (scale, bias, average, spread):
-        if each.shape != (channels,):
-            call.misfit(f"{each.type} does not fit the {channels} channels of {x.type}")
+    scale, bias, average, spread = _per_channel(call, x, *(call[k] for k in range(1, 5)))
     if call.version < 9 and not call.flag("spatial", 1):
         call.unsupported("statistics for each place (spatial=0)")
     epsilon = call.attribute("epsilon", 1e-5)
@@ -46,7 +50,10 @@ def batch_normalization(call: Call):
 @operator("InstanceNormalization")
 def instance_normalization(call: Call) -> Node:
     x = call.require_rank(0, 3)
-    return call.b.group_norm(x, call[1], call[2], groups=x.shape[1], epsilon=call.attribute("epsilon", 1e-5))
+    affine = _per_channel(call, x, call[1], call[2])
+    if x.shape[1] == 0:
+        return x
+    return call.b.group_norm(x, *affine, groups=x.shape[1], epsilon=call.attribute("epsilon", 1e-5))
 
 
 @operator("GroupNormalization")
@@ -54,10 +61,12 @@ def group_normalization(call: Call) -> Node:
     """Before version 21 scale and bias hold one number a group, since then one a channel."""
     x, groups = call.require_rank(0, 2), call.attribute("num_groups")
     channels = x.shape[1]
-    if groups < 1 or (isinstance(channels, int) and channels % groups):
+    if groups < 1 or channels == 0 or (isinstance(channels, int) and channels % groups):
         call.misfit(f"{groups} groups do not divide {channels} channels")
-    affine = [_fitting(call, x, call[1]), _fitting(call, x, call[2])]
-    if call.version < 21:
+    if call.version >= 21:
+        affine = _per_channel(call, x, call[1], call[2])
+    else:
+        affine = [_fitting(call, x, call[1]), _fitting(call, x, call[2])]
         each = floor_div(channels, groups)
         affine = [call.reshape(call.expand(call.reshape(a, (groups, 1)), (groups, each)), (channels,)) for a in affine]
     return call.b.group_norm(x, *affine, groups=groups, epsilon=call.attribute("epsilon", 1e-5))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from onnx import AttributeProto, GraphProto, NodeProto
 
+from dlcompiler.frontends.onnx_load import printable
 from dlcompiler.ir.errors import InvalidModelError
 
 
@@ -38,7 +39,7 @@ def ordered(nodes: Sequence[NodeProto], defined: Callable[[str], bool], shown: s
     for number, node in enumerate(nodes):
         for output in node.output:
             if output and producer.setdefault(output, number) != number:
-                raise InvalidModelError(f"{shown}: the name {output!r} is defined twice", location=node.name or None)
+                raise InvalidModelError(f"{shown}: the name {output!r} is defined twice", location=printable(node.name) or None)
     reads: list[set[int]] = []
     in_order = True
     for number, node in enumerate(nodes):
@@ -72,5 +73,5 @@ def _sorted(nodes: Sequence[NodeProto], reads: list[set[int]], shown: str) -> li
                 heapq.heappush(ready, reader)
     if len(result) < len(nodes):
         stuck = nodes[next(n for n, count in enumerate(waiting) if count)]
-        raise InvalidModelError(f"{shown}: the graph has a cycle", location=stuck.name or stuck.op_type)
+        raise InvalidModelError(f"{shown}: the graph has a cycle", location=printable(stuck.name or stuck.op_type))
     return result
