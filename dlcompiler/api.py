@@ -384,6 +384,16 @@ def _capture_torch(model: Callable[..., Any], example_inputs: Any, dynamic_shape
     return Source(captured.graph, captured, timings, model=model)
 
 
+def _all_dynamic(example_inputs: Any) -> Any:
+    """`dynamic_shapes` of torch.export in which it decides for each size whether it can stay unknown."""
+    import torch
+    from torch.utils import _pytree
+
+    inputs = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
+    automatic = torch.export.Dim.AUTO
+    return _pytree.tree_map(lambda x: dict.fromkeys(range(x.dim()), automatic) if isinstance(x, torch.Tensor) else None, inputs)
+
+
 # -- the public functions ----------------------------------------------------------------------------------------------------
 
 
@@ -407,6 +417,8 @@ def compile(
     """
     resolved = Options.resolve(options)
     parse_target(target)
+    if resolved.dynamic and dynamic_shapes is None and example_inputs is not None:
+        dynamic_shapes = _all_dynamic(example_inputs)
     return build(read_source(model, example_inputs, dynamic_shapes), target, resolved)
 
 

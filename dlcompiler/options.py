@@ -108,7 +108,9 @@ def _option(default: Any, kind: Kind, doc: str, environment: str | None = None) 
 class Options:
     """How to compile. Make one with `Options.resolve`, which checks every value; equal options make equal code."""
 
-    optimization_level: int = _option(2, _integer(0, 3), "0: no rewriting, no fusion; 1: cheap; 2: normal; 3: search longer")
+    optimization_level: int = _option(
+        2, _integer(0, 3), "0: only what is needed to run; 1: cheap and bit for bit; 2: normal; 3: also what costs memory"
+    )
     disabled_passes: frozenset[str] = _option(frozenset(), _names(), "passes to leave out")
     fuel: int | None = _option(
         None, _optional(_integer(0)), "apply only this many rewrites; for finding a wrong one", "DLCOMPILER_FUEL"
@@ -126,9 +128,7 @@ class Options:
     logs: frozenset[str] = _option(frozenset(), _names(*LOG_TOPICS), "topics to log on stderr", "DLCOMPILER_LOGS")
     progress: bool = _option(True, _flag(), "on a terminal, show work of more than 2 s", "DLCOMPILER_PROGRESS")
     mode: str = _option("default", _choice(*MODES), "a preset, named as in torch.compile")
-    dynamic: bool | None = _option(
-        None, _optional(_flag()), "True: sizes are symbols from the first compilation; False: never; None: as captured"
-    )
+    dynamic: bool = _option(False, _flag(), "every size of a torch model's inputs is known only when called (dlcompiler.compile)")
     # where each value came from: "explicit", the environment variable's name, "mode ..." or "default"
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 

@@ -6,6 +6,7 @@ calls, so that each graph compiled in this process has a report and, where asked
 
 from __future__ import annotations
 
+import logging
 from contextlib import nullcontext
 
 from dlcompiler.checked import CheckedExecutable
@@ -44,6 +45,8 @@ def compile_recorded(
     if dump is not None:
         observers.append(dump)
     observer = Observers(*observers)
+    if options.disable_cache:
+        forget_kernels()
     compiled_before = _kernels_compiled()
     with dump or nullcontext():
         executable = compile_graph(graph, target, options, observer, timings)
@@ -58,6 +61,9 @@ def compile_recorded(
             dump=str(dump.path) if dump is not None else None,
         )
         observer.finish(report)
+    logger.info("%s: %d kernels in %.2f s", graph.name, report.distinct, report.seconds["total"])
+    for line in report.history:
+        logger.debug("%s: %s", graph.name, line)
     if options.verify:
         return CheckedExecutable(executable, graph), report
     return executable, report
@@ -75,6 +81,9 @@ def _refuse_aten_calls(graph: Graph) -> None:
         location=calls[0].location,
         hint="compile without strict",
     )
+
+
+logger = logging.getLogger("dlcompiler")
 
 
 class _Keep(Observer):

@@ -262,9 +262,7 @@ def _print(document: Mapping[str, Any]) -> None:
         click.echo(f"{row['system']}: {'results agree' if row['same'] else 'RESULTS DIFFER: ' + row['worst']}")
     steps = document["steps"]
     if steps:
-        shown = [
-            (f"{r['what']}  {', '.join(r['origin'])}"[:90], f"{r['ms']:.3f}", f"{r['share']:.1%}") for r in steps[:KERNELS_SHOWN]
-        ]
+        shown = [(row["what"][:100], f"{row['ms']:.3f}", f"{row['share']:.1%}") for row in steps[:KERNELS_SHOWN]]
         click.echo()
         click.echo(table([("step, timed alone", "ms", "share"), *shown]))
         if len(steps) > len(shown):

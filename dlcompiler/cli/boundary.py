@@ -93,12 +93,11 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _expected(error: BaseException, as_json: bool) -> int:
     code = exit_code(error)
-    _say(f"error: {one_line(error)}")
+    more = f" ({error.ctx.command_path} --help says more)" if isinstance(error, click.UsageError) and error.ctx else ""
+    _say(f"error: {one_line(error)}{more}")
     items = list(getattr(error, "items", ()))
     for item in items:
         click.echo(f"  {item}", err=True)
-    if isinstance(error, click.UsageError) and error.ctx is not None:
-        click.echo(f"  {error.ctx.command_path} --help says more", err=True)
     if as_json:
         _json_error(error, code, items=items)
     return code

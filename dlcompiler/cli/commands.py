@@ -72,7 +72,7 @@ _INPUT_SHAPE = click.option(
 )  # fmt: skip
 _LEVEL = click.option(
     "-O", "optimization_level", type=click.IntRange(0, 3), metavar="0..3",
-    help="How hard to optimize: 0 not at all, 1 cheap and exact, 2 normal, 3 search longer.  [default: 2]",
+    help="0: only what is needed to run; 1: cheap and bit for bit; 2: normal; 3: also what costs memory.  [default: 2]",
 )  # fmt: skip
 _COMPILE_FLAGS = (
     _TARGET,

@@ -150,6 +150,10 @@ def build(source: Source, session: Session, progress: Progress, observer: Observ
 def read_inputs(path: str, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Arrays by input name from an .npz, or from an .npy for a model with one input. Raises InputError."""
     try:
+        with open(path, "rb") as file:
+            start = file.read(6)
+        if not start.startswith((b"PK", b"\x93NUMPY")):
+            raise InputError(f"{path} is no .npz or .npy file", hint="write one with numpy.savez")
         found = np.load(path, allow_pickle=False)
         if isinstance(found, np.ndarray):
             if len(names) != 1:

@@ -110,7 +110,7 @@ def onnxruntime_session(model: str, threads: int | None = None) -> Any:
 
 def _bisect(source: Source, target: Any, options: Options, values: Sequence[Any], rtol: float | None, atol: float | None) -> Any:
     from dlcompiler.api import ByName, build, names_of_inputs, names_of_outputs
-    from dlcompiler.bisect import find_culprit
+    from dlcompiler.culprit import find
     from dlcompiler.reference import run_reference
 
     def is_right(graph: Graph, chosen: Options) -> bool:
@@ -122,4 +122,4 @@ def _bisect(source: Source, target: Any, options: Options, values: Sequence[Any]
         )  # fmt: skip
         return all(difference.same for difference in found)
 
-    return find_culprit(source.graph, target, options, is_right)
+    return find(source.graph, target, options, is_right)
