@@ -103,13 +103,13 @@ def assert_identical(ours: Tensor, eager: Tensor, what: str = "output") -> None:
     """Same layout and the same bits, NaN equal to NaN, -0.0 different from 0.0."""
     assert_same_layout(ours, eager, what)
     ours, eager = ours.detach(), eager.detach()
+    different = ours != eager
     if eager.is_floating_point():
-        assert torch.equal(ours.isnan(), eager.isnan()), f"{what}: NaN at other places: {ours} against {eager}"
-        held = ~eager.isnan()
-        assert torch.equal(ours[held], eager[held]), f"{what}: {ours} against {eager}"
-        assert torch.equal(ours[held].signbit(), eager[held].signbit()), f"{what}: sign of zero: {ours} against {eager}"
-    else:
-        assert torch.equal(ours, eager), f"{what}: {ours} against {eager}"
+        different = (different | (ours.signbit() != eager.signbit())) & ~eager.isnan() | (ours.isnan() != eager.isnan())
+    if different.any():
+        places = different.nonzero()
+        shown = ", ".join(f"{tuple(i.tolist())}: {ours[tuple(i)].item()}, eager {eager[tuple(i)].item()}" for i in places[:4])
+        raise AssertionError(f"{what}: {len(places)} of {eager.numel()} differ, at {shown}")
 
 
 def assert_near(ours: Tensor, eager: Tensor, judge: Tensor, what: str = "output", floor: float | None = None) -> None:
@@ -118,8 +118,9 @@ def assert_near(ours: Tensor, eager: Tensor, judge: Tensor, what: str = "output"
     if not eager.is_floating_point():
         assert_identical(ours, eager, what)
         return
-    for test in (torch.isnan, torch.isposinf, torch.isneginf):
-        assert torch.equal(test(ours), test(eager)), f"{what}: {test.__name__} at other places than eager"
+    for test in (torch.isnan, torch.isposinf, torch.isneginf):  # eager's gelu(inf) is NaN in float32 and inf in float64
+        mine, same_as_either = test(ours), (test(ours) == test(eager)) | (test(ours) == test(judge))
+        assert same_as_either.all(), f"{what}: {test.__name__} at {mine.nonzero().tolist()}, not as in eager nor in float64"
     allowed = max(3 * distance(eager, judge), FLOOR[eager.dtype] if floor is None else floor)
     found = distance(ours, judge)
     assert found <= allowed, f"{what}: {found:.2e} from float64, eager {distance(eager, judge):.2e}, allowed {allowed:.2e}"

@@ -20,7 +20,7 @@ def pointwise(x: Tensor, y: Tensor) -> Tensor:
 
 
 def normalised(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    return functional.softmax(x * 0.5, -1) + y, functional.layer_norm(x, x.shape[-1:])
+    return functional.softmax(x * 0.5, -1) + y, functional.layer_norm(x + y, x.shape[-1:])
 
 
 def reduced(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
