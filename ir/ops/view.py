@@ -56,6 +56,8 @@ def _divides(divisor: Dim, value: Dim) -> bool:
 
 def reshape_index(source, target, index, div, mod) -> tuple[Dim, ...]:
     """The index in shape `target` of the element at `index` in shape `source`; `div` and `mod` divide index expressions."""
+    if 0 in source:  # nothing to divide by; on an axis without positions nothing is read
+        return (index[source.index(0)],) * len(target)
     at: list[Dim] = []
     for target_run, source_run in _matched_runs(target, source):
         flat: Dim = 0
