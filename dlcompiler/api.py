@@ -184,13 +184,13 @@ class Compiled:
         """
         if self.target.kind != "cuda":
             raise UnsupportedError(f"simulate runs GPU programs, and this one is for {self.target}", hint="call it instead")
-        from dlcompiler.arrays import array_from_tensor
+        from dlcompiler.arrays import array_from_tensor, is_tensor, tensor_from_array
         from dlcompiler.codegen.gpu.simulate import simulate
 
         values, as_arrays = self._as_tensors(self._source.convention.flatten(inputs, keywords))
         self._check(values)
-        outputs = simulate(self.program, values)
-        return self._source.convention.unflatten([array_from_tensor(o) for o in outputs] if as_arrays else list(outputs))
+        outputs = simulate(self.program, [array_from_tensor(v) if is_tensor(v) else v for v in values])
+        return self._source.convention.unflatten(outputs if as_arrays else [tensor_from_array(o) for o in outputs])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a `.dlc` that `dlcompiler.load` and `dlcompiler run` read: the graph, the weights and what to compile for.

@@ -13,11 +13,12 @@ from dlcompiler.passes.dataflow.program import plan
 from dlcompiler.passes.pipeline import optimize
 from dlcompiler.report import Timings
 from dlcompiler.runtime.executable import Executable
+from dlcompiler.runtime.gpu import GpuExecutable
 
 
 def compile_graph(
     graph: Graph, target: Target, options: Options, observer: Observer | None = None, timings: Timings | None = None
-) -> Executable:
+) -> Executable | GpuExecutable:
     """Compile a captured graph. `observer` is told of every stage, `timings` how long each took.
 
     Raises UnsupportedError for what the target cannot do, and VerifyError where a stage broke the IR's rules: a bug of ours.
@@ -35,4 +36,4 @@ def compile_graph(
     with timings.stage("emit"):
         program = emit(program, target, options)
     observer.code(program)
-    return Executable(program, place)
+    return Executable(program, place) if target.kind == "cpu" else GpuExecutable(program, place)

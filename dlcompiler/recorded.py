@@ -95,8 +95,9 @@ class _Keep(Observer):
 
 def _kernels_compiled() -> int:
     from dlcompiler.codegen.cpu.compile import compiled_count
+    from dlcompiler.codegen.gpu.compile import assembled_count
 
-    return compiled_count()
+    return compiled_count() + assembled_count()
 
 
 def forget_kernels() -> None:

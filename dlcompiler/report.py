@@ -282,7 +282,7 @@ def _memory(placement: Placement | None) -> dict[str, int | None]:
 
 def _distinct_kernels(program: Program) -> int:
     if program.code is not None:
-        return len({code.address for code in program.code.kernels if code is not None})
+        return len({id(code) for code in program.code.kernels if code is not None})
     return len({id(step.kernel) for step in program.steps if isinstance(step, Launch)})
 
 

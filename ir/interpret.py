@@ -21,6 +21,7 @@ from dlcompiler.ir.types import TensorType, dtype_of
 
 # What runs an `aten.call`: (target, arguments template, operand arrays) -> array, or tuple of arrays
 Call = Callable[[str, Any, list[np.ndarray]], Any]
+Start = Callable[[int, Mapping[str, np.ndarray], Mapping[str, int]], None]
 
 
 # -- graphs ------------------------------------------------------------------------------------------------------------------
@@ -142,20 +143,28 @@ def _check_result(node: Node, result: Any, bindings: Mapping[str, int]) -> None:
 
 
 def interpret_program(
-    program: Program, inputs: Sequence[np.ndarray | int], *, call: Call | None = None, bindings: Mapping[str, int] | None = None
+    program: Program,
+    inputs: Sequence[np.ndarray | int],
+    *,
+    call: Call | None = None,
+    bindings: Mapping[str, int] | None = None,
+    launch: Start | None = None,
 ) -> list[np.ndarray]:
     """The outputs of `program`, then the final contents of the inputs that its graph writes back.
 
-    Kernels run by the kernel interpreter, library calls by the op table. With a placement, intermediates share one arena at
+    Kernels run by the kernel interpreter (or by `launch`, given the number of the step), library calls by the op table. With a placement, intermediates share one arena at
     their planned offsets; without one each has memory of its own. Memory starts as NaN bits; `inputs` are not changed.
     """
     memory = _Memory(program, inputs, bindings or bind_inputs(program.graph, inputs))
-    for step in program.steps:
+    for number, step in enumerate(program.steps):
         match step:
             case Launch():
                 arrays = {b.name: memory.array(v) for b, v in zip(step.kernel.buffers, step.arguments)}
                 sizes = {s: memory.bindings[s] for s in step.kernel.size_symbols}
-                interpret_kernel(step.kernel, arrays, sizes)
+                if launch is None:
+                    interpret_kernel(step.kernel, arrays, sizes)
+                else:
+                    launch(number, arrays, sizes)
             case LibraryCall():
                 operands = [memory.array(v).copy() for v in step.reads]
                 result = evaluate_op(lookup(step.op), operands, concrete(step.attributes, memory.bindings))

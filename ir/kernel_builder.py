@@ -175,6 +175,8 @@ class KernelBuilder:
         names = [symbol_name(p) for p in position]
         over = tuple(n for n in names if n is not None)
         if kind in ("argmax", "argmin"):
+            if not over:  # one element: its position is 0
+                return self.constant(0, i64)
             return self.share((kind, operand, over), lambda: K.Reduce(i64, kind, operand, over))
         if not over:
             return operand

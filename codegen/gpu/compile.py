@@ -50,6 +50,11 @@ def forget() -> None:
         _assembled.clear()
 
 
+def assembled_count() -> int:
+    """Distinct kernels assembled and kept in this process."""
+    return len(_assembled)
+
+
 def assemble(kernel: TritonKernel, target: Target) -> AssembledKernel:
     """Run all of Triton's stages for the target's architecture; needs no GPU."""
     import triton
@@ -59,7 +64,7 @@ def assemble(kernel: TritonKernel, target: Target) -> AssembledKernel:
     capability = int(target.arch.removeprefix("sm_"))
     function = load_function(kernel.source, kernel.name, interpret=False)
     source = ASTSource(function, dict(kernel.signature), dict(kernel.constants))
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": WARPS})
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": WARPS, "enable_fp_fusion": True})
     return AssembledKernel(kernel, {stage: text for stage, text in compiled.asm.items() if stage != "source"})
 
 
