@@ -18,8 +18,8 @@ from dlcompiler.options import Options
 from dlcompiler.passes.bisect import find_culprit
 from dlcompiler.passes.pipeline import PASSES
 
-# (graph, options) -> whether the compiled graph gives what the reference gives
-IsRight = Callable[[Graph, Options], bool]
+# (graph, options, judge) -> whether the graph, compiled, gives what the interpreter gives for the graph `judge`
+IsRight = Callable[[Graph, Options, Graph], bool]
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,18 @@ def find(graph: Graph, target: Target, options: Options, is_right: IsRight) -> F
     options = replace(options, dump_dir=None, verify=False)
     # what find_culprit hands over is optimized already, so it is compiled without further rewriting
     as_it_is = replace(options, optimization_level=0, fuel=0)
-    culprit = find_culprit(graph, target, options, lambda optimized: is_right(optimized, as_it_is))
+    culprit = find_culprit(graph, target, options, lambda optimized: is_right(optimized, as_it_is, graph))
     if culprit is None:
         return Finding("none", "compiled results are those of the reference")
     if culprit.number == 0:
-        return _first_wrong_node(graph, lambda candidate: is_right(candidate, as_it_is))
+        return _first_wrong_node(graph, lambda candidate: is_right(candidate, as_it_is, candidate))
     pass_name, _, rest = culprit.rewrite.partition(": ")
     rule, _, name = rest.partition(" at %")
     location = next((node.location for node in graph.nodes if node.name == name), None)
     without = "it cannot be disabled"
     if PASSES[pass_name].level > 0:
         disabled = replace(options, disabled_passes=options.disabled_passes | {pass_name})
-        without = "right without it" if is_right(graph, disabled) else "still wrong without it"
+        without = "right without it" if is_right(graph, disabled, graph) else "still wrong without it"
     text = f"{culprit}: right with --fuel {culprit.number - 1}, wrong with --fuel {culprit.number}"
     return Finding("rewrite", text, pass_name, rule, culprit.number, name, location, without)
 

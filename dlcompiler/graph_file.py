@@ -53,7 +53,13 @@ def read_graph_file(path: str | os.PathLike[str], *, allow_missing: bool = False
         except OSError as error:
             raise InvalidModelError(f"cannot read {beside}: {error.strerror or error}") from None
         constants = read_safetensors(data, str(beside))
-    return graph_from_text(text, constants, str(path), allow_missing=allow_missing)
+    graph = graph_from_text(text, constants, str(path), allow_missing=True)
+    missing = missing_constants(graph)
+    if missing and not allow_missing:
+        raise InvalidModelError(
+            f"{path}: no data for {len(missing)} constants ({', '.join(missing[:3])})", hint=f"it belongs into {beside}"
+        )
+    return graph
 
 
 def write_graph_file(path: str | os.PathLike[str], graph: Graph) -> None:

@@ -165,6 +165,9 @@ class Options:
                 values[name], sources[name] = value, f"mode {mode}"
         if "cache_dir" not in values:
             values["cache_dir"], sources["cache_dir"] = default_cache_dir(environment), "default"
+        elif values["cache_dir"] is not None and not could_write(values["cache_dir"]):
+            _warn_once(values["cache_dir"], "cache", "no permission to write, or no folder")
+            values["cache_dir"] = None
         for name in declared:
             sources.setdefault(name, "default")
         return cls(**values, sources=sources)
@@ -205,7 +208,22 @@ def default_cache_dir(environment: Mapping[str, str]) -> str | None:
     return os.path.join(base, "dlcompiler")
 
 
+def could_write(folder: str | os.PathLike[str]) -> bool:
+    """Whether the folder takes files, or could be made. Makes nothing."""
+    path = Path(os.path.abspath(folder))
+    for place in (path, *path.parents):
+        if place.exists():
+            return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+    return False
+
+
 _warned: set[str] = set()
+
+
+def _warn_once(folder: str | os.PathLike[str], purpose: str, reason: str) -> None:
+    if str(folder) not in _warned:
+        _warned.add(str(folder))
+        logger.warning("cannot write the %s folder %s (%s); going on without it", purpose, folder, reason)
 
 
 def writable_folder(path: str | os.PathLike[str], purpose: str) -> Path | None:
@@ -218,7 +236,5 @@ def writable_folder(path: str | os.PathLike[str], purpose: str) -> Path | None:
         reason = "no permission to write"
     except OSError as error:
         reason = error.strerror or str(error)
-    if str(folder) not in _warned:
-        _warned.add(str(folder))
-        logger.warning("cannot write the %s folder %s (%s); going on without it", purpose, folder, reason)
+    _warn_once(folder, purpose, reason)
     return None

@@ -8,7 +8,6 @@ import os
 import platform
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import click
@@ -16,7 +15,7 @@ import click
 from dlcompiler.cli.commands import flags
 from dlcompiler.cli.shared import Session, print_json, table
 from dlcompiler.ir.errors import CompilerError
-from dlcompiler.options import Options
+from dlcompiler.options import Options, could_write
 from dlcompiler.version import __version__
 
 # package, what it is for, and how to get it; the first five are needed
@@ -141,18 +140,10 @@ def _folders(options: Options) -> list[Finding]:
         folder = getattr(options, name)
         if folder is None:
             findings.append(Finding(name, "none"))
-        elif _could_write(Path(folder)):
+        elif could_write(folder):
             findings.append(Finding(name, folder))
         else:
             findings.append(
                 Finding(name, f"{folder} cannot be written", False, fix=f"give another {name}; work goes on without it")
             )
     return findings
-
-
-def _could_write(folder: Path) -> bool:
-    """Whether the folder takes files, or could be made. Makes nothing."""
-    for place in (folder, *folder.parents):
-        if place.exists():
-            return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
-    return False

@@ -113,10 +113,10 @@ def _bisect(source: Source, target: Any, options: Options, values: Sequence[Any]
     from dlcompiler.culprit import find
     from dlcompiler.reference import run_reference
 
-    def is_right(graph: Graph, chosen: Options) -> bool:
+    def is_right(graph: Graph, chosen: Options, judge: Graph) -> bool:
         candidate = replace(source, graph=graph, convention=ByName(names_of_inputs(graph)))
         compiled = build(candidate, str(target), chosen)
-        expected = run_reference(graph, values)[: len(graph.outputs)]
+        expected = run_reference(judge, values)[: len(judge.outputs)]
         found = compare_all(
             names_of_outputs(graph), expected, call_copy(compiled, values), relative=rtol, absolute=atol
         )  # fmt: skip
