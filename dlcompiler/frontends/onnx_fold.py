@@ -213,7 +213,8 @@ class FoldingBuilder(Builder):
                 return op.expand(self, inputs, attributes)
             elements = self._evaluate(op, inputs, attributes, type)
             if elements is not None and elements.dtype != object:
-                return self.constant(elements)
+                # a copy: a view's result would be strided, and keep its operand alive
+                return self.constant(elements.copy(order="C"))
             if elements is not None and elements.ndim == 0 and type.dtype is i64 and op.name != "dim":
                 return self.from_dims(elements)
             node = super().make(op, inputs, attributes, type, name)
