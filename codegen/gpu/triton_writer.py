@@ -15,7 +15,7 @@ from dlcompiler.codegen.gpu import scalars
 from dlcompiler.codegen.phases import Phases
 from dlcompiler.codegen.schedule import Schedule, schedule_kernel
 from dlcompiler.ir import kernel as K
-from dlcompiler.ir.expression import Dim, product, symbol
+from dlcompiler.ir.expression import Dim, product, symbol, symbols
 from dlcompiler.ir.types import contiguous_strides, i64
 
 POINTWISE_BLOCK = 1024
@@ -246,6 +246,10 @@ class TritonWriter:
             text = text.replace(f"@{number}", name)
         return text
 
+    def _block(self, offset: Dim, text: str) -> str:
+        """The offset as a block of addresses also where all rows have one."""
+        return text if symbols(offset) & set(self.schedule.axes) else f"{text} + row * 0"
+
     def _within(self, bounds: Sequence[K.Bound]) -> str:
         return " & ".join(f"({self._index(b.expression)} >= 0) & ({self._index(b.expression)} < {b.extent})" for b in bounds)
 
@@ -254,7 +258,7 @@ class TritonWriter:
 
     def _load(self, load: K.Load) -> str:
         access = self.schedule.accesses[load]
-        offset = self._index(access.offset, [self.names[o] for o in load.indirect])
+        offset = self._block(access.offset, self._index(access.offset, [self.names[o] for o in load.indirect]))
         mask = self._mask(self.phases.is_inner(load))
         if load.guard:
             mask = f"{mask} & {self._within(load.guard)}"
@@ -262,7 +266,8 @@ class TritonWriter:
 
     def _store_all(self, stores: Sequence[K.Store]) -> None:
         for store in stores:
-            offset = self._index(self.schedule.accesses[store].offset)
+            place = self.schedule.accesses[store].offset
+            offset = self._block(place, self._index(place))
             mask = self._mask(self.phases.is_inner_store(store))
             self._line(f"tl.store({store.buffer.name} + ({offset}), {self.names[store.value]}, {mask})")
 
