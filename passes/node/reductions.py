@@ -29,11 +29,22 @@ COMBINE = {
 }
 
 
-@rule("reduce-ones", *COMBINE, exact=True)
-def reduce_ones(b: GraphRewriter, node: Node) -> Node | None:
-    """reduce_sum(x) over dimensions of size 1, or over none --> reshape(x)"""
+def _of_one_element_each(b: GraphRewriter, node: Node) -> Node | None:
     (x,) = node.inputs
     return b.reshape(x, shape=node.shape) if all(x.shape[a] == 1 for a in node.attributes["axes"]) else None
+
+
+@rule("reduce-ones", *COMBINE, exact=True)
+def reduce_ones(b: GraphRewriter, node: Node) -> Node | None:
+    """reduce_max(x) over dimensions of size 1, or over none --> reshape(x); not float sums, where 0 + -0.0 is 0.0"""
+    is_float_sum = node.op.name == "reduce_sum" and node.dtype.is_float
+    return None if is_float_sum else _of_one_element_each(b, node)
+
+
+@rule("sum-ones", "reduce_sum", exact=False)
+def sum_ones(b: GraphRewriter, node: Node) -> Node | None:
+    """reduce_sum(x) over dimensions of size 1, or over none --> reshape(x)"""
+    return _of_one_element_each(b, node)
 
 
 @rule("split-reduction", *COMBINE, exact=False)
@@ -112,4 +123,4 @@ def _range_of(b: GraphRewriter, x: Node, axis: int, start: int, limit: int) -> N
     return b.slice(x, starts=tuple(starts), limits=tuple(limits), steps=(1,) * x.tensor.rank)
 
 
-RULES = (reduce_ones, split_reduction)
+RULES = (reduce_ones, sum_ones, split_reduction)

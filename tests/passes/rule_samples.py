@@ -136,6 +136,7 @@ FIRES: dict[str, tuple[str, ...]] = {
         "input %x : f32[3, 1]; %y = reduce_max(%x) {axes = (1,), keepdims = true}",
         "input %x : bool[3, N]; %y = reduce_any(%x) {axes = (), keepdims = false}",
     ),
+    "sum-ones": ("input %x : f32[40, 1]; %y = reduce_sum(%x) {axes = (1,), keepdims = false}",),
     "split-reduction": (
         "input %x : i64[200, 300]; %y = reduce_sum(%x) {axes = (0, 1), keepdims = true}",
         "input %x : f32[16411, 2]; %y = reduce_max(%x) {axes = (0,), keepdims = false}",
@@ -298,7 +299,11 @@ MISSES: dict[str, tuple[str, ...]] = {
         %y = convolution(%p, %w) {strides = (1,), padding = (1,), dilations = (1,), output_padding = (0,), groups = 1,
         transposed = true}  # => transposed""",
     ),
-    "reduce-ones": ("input %x : f32[1, N]; %y = reduce_sum(%x) {axes = (0, 1), keepdims = false}",),
+    "reduce-ones": (
+        "input %x : f32[1, N]; %y = reduce_max(%x) {axes = (0, 1), keepdims = false}",
+        "input %x : f32[3, 1]; %y = reduce_sum(%x) {axes = (1,), keepdims = false}  # => 0 + -0.0 is 0.0",
+    ),
+    "sum-ones": ("input %x : f32[1, N]; %y = reduce_sum(%x) {axes = (0, 1), keepdims = false}",),
     "split-reduction": (
         "input %x : f32[16383]; %y = reduce_sum(%x) {axes = (0,), keepdims = false}",
         "input %x : f32[16, 16384]; %y = reduce_sum(%x) {axes = (1,), keepdims = false}",
