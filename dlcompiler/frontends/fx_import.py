@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 from dlcompiler.arrays import array_from_tensor
 from dlcompiler.frontends.fx_alias import Owners, root_of
@@ -168,7 +168,9 @@ class Importer:
         type = type_of_fake(tensor)
         if isinstance(tensor, FakeTensor):
             raise UnsupportedError(f"a constant without data: {name}", items=(name,), hint="give it as an input")
-        return self.b.make(lookup("constant"), (), {"value": array_from_tensor(tensor)}, type, name)
+        with unset_fake_temporarily():  # Dynamo's modes would make a fake of it
+            array = array_from_tensor(tensor)
+        return self.b.make(lookup("constant"), (), {"value": array}, type, name)
 
     def _remember_hints(self, sizes: Iterable[Any]) -> None:
         for size in sizes:

@@ -24,8 +24,9 @@ def _module_path(node: torch.fx.Node) -> str | None:
         return None
     path = str(list(stack.values())[-1][0])
     path = _SUBSCRIPT.sub(r".\1", path.removeprefix("L"))
-    path = path.replace("._modules.", ".").replace("()", "").strip(".")
-    return path.removeprefix("self").strip(".") or None
+    root, _, rest = path.replace("._modules.", ".").replace("()", "").strip(".").partition(".")
+    # what Dynamo calls the compiled module itself
+    return rest or None if root in ("self", "fn") else f"{root}.{rest}".strip(".")
 
 
 def _source_line(trace: str | None) -> str | None:
