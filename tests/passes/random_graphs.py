@@ -1,4 +1,4 @@
-"""Random graphs: views, pointwise ops, reductions, composites and contractions over a few values that are used again and again."""
+"""Random graphs: views, pointwise ops, reductions, composites and contractions over a few values that are read several times."""
 
 from __future__ import annotations
 
