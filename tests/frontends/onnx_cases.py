@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import re
+import traceback
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,6 +50,9 @@ def run_case(case: Any, run: Run) -> str | None:
             results = run(graph, [feeds[node.location or ""] for node in graph.inputs])
         except CompilerError as error:
             return f"{type(error).__name__}: {_reason(error)}"
+        except Exception as error:  # noqa: BLE001 - a crash fails its case, and the other cases are still run
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            return f"crash: {type(error).__name__} in {Path(place.filename).name}:{place.lineno}: {str(error)[:100]}"
         for name, want, got in zip(graph.output_names, expected, results):
             wrong = difference(np.asarray(want), got, case.rtol, case.atol)
             if wrong:
