@@ -75,10 +75,10 @@ class GraphRewriter(Builder):
                 self.new[old] = self._resolved(stand_in)
                 continue
             self.visits += 1
-            inputs = tuple(self._resolved(i) for i in item.inputs)
             node = item
-            if inputs != item.inputs:
-                node = replace(item, inputs=inputs)
+            if any(i in self.new for i in item.inputs):
+                inputs = tuple(self._resolved(i) for i in item.inputs)
+                node = Node(item.op, inputs, item.attributes, item.type, item.name, item.location)
                 self.uses[node] = self.uses.pop(item)
                 if item in self.escapes:
                     self.escapes.add(node)
