@@ -1,17 +1,18 @@
-"""A whole graph as one kernel, by the kernel builder alone: no fusion decides what is worth it."""
+"""A whole graph as one kernel, or as a program of one launch for each node: lowering where no pass decides what is worth it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from dlcompiler.ir import kernel as K
 from dlcompiler.ir.expression import Dim, evaluate, symbols
-from dlcompiler.ir.graph import Graph, Node, Rewriter
+from dlcompiler.ir.graph import Builder, Graph, Node, Rewriter
 from dlcompiler.ir.interpret import bind_inputs, interpret_kernel
 from dlcompiler.ir.kernel_builder import KernelBuilder
-from dlcompiler.ir.ops import Trait
+from dlcompiler.ir.ops import Trait, lookup
+from dlcompiler.ir.program import Launch, Placement, Program, Slot
 from dlcompiler.ir.types import contiguous_strides
 
 
@@ -73,3 +74,63 @@ def run_as_kernel(graph: Graph, inputs: Sequence[np.ndarray | int]) -> list[np.n
         arrays[store.buffer.name] = results[-1]
     interpret_kernel(kernel, arrays, sizes)
     return results
+
+
+def node_kernel(node: Node) -> K.Kernel:
+    """One node as a kernel: buffers x0, x1 ... for its operands and y for its result."""
+    buffers = {}
+    for operand in node.inputs:
+        if operand not in buffers:
+            buffers[operand] = K.Buffer(f"x{len(buffers)}", operand.dtype, operand.shape, contiguous_strides(operand.shape))
+    builder = KernelBuilder(buffers.get)
+    index = tuple(builder.new_axis(size) for size in node.shape)
+    value = builder.store_value(builder.element(node, index), node.dtype)
+    out = K.Buffer("y", node.dtype, node.shape, contiguous_strides(node.shape), "out")
+    return K.Kernel(node.name, tuple(builder.axes.values()), (*buffers.values(), out), (K.Store(out, index, value),))
+
+
+def graph_program(graph: Graph) -> Program:
+    """The graph with one launch for each node, every output copied into a slot of its own, and a first-fit memory plan."""
+    whole, graph = graph, expand_composites(graph)
+    slots: dict[Node, Slot] = {}
+    constants: list[np.ndarray] = []
+    steps: list[Launch] = []
+    for position, node in enumerate(graph.inputs):
+        slots[node] = Slot(node.name, node.dtype, node.shape, contiguous_strides(node.shape), "input", position)
+    for node in graph.nodes:
+        if node.op.name == "constant":
+            slots[node] = Slot(node.name, node.dtype, node.shape, contiguous_strides(node.shape), "constant", len(constants))
+            constants.append(node.attributes["value"])
+        else:
+            slots[node] = Slot(node.name, node.dtype, node.shape, contiguous_strides(node.shape), "intermediate")
+            steps.append(_launch(node_kernel(node), node.inputs, slots, slots[node]))
+    outputs = []
+    for position, node in enumerate(graph.outputs):
+        copied = Builder("copy").make(lookup("copy"), (node,), {}, node.type, f"{node.name}.output{position}")
+        slots[copied] = Slot(copied.name, node.dtype, node.shape, contiguous_strides(node.shape), "output", position)
+        steps.append(_launch(node_kernel(copied), (node,), slots, slots[copied]))
+        outputs.append(slots[copied].view())
+    inputs = tuple(slots[node] for node in graph.inputs)
+    program = Program(graph.name, whole, tuple(slots.values()), tuple(steps), inputs, tuple(outputs), tuple(constants))
+    return program if program.graph.symbols else program.replace(placement=first_fit(program))
+
+
+def _launch(kernel: K.Kernel, operands: Sequence[Node], slots: Mapping[Node, Slot], result: Slot) -> Launch:
+    return Launch(kernel, (*(slots[o].view() for o in dict.fromkeys(operands)), result.view()), (f"%{result.name}",))
+
+
+def first_fit(program: Program) -> Placement:
+    """Each intermediate at the lowest offset that is free during its life."""
+    placed: list[tuple[int, int, int, int]] = []  # first step, last step, start, end
+    offsets: dict[Slot, int] = {}
+    for slot, (first, last) in program.lifetimes.items():
+        size = evaluate(slot.bytes, {})
+        start = 0
+        for begin, end in sorted((s, e) for f, l, s, e in placed if f <= last and first <= l):
+            if begin < start + size and start < end:
+                start = end
+        offsets[slot] = start
+        placed.append((first, last, start, start + size))
+    top = max((end for *_, end in placed), default=0)
+    live = max((sum(e - s for f, l, s, e in placed if f <= step <= l) for step in range(len(program.steps))), default=0)
+    return Placement(offsets, top, live)
