@@ -63,7 +63,8 @@ def _units(program: Program) -> list[Unit]:
             after.update(last_call)
             last_call = [number]
         makes = tuple((values.setdefault(slot, len(values)), _bytes(slot)) for slot in writes if slot not in written)
-        needs = tuple(values.setdefault(slot, len(values)) for slot in reads)
+        # what is read before anything writes it is there from the beginning, and is not what a later step writes there
+        needs = tuple(values[slot] for slot in reads if slot in written)
         units.append(Unit(needs, makes, tuple(sorted(after))))
         written.update(dict.fromkeys(writes, number))
         for slot in reads:
@@ -163,6 +164,7 @@ def _schedule(
         for other in done(k):
             if not missing[other] and not scheduled[other]:
                 heappush(heap, (key(other), other))
+    assert len(order) == len(missing), "units wait for each other"
     return order
 
 

@@ -101,6 +101,15 @@ def test_an_input_is_written_after_its_readers() -> None:
     assert [s.op for s in order_steps(program).steps].index("1") < [s.op for s in order_steps(program).steps].index("2")
 
 
+def test_no_step_is_lost_where_inputs_are_read_and_written() -> None:
+    # two inputs, each read into a value that is written back into it
+    x, y, a, b = slot("x", "input"), slot("y", "input"), slot("a"), slot("b")
+    program = run(((x,), (a,)), ((y,), (b,)), ((a,), (x,)), ((b,), (y,)))
+    ordered = [s.op for s in order_steps(program).steps]
+    assert sorted(ordered) == ["0", "1", "2", "3"]
+    assert ordered.index("0") < ordered.index("2") and ordered.index("1") < ordered.index("3")
+
+
 def test_aten_calls_keep_their_order() -> None:
     large, small = slot("large", "extern", 1000), slot("small", "extern", 1)
     sums = [slot("s0"), slot("s1")]
