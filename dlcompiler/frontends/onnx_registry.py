@@ -153,7 +153,7 @@ class Call:
         dims = self.dims(index, what)
         if any(isinstance(d, Expression) for d in dims):
             self.unsupported(f"{what} known only once symbolic sizes are")
-        return dims  # type: ignore[return-value]
+        return dims
 
     # -- attributes ------------------------------------------------------------------------------------------------------
 

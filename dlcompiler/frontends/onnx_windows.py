@@ -35,7 +35,7 @@ def windows(call: Call, sizes: Sequence[Dim], kernel: Sequence[Dim]) -> Windows:
     dilations = call.integers("dilations", spatial, 1)
     if min((*kernel, *strides, *dilations), default=1) < 1:
         call.invalid(f"kernel {tuple(kernel)}, strides {strides} and dilations {dilations} must be positive")
-    plain = Windows(tuple(kernel), strides, dilations, (0,) * spatial, (0,) * spatial)  # type: ignore[arg-type]
+    plain = Windows(tuple(kernel), strides, dilations, (0,) * spatial, (0,) * spatial)
     mode = call.attribute("auto_pad", "NOTSET")
     if mode in ("SAME_UPPER", "SAME_LOWER"):
         low, high = [], []

@@ -108,7 +108,8 @@ def compiled(graph: Graph, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
     """The graph by code compiled for this machine's CPU."""
     import dlcompiler
 
-    return [np.asarray(x) for x in dlcompiler.compile(graph)(*inputs)]
+    results = dlcompiler.compile(graph)(*inputs)
+    return list(results) if isinstance(results, tuple) else [results]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
