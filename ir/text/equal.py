@@ -146,7 +146,7 @@ def _placement_difference(left: Program, right: Program, match: Mapping[Slot | N
     a, b = left.placement, right.placement
     if a is None or b is None:
         return None if a is b else "only one has a placement"
-    if (a.arena_bytes, a.lower_bound, a.eager_peak) != (b.arena_bytes, b.lower_bound, b.eager_peak):
+    if any(getattr(a, k) != getattr(b, k) for k in ("arena_bytes", "lower_bound", "eager_peak", "extern_bytes")):
         return "the placements' sizes differ"
     return None if {match[s]: o for s, o in a.offsets.items()} == dict(b.offsets) else "the placements' offsets differ"
 

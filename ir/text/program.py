@@ -13,7 +13,7 @@ program mlp {
   launch head(g[8, 4] strides [16, 1] offset 4, y)
   aten aten.sort.default(y) -> (s, none) with [{operand = 0}] because "no entry in the op table"
   output y
-  placement arena 512 lower_bound 512 eager_peak 1152
+  placement arena 512 lower_bound 512 eager_peak 1152 extern 64
   refused "..."
 }
 """
@@ -49,7 +49,9 @@ def print_program(program: Program, *, digests: bool = True) -> str:
     lines += [f"  output {_show_view(view, slots)}" for view in program.outputs]
     if program.placement is not None:
         place = program.placement
-        lines.append(f"  placement arena {place.arena_bytes} lower_bound {place.lower_bound} eager_peak {place.eager_peak}")
+        lines.append(
+            f"  placement arena {place.arena_bytes} lower_bound {place.lower_bound} eager_peak {place.eager_peak} extern {place.extern_bytes}"
+        )
     lines += [f"  refused {quote(sentence)}" for sentence in program.refusals]
     parts = ["\n".join((*lines, "}")) + "\n", print_graph(program.graph, digests=digests)]
     parts += [print_kernel(kernel, label=labels[kernel]) for kernel in kernels]
@@ -137,7 +139,7 @@ class _Reader:
         self.steps: list[Callable[[Mapping[tuple[str, int], Kernel]], Step]] = []
         self.outputs: list[View] = []
         self.constants, self.constants_at = 0, 0
-        self.placement: tuple[int, int, int] | None = None
+        self.placement: tuple[int, ...] | None = None
         self.refusals: list[str] = []
 
     def finish(self, graph: Any, kernels: Mapping[tuple[str, int], Kernel], constants: tuple[Any, ...]) -> Program:
@@ -266,7 +268,7 @@ class _Reader:
 
     def read_placement(self) -> None:
         numbers = []
-        for word in ("arena", "lower_bound", "eager_peak"):
+        for word in ("arena", "lower_bound", "eager_peak", "extern"):
             self.scanner.expect(word)
             numbers.append(self.scanner.integer())
-        self.placement = (numbers[0], numbers[1], numbers[2])
+        self.placement = tuple(numbers)

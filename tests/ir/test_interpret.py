@@ -249,7 +249,7 @@ PROGRAM = """program p {{
   launch double(a, b)
   launch sum(a, b, y)
   output y
-  placement arena 32 lower_bound 32 eager_peak 32
+  placement arena 32 lower_bound 32 eager_peak 32 extern 0
 }}
 graph g {{ input %x : f32[4] output %x }}
 kernel double(x: f32[4], out y: f32[4]) for i < 4 {{ v0 = load x[i] : f32 v1 = add(v0, v0) : f32 store y[i] = v1 }}
