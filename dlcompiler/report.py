@@ -291,7 +291,7 @@ def _aten_nodes(program: Program) -> tuple[AtenNode, ...]:
     counts = Counter((step.target, step.reason) for step in calls)
     first: dict[tuple[str, str], str | None] = {}
     for step in calls:
-        first.setdefault((step.target, step.reason), step.origin[-1] if step.origin else None)
+        first.setdefault((step.target, step.reason), step.origin[-1].partition(" at ")[2] or None if step.origin else None)
     return tuple(
         AtenNode(target, count, reason or "no rule for it", first[target, reason])
         for (target, reason), count in counts.most_common()
