@@ -49,9 +49,8 @@ def print_program(program: Program, *, digests: bool = True) -> str:
     lines += [f"  output {_show_view(view, slots)}" for view in program.outputs]
     if program.placement is not None:
         place = program.placement
-        lines.append(
-            f"  placement arena {place.arena_bytes} lower_bound {place.lower_bound} eager_peak {place.eager_peak} extern {place.extern_bytes}"
-        )
+        sizes = f"arena {place.arena_bytes} lower_bound {place.lower_bound} eager_peak {place.eager_peak}"
+        lines.append(f"  placement {sizes} extern {place.extern_bytes}")
     lines += [f"  refused {quote(sentence)}" for sentence in program.refusals]
     parts = ["\n".join((*lines, "}")) + "\n", print_graph(program.graph, digests=digests)]
     parts += [print_kernel(kernel, label=labels[kernel]) for kernel in kernels]
