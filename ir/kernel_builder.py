@@ -40,6 +40,10 @@ NARROW = (f16, bf16)
 sys.setrecursionlimit(max(sys.getrecursionlimit(), 10_000))
 
 
+class Refusal(Exception):
+    """These nodes do not make one (good) kernel; the message is the reason, a sentence a user can read."""
+
+
 class KernelBuilder:
     """Collects axes, buffers and shared values of one kernel.
 
@@ -192,6 +196,8 @@ class KernelBuilder:
             return inside()
         if any(bound.extent == 0 for bound in needed):
             return outside()
+        if any(name.startswith("@") for bound in needed for name in symbols(bound.expression)):
+            raise Refusal("an index that data gives would decide what is read at all")
         with self.guarded(needed):
             value = inside()
         return self.compute("where", self.within(needed), value, outside())

@@ -31,6 +31,7 @@ class Trait(Enum):
     POINTWISE = auto()  # element i of the result needs element i of each (broadcast) operand, nothing else
     REDUCTION = auto()  # an element of the result needs a whole range of elements of operand 0
     VIEW = auto()  # moves elements without computing: index arithmetic in whoever reads it
+    PARTIAL = auto()  # a view that takes an element from one place or another: it is read under a condition
     INDEXING = auto()  # like a view, but where it reads depends on data
     CONTRACTION = auto()  # sums of products: matrix units and libraries may claim it
     LIBRARY = auto()  # no element form: a call of a library into planned buffers

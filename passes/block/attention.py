@@ -248,9 +248,10 @@ def _is_causal_addend(b: GraphRewriter, mask: Node, scores: tuple[Dim, ...]) -> 
 
 
 def _is_square(mask: Node, scores: tuple[Dim, ...]) -> bool:
-    """Whether a mask has one row for each query and one column for each key, the same for all that stands before."""
-    return mask.shape[-2:] == scores[-2:] and all(size == 1 for size in mask.shape[:-2])
+    """Whether a mask has one row for each query and one column for each key."""
+    return mask.tensor.rank >= 2 and mask.shape[-2:] == scores[-2:]
 
 
 def _is_lower_triangle(mask: np.ndarray | None) -> bool:
-    return mask is not None and bool(np.array_equal(mask.reshape(mask.shape[-2:]), np.tri(*mask.shape[-2:], dtype=bool)))
+    """Whether every matrix of a mask is true just where `column <= row`."""
+    return mask is not None and mask.size > 0 and bool(np.all(mask == np.tri(*mask.shape[-2:], dtype=bool)))

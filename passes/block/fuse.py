@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dlcompiler.ir.graph import Graph, Node
+from dlcompiler.ir.kernel_builder import Refusal
 from dlcompiler.ir.ops import Trait
 from dlcompiler.ir.types import TensorType
-from dlcompiler.passes.block.lower import Refusal, lower_group
+from dlcompiler.passes.block.lower import lower_group
 
 # Bounds compile time: groups are lowered while they grow, so the work is linear in nodes times this.
 MAXIMUM_NODES = 64
@@ -85,10 +86,27 @@ class _Fuser:
         self.bases: dict[Node, tuple[Node, ...]] = {}
         self.free: set[Node] = set()  # computed from nothing but index arithmetic: cheaper to repeat than to store
         self.refusals: list[str] = []
+        self.kept_views = self._views_to_keep()
+
+    def _views_to_keep(self) -> set[Node]:
+        """Views that get memory: those that choose between places (pad, concat), read at an index that data gives."""
+        kept: set[Node] = set()
+        for node in self.graph.nodes:
+            if not node.has(Trait.INDEXING):
+                continue
+            source = node.inputs[0]
+            while is_virtual(source) and source.inputs and not source.has(Trait.PARTIAL):
+                source = source.inputs[0]
+            if source.has(Trait.PARTIAL):
+                kept.add(source)
+        return kept
 
     def run(self) -> Fusion:
         for node in self.graph.nodes:
             self._find_bases(node)
+            if node in self.kept_views:
+                self._place(node)
+                continue
             if is_virtual(node):
                 continue
             if not is_kernel_node(node, self.target):
@@ -96,7 +114,7 @@ class _Fuser:
                 if not (node.has(Trait.SOURCE) or node.op.name == "tuple.get"):
                     self._new_group(node, kind)
                 continue
-            if node.has(Trait.POINTWISE) and all(b in self.free or is_virtual(b) for b in node.inputs) and self._is_small(node):
+            if node.has(Trait.POINTWISE) and all(self._is_inlined(i) for i in node.inputs) and self._is_small(node):
                 self.free.add(node)
                 continue
             self._place(node)
@@ -108,7 +126,7 @@ class _Fuser:
         """The nodes with memory or a group that a node reads, looking through views."""
         found: dict[Node, None] = {}
         for operand in node.inputs:
-            if is_virtual(operand) or operand in self.free or operand.op.name == "tuple.get":
+            if self._is_inlined(operand) or operand.op.name == "tuple.get":
                 found.update(dict.fromkeys(self.bases.get(operand, ())))
             else:
                 found[operand] = None
@@ -199,7 +217,7 @@ class _Fuser:
         return None
 
     def _is_inlined(self, node: Node) -> bool:
-        return is_virtual(node) or node in self.free
+        return (is_virtual(node) and node not in self.kept_views) or node in self.free
 
     def _obviously_fits(self, parts: Sequence[_Open]) -> bool:
         """One pointwise node on top of one group without reductions, all of one shape and read directly: no trial needed."""
@@ -240,13 +258,28 @@ class _Fuser:
         stored: set[Node] = set(self.graph.inputs)
         stored.update(n for n in self.graph.nodes if n.op.name == "constant" and not is_virtual(n))
         stored.update(n for n in self.graph.nodes if n.op.name == "tuple.get")
-        closed = []
+        closed: list[Group] = []
         for group in ordered:
-            outputs = tuple(group.nodes) if group.kind != "kernel" else tuple(self._outputs(group.nodes))
-            if outputs:
-                stored.update(outputs)
-                closed.append(Group(group.kind, tuple(group.nodes), outputs, group.first))
+            closed += self._close(group)
+        for closed_group in closed:
+            stored.update(closed_group.outputs)
         return Fusion(self.graph, tuple(closed), frozenset(stored), tuple(self.refusals))
+
+    def _close(self, group: _Open) -> list[Group]:
+        """The finished group; its nodes one by one should they not make a kernel after all, now that all readers are known."""
+        nodes = group.nodes
+        if group.kind != "kernel":
+            return [Group(group.kind, tuple(nodes), tuple(nodes), group.first)]
+        outputs = self._outputs(nodes)
+        if not outputs:
+            return []
+        if len(nodes) > 1:
+            try:
+                lower_group("trial", nodes, outputs, self._is_inlined)
+            except Refusal as refusal:
+                self.refusals.append(f"%{nodes[-1].name} and its producers run one by one: {refusal}")
+                return [Group("kernel", (n,), (n,), self.position[n]) for n in nodes]
+        return [Group("kernel", tuple(nodes), tuple(outputs), group.first)]
 
     def _read_outside(self, node: Node, members: set[Node]) -> bool:
         stack = list(self.graph.users[node])

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dlcompiler.ir import kernel as K
 from dlcompiler.ir.expression import Dim, is_non_negative, linear_coefficients, product, symbols
 from dlcompiler.ir.graph import Node
-from dlcompiler.ir.kernel_builder import KernelBuilder
+from dlcompiler.ir.kernel_builder import KernelBuilder, Refusal
 from dlcompiler.ir.ops import Trait
 from dlcompiler.ir.ops.view import reshape_index
 from dlcompiler.ir.types import contiguous_strides
@@ -23,23 +23,20 @@ MAXIMUM_VALUES = 400
 MAXIMUM_BUFFERS = 40
 
 
-class Refusal(Exception):
-    """These nodes do not make one good kernel; the message is the reason, a sentence a user can read."""
-
-
 def lower_group(
     name: str,
     nodes: Sequence[Node],
     outputs: Sequence[Node],
     inlined: Callable[[Node], bool],
     strides_of: Callable[[Node], tuple[Dim, ...]] | None = None,
+    cost_matters: bool = True,
 ) -> tuple[K.Kernel, tuple[Node, ...], tuple[Node, ...]]:
     """The kernel that computes `outputs`, with the graph nodes that its in and out buffers stand for, in buffer order.
 
     nodes     members, in topological order: computed here
     inlined   whether a node outside the group has no memory of its own and is computed by each reader (views, small constants)
     strides_of memory layout of nodes that have memory, row major if not given
-    Raises Refusal.
+    Raises Refusal: where the kernel would be wrong, and if `cost_matters` also where it would do work again and again.
     """
     strides_of = strides_of or (lambda node: contiguous_strides(node.shape))
     members = frozenset(nodes)
@@ -62,7 +59,9 @@ def lower_group(
     loaded = tuple(buffers)
     kernel = K.Kernel(name, tuple(builder.axes.values()), (*buffers.values(), *(s.buffer for s in stores)), tuple(stores), origin)
     kernel = _without_unused(kernel)
-    _check(kernel, builder, nodes, outputs)
+    _check(kernel, nodes, outputs)
+    if cost_matters:
+        _check_cost(kernel, builder, nodes)
     kept = {b for b in kernel.buffers}
     return kernel, tuple(n for n in loaded if buffers[n] in kept), tuple(outputs)
 
@@ -136,6 +135,8 @@ def _without_unused(kernel: K.Kernel) -> K.Kernel:
 
 def covers_once(index: Sequence[Dim], shape: Sequence[Dim], extents: dict[str, Dim]) -> bool:
     """Whether running over the axes visits every element of a tensor of `shape` exactly once."""
+    if 0 in shape:
+        return True
     flat: Dim = 0
     for position, stride in zip(index, contiguous_strides(tuple(shape))):
         flat = flat + position * stride
@@ -152,11 +153,8 @@ def covers_once(index: Sequence[Dim], shape: Sequence[Dim], extents: dict[str, D
     return expected == product(shape)
 
 
-def _check(kernel: K.Kernel, builder: KernelBuilder, nodes: Sequence[Node], outputs: Sequence[Node]) -> None:
-    if len(kernel.values) > MAXIMUM_VALUES:
-        raise Refusal(f"one kernel would compute {len(kernel.values)} values, more than {MAXIMUM_VALUES}")
-    if len(kernel.buffers) > MAXIMUM_BUFFERS:
-        raise Refusal(f"one kernel would touch {len(kernel.buffers)} buffers, more than {MAXIMUM_BUFFERS}")
+def _check(kernel: K.Kernel, nodes: Sequence[Node], outputs: Sequence[Node]) -> None:
+    """Refuse what no loop nest of ours computes: one nest, whose reductions share their axes, visiting each output once."""
     extents = kernel.extents
     reduced = kernel.reduced_axes
     outer = frozenset(extents) - reduced
@@ -168,22 +166,24 @@ def _check(kernel: K.Kernel, builder: KernelBuilder, nodes: Sequence[Node], outp
             raise Refusal(f"%{node.name} would be computed once for each of several axes it does not have")
         if used != outer and used != frozenset(extents):
             raise Refusal(f"%{node.name} runs over other axes than the rest of the kernel")
-    _check_reductions(kernel, reduced, outer)
-    _check_repeated_work(kernel, builder, nodes)
-
-
-def _check_reductions(kernel: K.Kernel, reduced: frozenset[str], outer: frozenset[str]) -> None:
     for value in kernel.values:
-        if not isinstance(value, K.Reduce):
-            continue
-        if frozenset(value.over) != reduced:
-            raise Refusal(
-                f"it reduces over {_names(value.over)} and over {_names(reduced - frozenset(value.over))}: two loop nests"
-            )
-        if kernel.axes_of[value] != outer:
-            raise Refusal(
-                f"a reduction over {_names(value.over)} would be repeated for each step of {_names(outer - kernel.axes_of[value])}"
-            )
+        if isinstance(value, K.Reduce) and frozenset(value.over) != reduced:
+            others = reduced - frozenset(value.over)
+            raise Refusal(f"it reduces over {_names(value.over)} and over {_names(others)}: two loop nests")
+
+
+def _check_cost(kernel: K.Kernel, builder: KernelBuilder, nodes: Sequence[Node]) -> None:
+    """Refuse kernels too large to compile quickly, and those that do work again and again."""
+    if len(kernel.values) > MAXIMUM_VALUES:
+        raise Refusal(f"one kernel would compute {len(kernel.values)} values, more than {MAXIMUM_VALUES}")
+    if len(kernel.buffers) > MAXIMUM_BUFFERS:
+        raise Refusal(f"one kernel would touch {len(kernel.buffers)} buffers, more than {MAXIMUM_BUFFERS}")
+    outer = frozenset(kernel.extents) - kernel.reduced_axes
+    for value in kernel.values:
+        if isinstance(value, K.Reduce) and kernel.axes_of[value] != outer:
+            again = outer - kernel.axes_of[value]
+            raise Refusal(f"a reduction over {_names(value.over)} would be repeated for each step of {_names(again)}")
+    _check_repeated_work(kernel, builder, nodes)
 
 
 def _check_repeated_work(kernel: K.Kernel, builder: KernelBuilder, nodes: Sequence[Node]) -> None:

@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dlcompiler.ir import program as P
+from dlcompiler.ir.errors import VerifyError
 from dlcompiler.ir.expression import Dim
 from dlcompiler.ir.graph import Builder, Graph, Node
 from dlcompiler.ir.ops import Trait, lookup
 from dlcompiler.ir.ops.view import view_strides
 from dlcompiler.ir.types import TensorType, TupleType, contiguous_strides
 from dlcompiler.passes.block.fuse import Fusion, Group, fuse
-from dlcompiler.passes.block.lower import Refusal, lower_group
+from dlcompiler.passes.block.lower import lower_group
 from dlcompiler.passes.dataflow.in_place import find_aliases
 from dlcompiler.passes.dataflow.layout import Strides, assign_layouts, channels_last_strides, wants_channels_last
 from dlcompiler.passes.dataflow.memory import place
@@ -151,7 +152,12 @@ class _Planner:
     def _launch(self, nodes: Sequence[Node], outputs: Sequence[Node], writes: Sequence[P.View]) -> None:
         strides = {node: view.strides for node, view in zip(outputs, writes)}
         kernel, reads, _ = lower_group(
-            f"kernel_{len(self.steps)}", nodes, outputs, self.fusion.inlined, lambda node: strides.get(node, self.layouts.get(node))
+            f"kernel_{len(self.steps)}",
+            nodes,
+            outputs,
+            self.fusion.inlined,
+            lambda node: strides[node] if node in strides else self.layouts[node],
+            cost_matters=False,
         )
         arguments = (*(self.slot(node).view() for node in reads), *writes)
         self.steps.append(P.Launch(kernel, arguments, kernel.origin))
@@ -160,7 +166,7 @@ class _Planner:
         """What a library or extern call reads: a window on a slot, or a copy where no window shows it."""
         operand = node.inputs[position]
         if not isinstance(operand.type, TensorType):
-            raise Refusal(f"%{node.name} reads a tuple")
+            raise VerifyError(f"%{node.name} reads a tuple", location=node.location)
         base, view = self._base_view(operand)
         want_image = position == 0 and wants_channels_last(node)
         if view is not None:
@@ -203,8 +209,9 @@ class _Planner:
         base, view = self._base_view(node)
         if view is not None and view[0] == strides:
             slot = self.slot(base)
-            # a result may alias an input, as in eager; it may not show the arena or hand out a constant
-            if slot.role in ("output", "input", "extern"):
+            # a result may alias an input, as in eager, but not one about to be overwritten; nor show the arena or a constant
+            overwritten = any(target is base for _, target in self.graph.writebacks)
+            if slot.role in ("output", "input", "extern") and not overwritten:
                 return P.View(slot, node.shape, *view)
         return self._copy(node, strides, "output")
 
@@ -234,7 +241,7 @@ class _Planner:
         read = builder.input("saved", node.tensor)
         same = builder.make(lookup("reshape"), (read,), {"shape": node.shape}, node.type, f"{node.name}.written")
         strides = {read: source.strides, same: target.strides}
-        kernel, _, _ = lower_group(f"kernel_{len(self.steps)}", (same,), (same,), lambda n: False, strides.__getitem__)
+        kernel, _, _ = lower_group(f"kernel_{len(self.steps)}", (same,), (same,), lambda n: False, strides.__getitem__, cost_matters=False)
         self.steps.append(P.Launch(kernel, (source, target), (_origin(node),)))
 
 
