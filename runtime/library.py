@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +22,9 @@ Routine = Callable[[Sequence[Tensor]], object]
 
 # Multiplications from which oneDNN's inner product, whose result is then copied, is quicker than MKL's gemm in place.
 ONEDNN_LINEAR = 1 << 24
+# How many times as large as its input and output together an unpacked weight may be before its rearrangement for channels last
+# (which oneDNN does slowly, in each call) costs more than a copy of the input with channels first.
+HEAVY_WEIGHT = 6
 # At most so many bmm calls for batch dimensions that strides do not let join.
 MOST_BATCHES = 64
 
@@ -258,10 +262,12 @@ def _onednn_convolution(call: Call, attributes: dict[str, list[int]]) -> Routine
     convolution = torch.ops.mkldnn._convolution_pointwise.default
     i, w, o = x.position, weight.position, out.position
     b = bias[0].position if bias else None
+    activations = prod(x.shape) + prod(out.shape)
+    channels_first = packed is None and groups == 1 and prod(weight.shape) > HEAVY_WEIGHT * activations
 
     def run(tensors: Sequence[Tensor]) -> None:
         result = convolution(
-            tensors[i],
+            tensors[i].contiguous() if channels_first else tensors[i],
             tensors[w] if packed is None else packed,
             None if b is None else tensors[b],
             padding,
