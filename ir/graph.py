@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
-from dlcompiler.ir.errors import CompilerError, VerifyError
+from dlcompiler.ir.errors import CompilerError, InputError, VerifyError
 from dlcompiler.ir.expression import Dim, symbol_name, symbols
 from dlcompiler.ir.ops import Op, Trait, lookup
 from dlcompiler.ir.types import DType, TensorType, Type, dtype_of
@@ -132,6 +132,18 @@ class Graph:
                 if name is not None:
                     bindings.setdefault(name, size)
         return bindings
+
+    def check_limits(self, bindings: Mapping[str, int]) -> None:
+        """Raise InputError for a size outside the limits that an input states.
+
+        An input's attribute `limits` holds (symbol, lowest, highest or None) for sizes that the graph relies on.
+        """
+        for node in self.inputs:
+            for name, lowest, highest in node.attributes.get("limits", ()):
+                size = bindings.get(name, lowest)
+                if size < lowest or (highest is not None and size > highest):
+                    allowed = f"at least {lowest}" if highest is None else f"{lowest} to {highest}"
+                    raise InputError(f"the size {name} is {size}, but the model takes {allowed}", location=node.location)
 
     def replace(self, **changes: Any) -> Graph:
         """A copy with these fields changed."""

@@ -60,6 +60,7 @@ def bind_inputs(graph: Graph, inputs: Sequence[np.ndarray | int]) -> dict[str, i
                 location=node.location,
                 hint=f"expected shape {list(shape)}" if array.dtype == node.dtype.numpy else None,
             )
+    graph.check_limits(bindings)
     return bindings
 
 

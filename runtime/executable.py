@@ -100,6 +100,7 @@ class Executable:
 
     def _make_runner(self, values: tuple[int, ...]) -> _Runner:
         bindings = dict(zip(self._binder.names, values))
+        self.program.graph.check_limits(bindings)
         placement = self.program.placement
         if placement is None:
             assert self._place is not None
