@@ -47,7 +47,7 @@ def main() -> int:
         saved = planned / facts["eager_measured"] if planned else math.nan
         status |= int(over > LIMIT)
         cells = [harness.mebibytes(facts.get(key)) for key in ("planned_peak", "lower_bound", "eager_peak", "eager_measured")]
-        rows.append([facts["case"], *cells, f"{over:.3f}", harness.ratio(saved)])
+        rows.append([facts["case"], *cells, "–" if math.isnan(over) else f"{over:.3f}", harness.ratio(saved)])
     harness.print_machine()
     header = ["model, MiB", "planned", "lower bound", "eager, counted", "eager, measured", "planned / bound", "planned / eager"]
     print(harness.table(header, rows))
