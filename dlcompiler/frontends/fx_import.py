@@ -338,14 +338,15 @@ class Importer:
         """A node or number, in that dtype."""
         return self.cast(value, dtype) if isinstance(value, Node) else self.number(value, dtype)
 
-    def operands(self, dtype: DType, *values: Any) -> tuple[list[Node], DType]:
-        """Nodes and numbers in the dtype that a pointwise operator of that result dtype computes in.
+    def operands(self, dtype: DType, *values: Any, exact_numbers: bool = False) -> list[Node]:
+        """Nodes and numbers in one dtype, which the caller computes in; it narrows the result where that is not `dtype`.
 
-        float16 and bfloat16 meet a number that they cannot hold in float32, as ATen's kernels do; the caller narrows the result.
+        Most of ATen's kernels round a number to float16 or bfloat16 tensors' dtype. Products and quotients hold it in float32
+        (`exact_numbers`), so that these must be computed wide if the number does not fit.
         """
-        if compute_dtype(dtype) is not dtype and any(not _holds(dtype, v) for v in values):
+        if exact_numbers and compute_dtype(dtype) is not dtype and any(not _holds(dtype, v) for v in values):
             dtype = compute_dtype(dtype)
-        return [self.tensor(v, dtype) for v in values], dtype
+        return [self.tensor(v, dtype) for v in values]
 
     def hint(self, dim: Dim) -> int:
         """The value that a size had at capture. What is decided by it, torch has guarded."""

@@ -9,12 +9,15 @@ from dlcompiler.frontends.fx_types import is_scalar, promote
 from dlcompiler.ir.graph import Node
 from dlcompiler.ir.types import DType, boolean, compute_dtype
 
+# ops whose kernels do not round a number to the tensor's dtype
+_EXACT_NUMBERS = frozenset(("mul", "div", "floor_div", "trunc_div"))
 
-def pointwise(i: Any, op: str, *values: Any, dtype: DType | None = None, **attributes: Any) -> Node:
+
+def pointwise(i: Any, op: str, *values: Any, dtype: DType | None = None) -> Node:
     """`op` of nodes and numbers, computed in `dtype` (the result's by default) and given in it."""
     own = dtype or i.dtype
-    operands, wide = i.operands(own, *values)
-    return i.cast(i.b(op, *operands, **attributes), own)
+    operands = i.operands(own, *values, exact_numbers=op in _EXACT_NUMBERS)
+    return i.cast(i.b(op, *operands), own)
 
 
 def broadcast(i: Any, node: Node) -> Node:
@@ -105,10 +108,13 @@ def as_bool(i: Any, x: Any) -> Node:
 # -- two operands ------------------------------------------------------------------------------------------------------------
 
 
-def _scaled(i: Any, x: Any, alpha: Any, dtype: DType) -> Any:
+def _sum(i: Any, op: str, x: Any, y: Any, alpha: Any) -> Node:
+    """`x + alpha * y` or `x - alpha * y`, rounded once to a narrow dtype."""
     if is_scalar(alpha) and not isinstance(alpha, bool) and alpha == 1:
-        return x
-    return pointwise(i, "mul", x, alpha, dtype=dtype)
+        return pointwise(i, op, x, y)
+    wide = compute_dtype(i.dtype)
+    x, y, alpha = (i.cast(operand, wide) for operand in i.operands(i.dtype, x, y, alpha))
+    return i.cast(i.b(op, x, i.b.mul(y, alpha)), i.dtype)
 
 
 @rule("add.Tensor", "add.Scalar")
@@ -116,24 +122,24 @@ def _add(i, x, y, alpha=1):
     if i.dtype is boolean:
         if alpha == 0:
             return i.b.bitwise_or(x, i.b.constant(False, boolean)) if x.shape == i.shape else broadcast(i, x)
-        return i.b.bitwise_or(*i.operands(boolean, x, y)[0])
-    return pointwise(i, "add", x, _scaled(i, y, alpha, i.dtype))
+        return i.b.bitwise_or(*i.operands(boolean, x, y))
+    return _sum(i, "add", x, y, alpha)
 
 
 @rule("sub.Tensor", "sub.Scalar")
 def _sub(i, x, y, alpha=1):
-    return pointwise(i, "sub", x, _scaled(i, y, alpha, i.dtype))
+    return _sum(i, "sub", x, y, alpha)
 
 
 @rule("rsub.Tensor", "rsub.Scalar")
 def _rsub(i, x, y, alpha=1):
-    return pointwise(i, "sub", y, _scaled(i, x, alpha, i.dtype))
+    return _sum(i, "sub", y, x, alpha)
 
 
 @rule("mul.Tensor", "mul.Scalar")
 def _mul(i, x, y):
     if i.dtype is boolean:
-        return i.b.bitwise_and(*i.operands(boolean, x, y)[0])
+        return i.b.bitwise_and(*i.operands(boolean, x, y))
     return pointwise(i, "mul", x, y)
 
 
@@ -178,8 +184,8 @@ for _aten, _op in {
 
 def _extreme_ignoring_nan(op: str):
     def apply(i, x, y):
-        (x, y), dtype = i.operands(i.dtype, x, y)
-        if not dtype.is_float:
+        x, y = i.operands(i.dtype, x, y)
+        if not x.dtype.is_float:
             return i.b(op, x, y)
         return i.b.where(i.b.isnan(x), y, i.b.where(i.b.isnan(y), x, i.b(op, x, y)))
 
@@ -193,7 +199,7 @@ rule("fmin.default")(_extreme_ignoring_nan("minimum"))
 def _comparison_rule(op: str):
     def apply(i, x, y):
         dtype = promote(x, y)
-        return i.b(op, *i.operands(dtype, x, y)[0])
+        return i.b(op, *i.operands(dtype, x, y))
 
     return apply
 
@@ -270,12 +276,12 @@ def _clamp(i, x, low=None, high=None):
     numbers = [v for v in (low, high) if v is not None]
     if not numbers:
         return x
-    (x, *bounds), wide = i.operands(i.dtype, x, *numbers)
+    x, *bounds = i.operands(i.dtype, x, *numbers)
     if low is not None:
         x = i.b.maximum(x, bounds[0])
     if high is not None:
         x = i.b.minimum(x, bounds[-1])
-    return i.cast(x, i.dtype)
+    return x
 
 
 @rule("clamp_min.default", "clamp_min.Tensor")
@@ -313,8 +319,8 @@ def _gelu(i, x, approximate="none"):
 
 @rule("leaky_relu.default")
 def _leaky_relu(i, x, slope=0.01):
-    operands, _ = i.operands(i.dtype, x, slope)
-    return i.cast(i.b.leaky_relu(operands[0], slope=slope), i.dtype)
+    x, _ = i.operands(i.dtype, x, slope, exact_numbers=True)
+    return i.cast(i.b.leaky_relu(x, slope=slope), i.dtype)
 
 
 @rule("elu.default")
