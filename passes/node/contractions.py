@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dlcompiler.ir.expression import Dim
 from dlcompiler.ir.graph import Node
 from dlcompiler.passes.aliasing import owner
 from dlcompiler.passes.rewrite import GraphRewriter, rule
@@ -66,19 +67,22 @@ def reshape_linear_reshape(b: GraphRewriter, node: Node) -> Node | None:
 
 @rule("reshape-matmul-reshape", "reshape", exact=True)
 def reshape_matmul_reshape(b: GraphRewriter, node: Node) -> Node | None:
-    """reshape(matmul(reshape(x), reshape(y))) with the leading dimensions of x and y again --> matmul(x, y)"""
+    """reshape(matmul(reshape(x), y)) with the leading dimensions of x again --> matmul(x, reshape(y))"""
     (product,) = node.inputs
-    if product.op.name != "matmul" or not b.is_used_once(product):
+    if product.op.name != "matmul" or product.tensor.rank != 3 or not b.is_used_once(product):
         return None
-    if any(i.op.name != "reshape" or i.tensor.rank != 3 for i in product.inputs):
+    lead, batch = node.shape[:-2], product.shape[:-2]
+    if node.shape[-2:] != product.shape[-2:] or any(i.shape[:-2] != batch for i in product.inputs):
         return None
-    x, y = (i.inputs[0] for i in product.inputs)
-    lead = node.shape[:-2]
-    if min(x.tensor.rank, y.tensor.rank) < 3 or x.shape[:-2] != lead or y.shape[:-2] != lead:
+    if not any(i.op.name == "reshape" and i.inputs[0].shape == (*lead, *i.shape[-2:]) for i in product.inputs):
         return None
-    if x.shape[-2:] != product.inputs[0].shape[-2:] or y.shape[-2:] != product.inputs[1].shape[-2:]:
-        return None
-    return b.matmul(x, y) if node.shape[-2:] == product.shape[-2:] else None
+    return b.matmul(*(_reshaped(b, i, (*lead, *i.shape[-2:])) for i in product.inputs))
+
+
+def _reshaped(b: GraphRewriter, x: Node, shape: tuple[Dim, ...]) -> Node:
+    """`x` in another shape; what it was reshaped from if that has the shape."""
+    source = x.inputs[0] if x.op.name == "reshape" else x
+    return source if source.shape == shape else b.reshape(source, shape=shape)
 
 
 @rule("convolution-bias", "add", exact=False)

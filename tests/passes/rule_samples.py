@@ -119,6 +119,9 @@ FIRES: dict[str, tuple[str, ...]] = {
     "reshape-matmul-reshape": (
         """input %a : f32[2, M, 4, N]; input %b : f32[2, M, N, 5]; %r = reshape(%a) {shape = (2*M, 4, N)};
         %s = reshape(%b) {shape = (2*M, N, 5)}; %m = matmul(%r, %s); %y = reshape(%m) {shape = (2, M, 4, 5)}""",
+        """input %a : f32[2, 3, 4, 5]; input %b : f32[2, 1, 5, 6]; %e = expand(%b) {shape = (2, 3, 5, 6)};
+        %s = reshape(%e) {shape = (6, 5, 6)}; %r = reshape(%a) {shape = (6, 4, 5)}; %m = matmul(%r, %s);
+        %y = reshape(%m) {shape = (2, 3, 4, 6)}""",
     ),
     "convolution-bias": (
         """input %x : f32[2, 3, 7, 7]; input %w : f32[4, 3, 3, 3]; input %b : f32[4, 1, 1];
@@ -281,7 +284,9 @@ MISSES: dict[str, tuple[str, ...]] = {
     ),
     "reshape-matmul-reshape": (
         """input %a : f32[2, 3, 4, 5]; input %b : f32[3, 2, 5, 6]; %r = reshape(%a) {shape = (6, 4, 5)};
-        %s = reshape(%b) {shape = (6, 5, 6)}; %m = matmul(%r, %s); %y = reshape(%m) {shape = (2, 3, 4, 6)}""",
+        %s = reshape(%b) {shape = (6, 5, 6)}; %m = matmul(%r, %s); %y = reshape(%m) {shape = (6, 2, 2, 6)}  # => rows cut""",
+        """input %a : f32[2, 3, 4, 5]; input %b : f32[1, 5, 6]; %r = reshape(%a) {shape = (6, 4, 5)}; %m = matmul(%r, %b);
+        %y = reshape(%m) {shape = (2, 3, 4, 6)}  # => one matrix for all""",
     ),
     "convolution-bias": (
         """input %x : f32[2, 3, 7]; input %w : f32[4, 3, 3]; input %b : f32[7];
