@@ -114,7 +114,8 @@ def test_narrow_floats_meet_numbers_that_they_cannot_hold(dtype: torch.dtype) ->
         sums = [x + 1e-3, 0.1 - x, torch.add(x, x, alpha=0.1), x % 0.1, x.clamp(max=0.1), x == 0.1, x.fmod(0.3)]
         return [*sums, x * 0.1, x.div(0.1, rounding_mode="floor"), functional.leaky_relu(x, 0.1)]
 
-    x = torch.cat([values((2000,), dtype), torch.full((10,), 0.1, dtype=dtype)])
+    # whole vectors: the scalar tail of eager's loops rounds once more
+    x = torch.cat([values((1984,), dtype), torch.full((64,), 0.1, dtype=dtype)])
     check(function, x)
     check(lambda x: x / 0.1, x, tolerance=2 * torch.finfo(dtype).eps)
 
