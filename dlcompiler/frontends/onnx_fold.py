@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -24,10 +24,16 @@ from dlcompiler.ir.expression import (
     minimum,
     modulo,
     product,
+    symbol,
+    symbols,
+    terms_of,
 )
 from dlcompiler.ir.graph import Attributes, Builder, Node
 from dlcompiler.ir.ops import Op, Trait
 from dlcompiler.ir.types import TensorType, Type, i64
+
+# name of a symbol -> lowest and highest size
+Limits: TypeAlias = dict[str, tuple[int, int | None]]
 
 LIMIT = 4096
 MOST_DIMENSIONS = 64  # NumPy has no more
@@ -161,12 +167,56 @@ def _reduce(function: Callable[[Dim, Dim], Dim], x: np.ndarray, attributes: Attr
     return result.reshape(type.shape)
 
 
+def _line(value: Dim, name: str) -> tuple[int, int]:
+    """(a, b) if `value` is a*name + b; a is 0 if it is not."""
+    terms = dict(terms_of(value))
+    rest = terms.pop((), 0)
+    (slope,) = terms.values() if len(terms) == 1 else (0,)
+    return (slope, rest) if value == symbol(name) * slope + rest else (0, 0)
+
+
 class FoldingBuilder(Builder):
     """A `Builder` that knows the elements of small tensors; see the module."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, limits: Limits | None = None) -> None:
         super().__init__(name)
         self._known: dict[Node, np.ndarray] = {}
+        # what the graph relies on: lowest and highest (or None) size that a symbol may stand for
+        self.limits: Limits = dict(limits or {})
+
+    # -- relying on sizes ------------------------------------------------------------------------------------------------
+
+    def at_most(self, small: Dim, large: Dim, *, bounded: bool = False, always: bool = False) -> bool:
+        """Whether `small <= large`: provably, or because every call is held to it from now on (see `limits`).
+
+        A call is held to what hardly excludes one: sizes of at least 1; `always` to more than that. With `bounded` also to sizes
+        of at most some number.
+        """
+        difference = large - small
+        if is_non_negative(difference):
+            return True
+        names = symbols(difference)
+        if len(names) != 1:
+            return False
+        (name,) = names
+        slope, rest = _line(difference, name)
+        if slope == 0:
+            return False
+        lowest, highest = self.limits.get(name, (0, None))
+        if slope > 0:
+            least = -(rest // slope)
+            if least > 1 and not always and least > lowest:
+                return False
+            lowest = max(lowest, least)
+        elif not bounded and not always:
+            return False
+        else:
+            most = rest // -slope
+            highest = most if highest is None else min(highest, most)
+        if highest is not None and highest < max(lowest, 1):
+            return False
+        self.limits[name] = (lowest, highest)
+        return True
 
     # -- asking ----------------------------------------------------------------------------------------------------------
 
@@ -233,10 +283,9 @@ class FoldingBuilder(Builder):
             return None
         if not all(self._is_small(i) for i in inputs):
             return None
-        operands = [self.elements(i) for i in inputs]
+        operands = [e for e in map(self.elements, inputs) if e is not None]
         if op.name == "dim":
-            operands = [_scalar(attributes["value"])]
-            result = operands[0]
+            result: np.ndarray | None = _scalar(attributes["value"])
         elif any(o.dtype == object for o in operands):
             result = self._evaluate_symbolic(op, operands, attributes, type, inputs)
         else:

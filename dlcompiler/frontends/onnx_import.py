@@ -18,15 +18,16 @@ import numpy as np
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from dlcompiler.frontends import onnx_ops_all  # noqa: F401 - fills the table
-from dlcompiler.frontends.onnx_fold import FoldingBuilder
+from dlcompiler.frontends.onnx_fold import FoldingBuilder, Limits
 from dlcompiler.frontends.onnx_interface import Interface, declared_dims
 from dlcompiler.frontends.onnx_load import TensorReader, check_header, newest_opset, opset_versions, printable, read_model
 from dlcompiler.frontends.onnx_order import ordered
 from dlcompiler.frontends.onnx_registry import OPERATORS, Call, NeedsValuesError, ToFunctionBody, element_type
 from dlcompiler.frontends.onnx_schema import Schema, check_node, check_types, function_body, schema_of
 from dlcompiler.ir.errors import CompilerError, DTypeError, InputError, InvalidModelError, ShapeError, UnsupportedError
-from dlcompiler.ir.expression import Dim
+from dlcompiler.ir.expression import Dim, symbols
 from dlcompiler.ir.graph import Graph, Node, reachable
+from dlcompiler.ir.ops import lookup
 from dlcompiler.ir.types import TensorType
 
 logger = logging.getLogger("dlcompiler")
@@ -57,8 +58,15 @@ def import_onnx(
     else:
         shown, folder = os.fspath(model), Path(model).parent
         model = read_model(model)
-    importer = _Importer(model, shown, TensorReader(folder), input_shapes or {}, input_values or {})
-    return importer.run()
+    reader = TensorReader(folder)
+    limits: Limits = {}
+    while True:
+        importer = _Importer(model, shown, reader, input_shapes or {}, input_values or {}, limits)
+        graph = importer.run()
+        if importer.b.limits == limits:
+            return graph
+        # the inputs, made first, must state what the rest turned out to rely on
+        limits = importer.b.limits
 
 
 @dataclass(frozen=True)
@@ -97,9 +105,11 @@ class _Importer:
         reader: TensorReader,
         input_shapes: Mapping[str, Sequence[int | str]],
         input_values: Mapping[str, np.ndarray],
+        limits: Limits,
     ) -> None:
         self.model, self.shown, self.reader, self.input_values = model, shown, reader, input_values
-        self.b = FoldingBuilder(model.graph.name or "main")
+        self.b = FoldingBuilder(model.graph.name or "main", limits)
+        self.unstated = dict(limits)
         self.interface = Interface(model.graph, input_shapes)
         self.functions: dict[tuple[str, str, str], FunctionProto] = {}
         for function in model.functions:
@@ -128,7 +138,7 @@ class _Importer:
                 continue
             value = self.input_values.get(info.name)
             if value is None:
-                scope.values[info.name] = self.b.input(info.name, type, location=info.name)
+                scope.values[info.name] = self._input(info.name, type)
             else:
                 scope.values[info.name] = self._given_value(info.name, type, np.asarray(value))
         self._nodes(graph.node, scope)
@@ -140,6 +150,15 @@ class _Importer:
         keep = reachable(outputs)
         finished = self.b.finish(outputs, output_names=tuple(info.name for info in graph.output))
         return finished.replace(nodes=tuple(n for n in finished.nodes if n in keep))
+
+    def _input(self, name: str, type: TensorType) -> Node:
+        """An input of the graph, with the limits of the symbols that no input before it has."""
+        own = sorted(name for name in frozenset().union(*map(symbols, type.shape)) if name in self.unstated)
+        limits = tuple((size, *self.unstated.pop(size)) for size in own)
+        attributes = {"limits": limits} if limits else {}
+        node = Node(lookup("input"), (), attributes, type, self.b.fresh_name(name), name)
+        self.b.inputs.append(node)
+        return node
 
     def _given_value(self, name: str, type: TensorType, value: np.ndarray) -> Node:
         sizes_fit = all(not isinstance(d, int) or d == size for d, size in zip(type.shape, value.shape))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import keyword
-import re
 from collections.abc import Mapping, Sequence
 
 from onnx import GraphProto, ValueInfoProto
@@ -12,7 +10,7 @@ from onnx import GraphProto, ValueInfoProto
 from dlcompiler.frontends.onnx_fold import MOST_DIMENSIONS
 from dlcompiler.frontends.onnx_registry import element_type
 from dlcompiler.ir.errors import InputError, InvalidModelError, UnsupportedError
-from dlcompiler.ir.expression import OPERATIONS, Dim, symbol
+from dlcompiler.ir.expression import Dim, size_name, symbol
 from dlcompiler.ir.types import TensorType
 
 
@@ -114,14 +112,8 @@ class Interface:
         return self._symbols[name]
 
     def _fresh(self, hint: str) -> Dim:
-        name = re.sub(r"\W", "_", hint, flags=re.ASCII) or "size"
-        # one letter with digits is what kernels call their axes
-        if re.fullmatch(r"[a-z]\d*", name):
-            name = name.upper()
-        if name[0].isdigit() or keyword.iskeyword(name) or name in OPERATIONS:
-            name = f"size_{name}"
-        base, count = name, 1
+        name, count = size_name(hint), 1
         while name in self._taken:
-            name, count = f"{base}_{count}", count + 1
+            name, count = size_name(f"{hint}_{count}"), count + 1
         self._taken.add(name)
         return symbol(name)

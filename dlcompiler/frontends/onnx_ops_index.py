@@ -38,6 +38,8 @@ def gather(call: Call) -> Node:
         if isinstance(size, int) and not -size <= place < size:
             call.invalid(f"index {place} lies outside a dimension of {size}")
         start = place + size if place < 0 else place
+        if not (call.b.at_most(0, start, always=True) and call.b.at_most(start + 1, size, always=True)):
+            return call.b.index(x, wrapped(call, call[1], size), axes=(axis,))
         one = call.slice(x, axis, start, start + 1)
         return call.reshape(one, (*x.shape[:axis], *call[1].shape, *x.shape[axis + 1 :]))
     return call.b.index(x, wrapped(call, call[1], size), axes=(axis,))

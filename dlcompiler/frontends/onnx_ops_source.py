@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from dlcompiler.frontends.onnx_registry import Call, element_type, operator
-from dlcompiler.ir.expression import floor_div, is_non_negative
+from dlcompiler.ir.expression import floor_div
 from dlcompiler.ir.graph import Node
 from dlcompiler.ir.types import i64
 
@@ -72,7 +72,7 @@ def range_(call: Call) -> Node:
         count = floor_div(span + (abs(step) - 1), abs(step))
         if isinstance(count, int):
             count = max(count, 0)
-        elif not is_non_negative(count):
+        elif not call.b.at_most(0, count):
             call.unsupported(f"a range of {count} elements, which may be negative")
     else:
         numbers = [call.scalar(k, "a bound of a range") for k in range(3)]

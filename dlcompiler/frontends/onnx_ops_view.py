@@ -45,7 +45,7 @@ def split(call: Call) -> tuple[Node, ...]:
 # -- slice -------------------------------------------------------------------------------------------------------------------
 
 
-def _clamped(index: Dim, size: Dim, low: Dim, high: Dim) -> Dim:
+def _clamped(call: Call, index: Dim, size: Dim, low: Dim, high: Dim) -> Dim:
     """An index counted from the front and brought into `[low, high]`; negative ones count from the end."""
     if isinstance(index, int):
         if index >= FAR:
@@ -56,7 +56,10 @@ def _clamped(index: Dim, size: Dim, low: Dim, high: Dim) -> Dim:
             index = size + index
     elif not is_non_negative(index) and is_non_negative(index * -1 - 1):
         index = size + index
-    return maximum(minimum(index, high), low)
+    # a size that reads a table of fixed length from the front is bounded by it
+    if not call.b.at_most(index, high, bounded=isinstance(high, int)):
+        index = minimum(index, high)
+    return index if call.b.at_most(low, index) else maximum(index, low)
 
 
 @operator("Slice")
@@ -83,14 +86,15 @@ def slice_(call: Call) -> Node:
     for start, end, axis, step in zip(starts, ends, axes, steps):
         size = x.shape[axis]
         if step > 0:
-            first, last = _clamped(start, size, 0, size), _clamped(end, size, 0, size)
+            first, last = _clamped(call, start, size, 0, size), _clamped(call, end, size, 0, size)
         else:
             # position i is size - 1 - i once flipped
-            first = size - 1 - _clamped(start, size, 0, size - 1)
-            last = size - 1 - _clamped(end, size, -1, size - 1)
+            first = size - 1 - _clamped(call, start, size, 0, size - 1)
+            last = size - 1 - _clamped(call, end, size, -1, size - 1)
         if isinstance(size, int) and size == 0:
             first = last = 0
-        all_starts[axis], all_limits[axis], all_steps[axis] = first, maximum(first, last), abs(step)
+        last = last if call.b.at_most(first, last) else maximum(first, last)
+        all_starts[axis], all_limits[axis], all_steps[axis] = first, last, abs(step)
     if all_starts == [0] * rank and all_limits == list(x.shape) and all_steps == [1] * rank:
         return x
     return call.b.slice(x, starts=tuple(all_starts), limits=tuple(all_limits), steps=tuple(all_steps))

@@ -13,8 +13,11 @@ import torch
 from dlcompiler.ir.errors import InputError, InvalidModelError
 from dlcompiler.ir.expression import evaluate, symbol
 from dlcompiler.ir.graph import Graph
+from dlcompiler.ir.text import graph_constants, graphs_equal, parse_graph, print_graph
+from dlcompiler.ir.verify import verify_graph
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
+import dlcompiler
 from dlcompiler.frontends.onnx import import_onnx
 from tests.frontends.onnx_checks import compare, interpret, model_of, run
 from tests.zoo import PlainOutputs, build
@@ -191,10 +194,8 @@ def test_unnamed_and_odd_dimensions_get_symbols_of_their_own():
     model = model_of(helper.make_node("Relu", ["x"], ["y"]), {"x": ("float32", names)}, ["y"])
     graph = import_onnx(model)
     assert len(set(graph.symbols)) == len(names)
-    from dlcompiler.ir.expression import parse_dim
-
-    for dim in graph.inputs[0].shape:
-        assert parse_dim(str(dim)) == dim
+    verify_graph(graph)
+    assert graphs_equal(graph, parse_graph(print_graph(graph))) is None
     assert "n" not in graph.symbols, "kernels call their axes by one letter"
 
 
@@ -220,7 +221,7 @@ def test_symbolic_arithmetic_on_sizes(sizes):
     model = model_of(nodes, {"x": ("float32", ("a", "b"))}, ["y"], constants)
     shape = import_onnx(model).outputs[0].shape
     first, second = sizes
-    bindings = {"A": first, "B": second}
+    bindings = dict(zip(import_onnx(model).symbols, sizes))
     assert tuple(evaluate(d, bindings) for d in shape) == (first + second, first * second)
     assert import_onnx(model, {"x": sizes}).outputs[0].shape == (first + second, first * second)
 
@@ -351,3 +352,50 @@ def test_tensors_whose_bytes_do_not_match_their_shape():
         tensor.raw_data = tensor.raw_data + b"\0" if change == "longer" else tensor.raw_data[:-1]
         with pytest.raises(InvalidModelError, match="takes 16 bytes"):
             import_onnx(model)
+
+
+# -- what a graph relies on ----------------------------------------------------------------------------------------------------
+
+
+def positions_model(rows: int) -> onnx.ModelProto:
+    """Token rows plus the first rows of a table of `rows` positions, and the last row of the result."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["length"], start=0, end=1),
+        helper.make_node("Slice", ["table", "zero", "length"], ["positions"]),
+        helper.make_node("Add", ["x", "positions"], ["sum"]),
+        helper.make_node("Gather", ["sum", "last"], ["y"]),
+    ]
+    constants = {
+        "table": np.arange(rows * 2, dtype=np.float32).reshape(rows, 2),
+        "zero": np.zeros(1, np.int64),
+        "last": np.int64(-1),
+    }
+    return model_of(nodes, {"x": ("float32", ("length", 2))}, ["sum", "y"], constants)
+
+
+def test_sizes_that_the_graph_relies_on_are_stated_and_checked():
+    """A table of 8 positions holds for lengths 1 to 8: a longer call is refused, not read out of bounds."""
+    graph = import_onnx(positions_model(8))
+    assert graph.inputs[0].attributes["limits"] == (("length", 1, 8),)
+    table = np.arange(16, dtype=np.float32).reshape(8, 2)
+    for length in (1, 5, 8):
+        total, last = interpret(graph, {"x": np.ones((length, 2), np.float32)})
+        np.testing.assert_array_equal(total, table[:length] + 1)
+        np.testing.assert_array_equal(last, table[length - 1] + 1)
+    for length in (0, 9):
+        with pytest.raises(InputError, match=f"length is {length}, but the model takes 1 to 8"):
+            interpret(graph, {"x": np.ones((length, 2), np.float32)})
+
+
+def test_compiled_programs_refuse_sizes_outside_of_the_limits():
+    program = dlcompiler.compile(positions_model(8))
+    total, _ = program(np.zeros((3, 2), np.float32))
+    np.testing.assert_array_equal(total, np.arange(6, dtype=np.float32).reshape(3, 2))
+    with pytest.raises(InputError, match="1 to 8"):
+        program(np.zeros((9, 2), np.float32))
+
+
+def test_limits_survive_the_text():
+    graph = import_onnx(positions_model(8))
+    again = parse_graph(print_graph(graph), graph_constants(graph))
+    assert graphs_equal(graph, again) is None and again.inputs[0].attributes == graph.inputs[0].attributes

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.frontends.onnx_checks import by_onnxruntime, check_node
 
-few = settings(max_examples=12, derandomize=True, deadline=None)
+few = settings(max_examples=10, derandomize=True, deadline=None)
 shapes = st.lists(st.integers(0, 4), min_size=0, max_size=4).map(tuple)
 filled = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple)
 seeds = st.integers(0, 2**16)
@@ -185,7 +185,10 @@ def test_transpose_squeeze_unsqueeze(shape, seed):
 @few
 @given(shape=filled, seed=seeds)
 def test_slice(shape, seed):
-    """Starts and ends on both sides of the dimension, steps of both signs."""
+    """Starts and ends on both sides of the dimension, steps of both signs.
+
+    Against onnxruntime, which clamps as the specification says; the reference evaluator slices as NumPy does.
+    """
     random = np.random.default_rng(seed)
     axes = [d for d in range(len(shape)) if random.random() < 0.7] or [0]
     bounds = {
@@ -194,7 +197,8 @@ def test_slice(shape, seed):
         "axes": np.array(axes),
         "steps": random.choice([-3, -2, -1, 1, 2, 3], len(axes)),
     }
-    check_node("Slice", {"x": normal(shape, seed)}, {k: v.astype(np.int64) for k, v in bounds.items()})
+    constants = {k: v.astype(np.int64) for k, v in bounds.items()}
+    check_node("Slice", {"x": normal(shape, seed)}, constants, oracle=by_onnxruntime)
 
 
 @few
