@@ -253,6 +253,22 @@ def evaluate(value: Dim, bindings: Mapping[str, int]) -> int:
     return result
 
 
+class Evaluator:
+    """`evaluate` under one binding of the symbols, remembering results: a program asks for few distinct sizes, often."""
+
+    def __init__(self, bindings: Mapping[str, int]) -> None:
+        self.bindings = bindings
+        self._known: dict[Dim, int] = {}
+
+    def __call__(self, value: Dim) -> int:
+        if isinstance(value, int):
+            return value
+        found = self._known.get(value)
+        if found is None:
+            found = self._known[value] = evaluate(value, self.bindings)
+        return found
+
+
 def upper_bound(value: Dim, extents: Extents) -> Dim:
     """A value that is never exceeded: axes replaced by the end of their range that makes each term largest."""
     total: Dim = 0

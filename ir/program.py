@@ -38,7 +38,7 @@ class Slot:
     role: Role
     position: int = -1
 
-    @property
+    @cached_property
     def elements(self) -> Dim:
         """Elements from the first to the last one touched, gaps included; 0 for an empty tensor."""
         if any(size == 0 for size in self.shape):
@@ -48,7 +48,7 @@ class Slot:
             total = total + (size - 1) * stride
         return total
 
-    @property
+    @cached_property
     def bytes(self) -> Dim:
         return self.elements * self.dtype.bytes
 

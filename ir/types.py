@@ -93,12 +93,12 @@ class TensorType:
     def rank(self) -> int:
         return len(self.shape)
 
-    @property
+    @cached_property
     def numel(self) -> Dim:
         """Number of elements."""
         return product(self.shape)
 
-    @property
+    @cached_property
     def bytes(self) -> Dim:
         """Bytes of the elements, stored without gaps."""
         return self.numel * self.dtype.bytes

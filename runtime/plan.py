@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from dlcompiler.ir.errors import LaunchError
-from dlcompiler.ir.expression import evaluate
+from dlcompiler.ir.expression import Evaluator
 from dlcompiler.ir.interpret import concrete
 from dlcompiler.ir.program import AtenCall, Code, Launch, LibraryCall, Placement, Program, Slot, View
 from dlcompiler.runtime.aten import prepare_aten
@@ -130,6 +130,7 @@ class Plan:
 
     def __init__(self, shared: Shared, bindings: Mapping[str, int], placement: Placement) -> None:
         self.shared, self.bindings, self.placement = shared, dict(bindings), placement
+        self.number = Evaluator(self.bindings)
         self.program = program = shared.program
         self.places: list[Place] = []
         self._known: dict[tuple, int] = {}
@@ -157,7 +158,7 @@ class Plan:
         return self.layout(slot.view())
 
     def numbers(self, dims: Sequence[Any]) -> Shape:
-        return tuple(evaluate(d, self.bindings) for d in dims)
+        return tuple(self.number(d) for d in dims)
 
     def layout(self, view: View) -> Layout:
         return Layout(torch_dtype(view.dtype), self.numbers(view.shape), self.numbers(view.strides))
@@ -174,7 +175,7 @@ class Plan:
         """A view's place in the frame's list of tensors."""
         base, start = self.position(view.slot)
         layout = self.layout(view)
-        offset = evaluate(view.offset, self.bindings)
+        offset = self.number(view.offset)
         constant = None
         if base == CONSTANT:
             constant = self.shared.constants[view.slot].as_strided(layout.shape, layout.strides, offset)
@@ -224,10 +225,10 @@ class Plan:
         words = []
         for view in step.arguments:
             base, start = self.position(view.slot)
-            value = start + evaluate(view.offset, self.bindings) * view.dtype.bytes
+            value = start + self.number(view.offset) * view.dtype.bytes
             words.append(Word(None if base == CONSTANT else base, value))
         words += [Word(None, self.bindings[name]) for name in step.kernel.size_symbols]
-        work = evaluate(kernel.work, self.bindings)
+        work = self.number(kernel.work)
         return LaunchRecord(number, kernel.address, tuple(words), work, max(kernel.grain, 1), max(kernel.multiple, 1))
 
     def _library(self, number: int, step: LibraryCall) -> Library:
@@ -268,4 +269,4 @@ class Plan:
             at = slot.position
         else:
             at = self._bases[slot] - (self.first_output if slot.role == "output" else 0)
-        return Result(slot.role, at, view.is_whole, layout.shape, layout.strides, evaluate(view.offset, self.bindings))
+        return Result(slot.role, at, view.is_whole, layout.shape, layout.strides, self.number(view.offset))

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dlcompiler.ir.errors import VerifyError
-from dlcompiler.ir.expression import evaluate
+from dlcompiler.ir.expression import Evaluator
 from dlcompiler.ir.graph import Graph, Node
 from dlcompiler.ir.ops import Trait
 from dlcompiler.ir.program import Placement, Program, Slot
@@ -49,28 +49,24 @@ def place(program: Program, bindings: Mapping[str, int] | None = None) -> Placem
 
     Slots joined by `program.aliases` share one place. Raises KeyError for a symbol that is not bound.
     """
-    bindings = bindings or {}
+    number = Evaluator(bindings or {})
     groups = _alias_groups(program)
     lifetimes = program.lifetimes
     intervals = [
         Interval(
-            max(evaluate(slot.bytes, bindings) for slot in members),
+            max(number(slot.bytes) for slot in members),
             min(lifetimes[slot][0] for slot in members),
             max(lifetimes[slot][1] for slot in members),
         )
         for members in groups
     ]
     offsets, arena_bytes = place_intervals(intervals)
-    externs = [
-        Interval(evaluate(slot.bytes, bindings), first, last)
-        for slot, (first, last) in lifetimes.items()
-        if slot.role == "extern"
-    ]
+    externs = [Interval(number(slot.bytes), first, last) for slot, (first, last) in lifetimes.items() if slot.role == "extern"]
     return Placement(
         {slot: offset for members, offset in zip(groups, offsets) for slot in members},
         arena_bytes,
         largest_live_sum(intervals),
-        eager_peak(program.graph, bindings),
+        eager_peak(program.graph, number.bindings),
         largest_live_sum(externs),
     )
 
@@ -104,6 +100,7 @@ def eager_peak(graph: Graph, bindings: Mapping[str, int]) -> int:
 
     Views hold what they view. Results stay to the end; they, inputs and constants are not counted, as they are not in the arena.
     """
+    number = Evaluator(bindings)
     owner: dict[Node, Node] = {}
     last: dict[Node, int] = {}
     for position, node in enumerate(graph.nodes):
@@ -113,16 +110,16 @@ def eager_peak(graph: Graph, bindings: Mapping[str, int]) -> int:
             last[owner.get(operand, operand)] = position
     outside = {owner.get(node, node) for node in graph.results}
     intervals = [
-        Interval(_result_bytes(node, bindings), position, last[node])
+        Interval(_result_bytes(node, number), position, last[node])
         for position, node in enumerate(graph.nodes)
         if owner[node] is node and node not in outside and not node.has(Trait.SOURCE)
     ]
     return largest_live_sum(intervals)
 
 
-def _result_bytes(node: Node, bindings: Mapping[str, int]) -> int:
+def _result_bytes(node: Node, number: Evaluator) -> int:
     types = (node.type,) if isinstance(node.type, TensorType) else node.type.elements
-    return sum(evaluate(type.bytes, bindings) for type in types if type is not None)
+    return sum(number(type.bytes) for type in types if type is not None)
 
 
 def largest_live_sum(intervals: Sequence[Interval]) -> int:
@@ -326,7 +323,7 @@ class _FreeSpace:
 
 def check_placement(program: Program, placement: Placement, bindings: Mapping[str, int] | None = None) -> None:
     """Raise VerifyError if two slots that are alive together, and do not alias, overlap, or one does not lie in the arena."""
-    bindings = bindings or {}
+    number = Evaluator(bindings or {})
     group = {slot: number for number, members in enumerate(_alias_groups(program)) for slot in members}
     events: dict[int, list[Slot]] = {}
     for slot, (first, _) in program.lifetimes.items():
@@ -337,7 +334,7 @@ def check_placement(program: Program, placement: Placement, bindings: Mapping[st
         alive = [entry for entry in alive if program.lifetimes[entry[2]][1] >= step]
         for slot in events[step]:
             low = placement.offsets[slot]
-            high = low + evaluate(slot.bytes, bindings)
+            high = low + number(slot.bytes)
             if low < 0 or high > placement.arena_bytes:
                 raise VerifyError(f"{slot.name} at [{low}, {high}) is outside an arena of {placement.arena_bytes} bytes")
             for other_low, other_high, other in alive:
