@@ -22,7 +22,7 @@ class PassOptions(Protocol):
 
     @property
     def optimization_level(self) -> int:
-        """0: only what is needed to run; 1: cheap and bit-for-bit; 2: everything usual; 3: also what costs memory."""
+        """0: only what is needed to run; 1: also cleaning up; 2: also other ops and patterns; 3: also what costs memory."""
         ...
 
     @property

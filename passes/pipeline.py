@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from dlcompiler.ir.errors import OptionError
 from dlcompiler.ir.graph import Event, Graph
 from dlcompiler.ir.verify import verify_graph
+from dlcompiler.passes.block.merge_linears import merge_linears
 from dlcompiler.passes.block.patterns import match_patterns
 from dlcompiler.passes.block.simplify import simplify
 from dlcompiler.passes.context import Context, DefaultOptions, Fuel, PassOptions, PassTarget
@@ -42,6 +43,7 @@ COMMON_SUBEXPRESSIONS = Pass("common-subexpressions", merge_common_subexpression
 SIMPLIFY = Pass("simplify", simplify)
 REPLACE_OPS = Pass("replace-ops", replace_ops, level=2)
 PATTERNS = Pass("patterns", match_patterns, level=2)
+MERGE_LINEARS = Pass("merge-linears", merge_linears, level=3)
 DECOMPOSE = Pass("decompose", decompose, level=0)
 
 PIPELINE: tuple[Pass, ...] = (
@@ -63,6 +65,7 @@ PIPELINE: tuple[Pass, ...] = (
     REPLACE_OPS,
     # and then part of the convolution before it
     PATTERNS,
+    MERGE_LINEARS,
     CONSTANT_FOLDING,
     # last, after everything that makes nodes
     COMMON_SUBEXPRESSIONS,
