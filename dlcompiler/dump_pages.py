@@ -53,7 +53,7 @@ def kernel_pages(program: Program, target: Target, safe_name: Callable[[str], st
     for number, (step, code) in enumerate(zip(program.steps, compiled)):
         if not isinstance(step, Launch):
             continue
-        key = id(step.kernel) if code is None else code.address or id(code)
+        key = step.kernel if code is None else code
         page = pages.get(key)
         if page is None:
             folder = f"kernels/{len(pages):03d}-{safe_name(what_it_computes(step))}"
@@ -70,8 +70,15 @@ def origin_names(step: Step) -> list[str]:
 
 
 def what_it_computes(step: Launch) -> str:
-    """A name out of the nodes that a kernel computes: parts of one composite count once, as `index_add_layer_norm`."""
-    stems = [re.sub(r"_\d+$", "", name.split(".")[0]) for name in origin_names(step)]
+    """A name out of the nodes that a kernel computes, `index_add_layer_norm`: parts of one composite count once.
+
+    A node whose name is a number, as in Graph text, stands as its op.
+    """
+    stems = []
+    for line in step.origin or step.kernel.origin:
+        op, _, rest = line.split(" at ")[0].partition(" %")
+        stem = re.sub(r"_\d+$", "", rest.split(".")[0])
+        stems.append(op if not stem or stem.isdigit() else stem)
     return "_".join(list(dict.fromkeys(stems))[:4]) or step.kernel.name
 
 

@@ -102,6 +102,8 @@ def _kernels_compiled() -> int:
 
 def forget_kernels() -> None:
     """Drop the kernels that this process has compiled, but for those that live programs hold."""
-    from dlcompiler.codegen.cpu.compile import forget
+    from dlcompiler.codegen.cpu import compile as cpu
+    from dlcompiler.codegen.gpu import compile as gpu
 
-    forget()
+    cpu.forget()
+    gpu.forget()

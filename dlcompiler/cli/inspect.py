@@ -136,10 +136,10 @@ class View:
     def _distinct(self) -> list[Launch]:
         """The first launch of each distinct kernel."""
         launches: dict[Any, Launch] = {}
-        codes = self.planned.code.kernels if self.planned.code else (None,) * len(self.planned.steps)
-        for step, code in zip(self.planned.steps, codes):
+        assert self.planned.code is not None
+        for step, code in zip(self.planned.steps, self.planned.code.kernels):
             if isinstance(step, Launch):
-                launches.setdefault(id(step.kernel) if code is None else code.address or id(code), step)
+                launches.setdefault(code, step)
         return list(launches.values())
 
     def inputs(self) -> list[str]:

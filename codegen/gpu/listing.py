@@ -1,0 +1,14 @@
+"""What one kernel becomes for a GPU, stage by stage, as text: for dumps and `inspect`."""
+
+from __future__ import annotations
+
+from dlcompiler.codegen.gpu.compile import WARPS, assemble_kernels
+from dlcompiler.codegen.target import Target
+from dlcompiler.ir.kernel import Kernel
+
+
+def kernel_listing(kernel: Kernel, target: Target) -> dict[str, str]:
+    """`{"schedule": one line, "triton": the source, "ttir": ..., "ttgir": ..., "llir": ..., "ptx": ...}`."""
+    (assembled,) = assemble_kernels([kernel], target)
+    texts = {stage: text for stage, text in assembled.stages.items() if isinstance(text, str)}
+    return {"schedule": f"{WARPS} warps\n", "triton": assembled.text, **texts}
