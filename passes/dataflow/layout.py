@@ -71,7 +71,9 @@ def _given_strides(node: Node) -> Strides:
     if node.op.name == "constant":
         value = node.attributes["value"]
         return tuple(step // value.itemsize for step in value.strides)
-    return tuple(node.attributes.get("strides") or contiguous_strides(node.shape))
+    # other ops have strides too, of their windows
+    given = node.attributes.get("strides") if node.op.name == "input" else None
+    return tuple(given or contiguous_strides(node.shape))
 
 
 def _images_of_convolutions(fusion: Fusion) -> set[Node]:
