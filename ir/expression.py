@@ -59,13 +59,15 @@ class Expression:
 
     def __init__(self, terms: Mapping[Monomial, int]) -> None:
         self.terms = dict(terms)
-        self._hash = hash(frozenset(self.terms.items()))
+        self._hash: int | None = None
 
     def __hash__(self) -> int:
+        if self._hash is None:
+            self._hash = hash(frozenset(self.terms.items()))
         return self._hash
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, Expression) and self._hash == other._hash and self.terms == other.terms)
+        return self is other or (isinstance(other, Expression) and self.terms == other.terms)
 
     def __add__(self, other: Dim) -> Dim:
         if isinstance(other, int):
@@ -269,33 +271,54 @@ class Evaluator:
         return found
 
 
+def _atom_is_non_negative(atom: Atom, extents: Extents) -> bool:
+    match atom.kind:
+        case "div":
+            return is_non_negative(atom.operands[0], extents)
+        case "max":
+            return any(is_non_negative(o, extents) for o in atom.operands)
+        case "min":
+            return all(is_non_negative(o, extents) for o in atom.operands)
+    return True  # a symbol, or a remainder
+
+
+def _factors_are_non_negative(value: Dim, extents: Extents) -> bool:
+    return all(_atom_is_non_negative(a, extents) for monomial in terms_of(value) for a in monomial if a.kind != "symbol")
+
+
 def upper_bound(value: Dim, extents: Extents) -> Dim:
     """A value that is never exceeded: axes replaced by the end of their range that makes each term largest."""
     total: Dim = 0
     for monomial, coefficient in terms_of(value).items():
-        term: Dim = coefficient
-        for atom in monomial:
-            if atom.kind == "symbol" and atom.operands[0] in extents:
-                term = term * (extents[atom.operands[0]] - 1 if coefficient > 0 else 0)
-            elif atom.kind == "mod":
-                term = term * (atom.operands[1] - 1 if coefficient > 0 else 0)
-            elif atom.kind == "div" and coefficient > 0 and isinstance(atom.operands[1], int):
-                bound = upper_bound(atom.operands[0], extents)
-                term = term * floor_div(bound, atom.operands[1], extents)
-            else:
-                term = term * _from_terms({(atom,): 1})
-        total = total + term
+        total = total + _term_bound(monomial, coefficient, extents)
     return total
+
+
+def _term_bound(monomial: Monomial, coefficient: int, extents: Extents) -> Dim:
+    whole = _from_terms({monomial: coefficient})
+    if not _factors_are_non_negative(whole, extents):
+        return whole  # which end is the larger one is not known
+    term: Dim = coefficient
+    for atom in monomial:
+        if atom.kind == "symbol" and atom.operands[0] in extents:
+            term = term * (extents[atom.operands[0]] - 1 if coefficient > 0 else 0)
+        elif atom.kind == "mod":
+            term = term * (atom.operands[1] - 1 if coefficient > 0 else 0)
+        elif atom.kind == "div" and coefficient > 0 and isinstance(atom.operands[1], int):
+            term = term * floor_div(upper_bound(atom.operands[0], extents), atom.operands[1], extents)
+        else:
+            term = term * _from_terms({(atom,): 1})
+    return term
 
 
 def is_non_negative(value: Dim, extents: Extents = NO_EXTENTS) -> bool:
     """True only if provably `value >= 0`: no negative term once axes sit at the end that makes it smallest."""
     if isinstance(value, int):
         return value >= 0
-    if all(c > 0 for c in value.terms.values()):
+    if all(c > 0 for c in value.terms.values()) and _factors_are_non_negative(value, extents):
         return True
     lowest = upper_bound(value * -1, extents) * -1 if extents else value
-    return all(c >= 0 for c in terms_of(lowest).values())
+    return all(c >= 0 for c in terms_of(lowest).values()) and _factors_are_non_negative(lowest, extents)
 
 
 def is_below(value: Dim, limit: Dim, extents: Extents = NO_EXTENTS) -> bool:
@@ -464,29 +487,13 @@ def parse_dim(text: str) -> Dim:
 
     Raises ValueError with the offending text.
     """
-    import ast
-
-    def walk(node: ast.expr) -> Dim:
-        if isinstance(node, ast.Constant) and type(node.value) is int:
-            return node.value
-        if isinstance(node, ast.Name):
-            return symbol(node.id)
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-            return walk(node.operand) * -1
-        if isinstance(node, ast.BinOp):
-            left, right = walk(node.left), walk(node.right)
-            match node.op:
-                case ast.Add():
-                    return left + right
-                case ast.Sub():
-                    return left - right
-                case ast.Mult():
-                    return left * right
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in OPERATIONS and len(node.args) == 2:
-            return OPERATIONS[node.func.id](walk(node.args[0]), walk(node.args[1]))
-        raise ValueError(f"not a dimension: {text!r}")
+    from dlcompiler.ir.errors import ParseError
+    from dlcompiler.ir.text.scanner import Scanner
 
     try:
-        return walk(ast.parse(text.strip(), mode="eval").body)
-    except SyntaxError:
+        scanner = Scanner(text)
+        value = scanner.dim()
+        scanner.end()
+    except ParseError:
         raise ValueError(f"not a dimension: {text!r}") from None
+    return value
