@@ -1,0 +1,41 @@
+"""The conformance cases of the onnx package: a floor under how many pass, and a few run as compiled code."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.frontends import onnx_cases
+
+# one of each kind of step: kernels, library calls in one, two and three dimensions, views, indexing, shapes, constants
+SAMPLE = (
+    "test_add_bcast test_convtranspose_1d test_convtranspose_3d test_basic_conv_with_padding test_size test_gather_1 "
+    "test_reduce_sum_do_not_keepdims_random test_resize_upsample_scales_linear test_slice_neg_steps test_lstm_with_initial_bias "
+    "test_quantizelinear_axis test_attention_4d_causal test_causal_conv_with_state_basic test_softmax_axis_0"
+).split()
+
+
+@pytest.fixture(scope="module")
+def all_cases():
+    return {case.name: case for case in onnx_cases.cases()}
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_compiled_case(all_cases, name):
+    assert onnx_cases.run_case(all_cases[name], onnx_cases.compiled) is None
+
+
+@pytest.mark.slow
+def test_number_of_cases_that_pass(all_cases):
+    """With the onnx package that the floor was measured with or a newer one."""
+    passed = sum(onnx_cases.run_case(case, onnx_cases.interpreted) is None for case in all_cases.values())
+    assert passed >= 1475, f"{passed} of {len(all_cases)}"
+
+
+def test_a_wrong_result_is_seen(all_cases):
+    """The runner itself: a result that is off, of another dtype or of another shape does not pass."""
+    case = all_cases["test_add_bcast"]
+    right = onnx_cases.interpreted
+    assert onnx_cases.run_case(case, right) is None
+    assert onnx_cases.run_case(case, lambda graph, inputs: [right(graph, inputs)[0] + 1])
+    assert onnx_cases.run_case(case, lambda graph, inputs: [right(graph, inputs)[0].astype("float64")])
+    assert onnx_cases.run_case(case, lambda graph, inputs: [right(graph, inputs)[0][..., :1]])
