@@ -405,10 +405,11 @@ def floor_div(value: Dim, divisor: Dim, extents: Extents = NO_EXTENTS) -> Dim:
     if common is not None and isinstance(divisor, int):
         g, high, _ = common
         return quotient + floor_div(high, divisor // g, extents)
-    name = _single_atom(rest)
-    if name is not None and name.kind == "div":
-        inner, by = name.operands
-        return quotient + floor_div(inner, by * divisor, extents)
+    shift = terms_of(rest).get((), 0)
+    atom = _single_atom(rest - shift)
+    if atom is not None and atom.kind == "div":  # floor((floor(a / b) + c) / d) is floor((a + b*c) / (b*d))
+        inner, by = atom.operands
+        return quotient + floor_div(inner + by * shift, by * divisor, extents)
     return quotient + _atom("div", rest, divisor)
 
 
