@@ -32,7 +32,7 @@ class Frame:
         self.plan = plan
         # not an inference tensor, even if this first call is in inference mode: later calls write to it outside
         with torch.inference_mode(False):
-            self._memory = torch.empty(plan.placement.arena_bytes + ALIGNMENT, dtype=torch.uint8)
+            self._memory = torch.empty(plan.placement.arena_bytes + ALIGNMENT, dtype=torch.uint8, device="cpu")
             self.arena = -(-self._memory.data_ptr() // ALIGNMENT) * ALIGNMENT
             self.bases = (ctypes.c_int64 * max(plan.bases, 1))()
             self._tables: list[np.ndarray] = []

@@ -318,7 +318,7 @@ def _attention(call: Call) -> Routine:
 
         return run
     dtype = q.dtype
-    corner = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril() if causal else None
+    corner = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device="cpu").tril() if causal else None
 
     def run_masked(tensors: Sequence[Tensor]) -> None:
         seen = tensors[m]

@@ -155,6 +155,14 @@ def test_autocast_around_the_call_changes_nothing() -> None:
     torch.testing.assert_close(result, 2 * (x @ weight))
 
 
+def test_a_default_device_around_everything_changes_nothing() -> None:
+    x, weight = torch.randn(2, 3), torch.randn(3, 4)
+    with torch.device("meta"):
+        executable = Executable(matmul_program(None))
+        (result,) = executable([x, weight])
+    torch.testing.assert_close(result, 2 * (x @ weight))
+
+
 @pytest.mark.parametrize("kind", ["numpy", "torch", "read-only"])
 def test_constants_are_shared_not_copied(kind: str) -> None:
     array = np.random.default_rng(0).standard_normal((3, 4), dtype=np.float32)
