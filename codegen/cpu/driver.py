@@ -6,9 +6,9 @@
     step   function, words, work, grain, multiple                              (an array of these)
     patch  index of a base, bytes beyond it, address of the word to write      (an array of these)
 
-First `*address = bases[index] + bytes` for every patch: addresses that change from call to call. Then `function(words, low, high)`
-for every step, so that [low, high) covers [0, work). Steps run in order; one step's parts run on at most `threads` threads of the
-OpenMP pool that torch uses, in one parallel region for the whole run, with a barrier between steps that need one.
+First `*address = bases[index] + bytes` for every patch: addresses that change from call to call. Then for every step
+`function(words, low, high)`, so that [low, high) covers [0, work). Steps run in order; one step's parts run on at most `threads`
+threads of the OpenMP pool that torch uses, in one parallel region for the whole run, with a barrier between steps that need one.
 """
 
 from __future__ import annotations
