@@ -30,8 +30,8 @@ from dlcompiler.options import Options
 from dlcompiler.report import Report, Timings
 
 if TYPE_CHECKING:
-    from dlcompiler.checked import CheckedExecutable
-    from dlcompiler.runtime.executable import Executable
+    from dlcompiler.recorded import AnyExecutable
+    from dlcompiler.runtime.profile import StepTime
 
 TEXT_SUFFIXES = (".txt", ".graph")
 
@@ -39,7 +39,7 @@ TEXT_SUFFIXES = (".txt", ".graph")
 class Convention(Protocol):
     """How a call's arguments become a value for each graph input, and the outputs what the model returns."""
 
-    def flatten(self, arguments: tuple, keywords: Mapping[str, Any]) -> list[Any]:
+    def flatten(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> list[Any]:
         """A tensor, array or int for each graph input. Raises InputError."""
         ...
 
@@ -59,9 +59,9 @@ class ByName:
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names = names
 
-    def flatten(self, arguments: tuple, keywords: Mapping[str, Any]) -> list[Any]:
-        if len(arguments) == 1 and not keywords and isinstance(arguments[0], Mapping):
-            arguments, keywords = (), arguments[0]
+    def flatten(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> list[Any]:
+        if len(arguments) == 1 and not keywords and isinstance(named := arguments[0], Mapping):
+            return self.flatten((), named)
         if len(arguments) > len(self.names):
             raise InputError(f"{len(arguments)} inputs given, the model takes {len(self.names)}: {', '.join(self.names)}")
         values = dict(zip(self.names, arguments))
@@ -110,7 +110,7 @@ class Compiled:
     def __init__(
         self,
         source: Source,
-        executable: Executable | CheckedExecutable,
+        executable: AnyExecutable,
         program: Program,
         target: Target,
         options: Options,
@@ -171,11 +171,19 @@ class Compiled:
                 tensors[k] = tensor_from_array(array)
         return tensors, as_arrays
 
-    def time_steps(self, *inputs: Any, **keywords: Any) -> list[tuple[int, float]]:
-        """Run once, each step of the program on its own: (number of the step, seconds). For benchmarks."""
+    def profile(self, *inputs: Any, rounds: int = 10, **keywords: Any) -> list[StepTime]:
+        """Run `rounds` times, each step of the program on its own: the median seconds of every step, in order.
+
+        Raises UnsupportedError for a GPU program.
+        """
+        from dlcompiler.runtime.gpu import GpuExecutable
+        from dlcompiler.runtime.profile import profile
+
+        if isinstance(self._executable, GpuExecutable):
+            raise UnsupportedError(f"programs for {self.target} are not launched by this version, and so not timed")
         values, _ = self._as_tensors(self._source.convention.flatten(inputs, keywords))
         self._check(values)
-        return self._executable.time_steps(values)
+        return profile(self._executable, values, rounds)
 
     def simulate(self, *inputs: Any, **keywords: Any) -> Any:
         """Run a GPU program's emitted Triton through Triton's interpreter on the CPU; inputs and results as for a call.

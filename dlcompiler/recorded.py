@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import nullcontext
+from typing import TypeAlias
 
 from dlcompiler.checked import CheckedExecutable
 from dlcompiler.codegen.target import Target
@@ -19,6 +20,11 @@ from dlcompiler.observe import Observer, Observers
 from dlcompiler.options import Options
 from dlcompiler.report import Report, Timings, record
 from dlcompiler.runtime.executable import Executable
+from dlcompiler.runtime.gpu import GpuExecutable
+
+logger = logging.getLogger("dlcompiler")
+
+AnyExecutable: TypeAlias = Executable | CheckedExecutable | GpuExecutable
 
 
 def compile_recorded(
@@ -29,7 +35,7 @@ def compile_recorded(
     timings: Timings | None = None,
     observe: Observer | None = None,
     code_key: str | None = None,
-) -> tuple[Executable | CheckedExecutable, Report]:
+) -> tuple[AnyExecutable, Report]:
     """Compile a captured graph; the executable and the report, which `reports()` now lists too.
 
     timings   holds the seconds of what came before (capture, import); this compilation's stages are added
@@ -39,8 +45,7 @@ def compile_recorded(
     if options.strict:
         _refuse_aten_calls(graph)
     timings = timings or Timings()
-    watching = _Keep()
-    observers: list[Observer] = [watching] if observe is None else [watching, observe]
+    observers: list[Observer] = [] if observe is None else [observe]
     dump = open_dump(options, graph.name, target)
     if dump is not None:
         observers.append(dump)
@@ -51,7 +56,7 @@ def compile_recorded(
     with dump or nullcontext():
         executable = compile_graph(graph, target, options, observer, timings)
         report = record(
-            watching.final,
+            executable.program,
             graph,
             target,
             options,
@@ -64,7 +69,7 @@ def compile_recorded(
     logger.info("%s: %d kernels in %.2f s", graph.name, report.distinct, report.seconds["total"])
     for line in report.history:
         logger.debug("%s: %s", graph.name, line)
-    if options.verify:
+    if options.verify and isinstance(executable, Executable):
         return CheckedExecutable(executable, graph), report
     return executable, report
 
@@ -81,16 +86,6 @@ def _refuse_aten_calls(graph: Graph) -> None:
         location=calls[0].location,
         hint="compile without strict",
     )
-
-
-logger = logging.getLogger("dlcompiler")
-
-
-class _Keep(Observer):
-    """Remembers the program."""
-
-    def code(self, program) -> None:
-        self.final = program
 
 
 def _kernels_compiled() -> int:

@@ -270,7 +270,7 @@ def record_fallback(name: str, operators: Sequence[str], reason: str, options: O
     return report
 
 
-def _memory(placement: Placement | None) -> dict[str, int | None]:
+def _memory(placement: Placement | None) -> dict[str, Any]:
     if placement is None:
         return {}
     return {

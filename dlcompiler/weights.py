@@ -100,7 +100,9 @@ def _checked_entry(name: str, entry: Any, size: int, where: str) -> tuple[DType,
     problem = InvalidModelError(f"{where}: the entry of tensor {name!r} is wrong: {str(entry)[:120]}")
     if not isinstance(entry, dict) or entry.get("dtype") not in DTYPE_OF_NAME:
         raise problem
-    dtype, shape, offsets = DTYPE_OF_NAME[entry["dtype"]], entry.get("shape"), entry.get("data_offsets")
+    dtype: DType = DTYPE_OF_NAME[entry["dtype"]]
+    shape: Any = entry.get("shape")
+    offsets: Any = entry.get("data_offsets")
     for numbers in (shape, offsets):
         if not isinstance(numbers, list) or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
             raise problem

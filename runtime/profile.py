@@ -5,10 +5,17 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from dlcompiler.ir.program import Launch, LibraryCall, Step
-from dlcompiler.runtime.executable import Executable
+from dlcompiler.ir.program import Launch, LibraryCall, Program, Step
+
+
+class Steppable(Protocol):
+    """What can be run one step at a time: an `Executable`, or what stands around one."""
+
+    program: Program
+
+    def time_steps(self, inputs: Sequence[Any]) -> list[tuple[int, float]]: ...
 
 
 @dataclass(frozen=True)
@@ -21,7 +28,7 @@ class StepTime:
     seconds: float
 
 
-def profile(executable: Executable, inputs: Sequence[Any], rounds: int = 10) -> list[StepTime]:
+def profile(executable: Steppable, inputs: Sequence[Any], rounds: int = 10) -> list[StepTime]:
     """Run the program `rounds` times, after one run that does not count, each step on its own. Times are medians, in step order.
 
     Launches that a plain call starts with one jump are started one by one here, so that a step's time includes its start (about

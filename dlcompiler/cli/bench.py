@@ -17,7 +17,6 @@ from dlcompiler.cli.shared import Session, build, input_names, make_inputs, prin
 from dlcompiler.cli.verify import onnxruntime_session
 from dlcompiler.compare import compare_all
 from dlcompiler.ir.errors import UnsupportedError
-from dlcompiler.ir.program import AtenCall, Launch
 from dlcompiler.report import format_bytes
 
 if TYPE_CHECKING:
@@ -209,24 +208,16 @@ def _arrays(result: Any) -> list[np.ndarray]:
 
 
 def _time_steps(compiled: Compiled, values: Sequence[Any]) -> list[dict[str, Any]]:
-    """Seconds of every step on its own, the median of several calls, slowest first."""
-    samples = [compiled.time_steps(*values) for _ in range(5)]
+    """Every step on its own, slowest first: its milliseconds and share, and the last op in it with its place in the model."""
+    times = compiled.profile(*values, rounds=5)
+    total = sum(time.seconds for time in times) or 1.0
     rows = []
-    for number, step in enumerate(compiled.program.steps):
-        seconds = float(np.median([dict(sample)[number] for sample in samples]))
-        rows.append({"step": number, "what": describe_step(step), "ms": seconds * 1e3, "origin": list(step.origin)})
-    total = sum(row["ms"] for row in rows) or 1.0
-    for row in rows:
-        row["share"] = row["ms"] / total
-    return sorted(rows, key=lambda row: -row["ms"])
-
-
-def describe_step(step: Any) -> str:
-    """Who runs a step, and what the last op in it is, with its place in the model."""
-    who = "kernel" if isinstance(step, Launch) else "aten" if isinstance(step, AtenCall) else "library"
-    what = step.origin[-1] if step.origin else ""
-    more = f" (and {len(step.origin) - 1} more ops)" if len(step.origin) > 1 else ""
-    return f"{who:8}{what}{more}"
+    for spent in sorted(times, key=lambda time: -time.seconds):
+        origin = compiled.program.steps[spent.number].origin
+        more = f" (and {len(origin) - 1} more ops)" if len(origin) > 1 else ""
+        what = f"{spent.kind:8}{origin[-1] if origin else spent.name}{more}"
+        rows.append({"step": spent.number, "what": what, "ms": spent.seconds * 1e3, "share": spent.seconds / total})
+    return rows
 
 
 def _resident() -> int | None:
