@@ -55,6 +55,7 @@ class Schedule:
     vector    the axis that fills lanes, or None for a kernel of single elements
     lanes     elements of one vector; unroll: vectors computed side by side, along `unroll_axis`
     block     elements of the vector axis in one work item; None for all
+    streams   stores go past the caches: the results are too large to be there when they are read
     """
 
     axes: dict[str, Dim]
@@ -66,6 +67,7 @@ class Schedule:
     unroll_axis: str | None
     block: int | None
     grain: int
+    streams: bool = False
     accesses: dict[object, Access] = field(repr=False, default_factory=dict)
 
     @property
@@ -111,6 +113,8 @@ class Schedule:
             parts.append(f"unroll({self.unroll_axis}, {self.unroll}{', transposed in registers' if self.transposes else ''})")
         if self.block is not None:
             parts.append(f"block({self.block})")
+        if self.streams:
+            parts.append("streaming stores")
         return " ".join([*parts, f"grain({self.grain})"])
 
 
@@ -258,8 +262,31 @@ def _unroll(kernel: K.Kernel) -> int:
     return 4 if weight <= 12 else 2 if weight <= 40 else 1
 
 
-def schedule_kernel(kernel: K.Kernel, vector_bytes: int) -> Schedule:
-    """Choose how `kernel` runs on a CPU whose vector registers hold `vector_bytes`. Deterministic; never looks at data."""
+def _streams(kernel: K.Kernel, accesses: Iterable[Access], vector: str | None, vector_bytes: int, cache_bytes: int) -> bool:
+    """Whether stores should go past the caches: what the kernel touches does not fit, and every vector stored is aligned."""
+    touched = 0
+    for buffer in kernel.buffers:
+        size = product(buffer.shape)
+        if not isinstance(size, int):
+            return False
+        touched += size * buffer.dtype.bytes
+    if touched <= cache_bytes or vector is None:
+        return False
+    for access in accesses:
+        if isinstance(access.statement, K.Store):
+            if access.coefficients is None or access.stride(vector) != 1:
+                return False
+            steps = (c for a, c in access.coefficients.items() if a != vector)
+            if any(not isinstance(c, int) or c * access.statement.buffer.dtype.bytes % vector_bytes for c in steps):
+                return False
+    return True
+
+
+def schedule_kernel(kernel: K.Kernel, vector_bytes: int, cache_bytes: int = 1 << 62) -> Schedule:
+    """Choose how `kernel` runs on a CPU whose vector registers hold `vector_bytes` and whose last cache holds `cache_bytes`.
+
+    Deterministic; never looks at data.
+    """
     axes, accesses = _merge_axes(kernel)
     reduced = kernel.reduced_axes & frozenset(axes)
     lanes = _lane_count(kernel, vector_bytes)
@@ -287,7 +314,7 @@ def schedule_kernel(kernel: K.Kernel, vector_bytes: int) -> Schedule:
             block = -(-target // step) * step
     return Schedule(
         axes, rows, inner, vector, lanes if vector else 0, unroll if vector else 1, unroll_axis, block,
-        _grain(kernel, axes, rows, vector, block, unroll * TILES_SIDE_BY_SIDE if unroll_axis != vector else 1), {a.statement: a for a in accesses},
+        _grain(kernel, axes, rows, vector, block, unroll * TILES_SIDE_BY_SIDE if unroll_axis != vector else 1), _streams(kernel, accesses, vector, vector_bytes, cache_bytes) and unroll_axis == vector, {a.statement: a for a in accesses},
     )  # fmt: skip
 
 

@@ -50,14 +50,19 @@ def machine_of(target: Target) -> Machine:
 def kernel_key(kernel: K.Kernel, described: Machine) -> str:
     """What makes two kernels the same code: everything but their names and origins."""
     text = str(kernel.replace(name="kernel", origin=()))
-    return hashlib.sha256(f"{described.name}\n{text}".encode()).hexdigest()[:24]
+    return hashlib.sha256(f"{described.name} {described.cache_bytes}\n{text}".encode()).hexdigest()[:24]
+
+
+def _schedule(kernel: K.Kernel, described: Machine) -> Schedule:
+    streams = described.name.startswith("x86")
+    return schedule_kernel(kernel, described.vector_bytes, described.cache_bytes[2] if streams else 1 << 62)
 
 
 def write_kernel(kernel: K.Kernel, described: Machine, name: str = "kernel") -> tuple[str, Schedule]:
     """One kernel as a module of MLIR text, and the schedule it follows."""
-    schedule = schedule_kernel(kernel, described.vector_bytes)
-    e = Emitter(attributes=described.attributes())
-    KernelWriter(e, kernel, schedule, described.has_masks).write(name)
+    schedule = _schedule(kernel, described)
+    e = Emitter(machine=described)
+    KernelWriter(e, kernel, schedule, described).write(name)
     return e.text(), schedule
 
 
@@ -70,11 +75,11 @@ def compile_kernels(kernels: Sequence[K.Kernel], target: Target) -> list[Compile
     with _lock:
         new = {key: kernel for key, kernel in zip(keys, kernels) if key not in _compiled}
         if new:
-            e = Emitter(attributes=described.attributes())
+            e = Emitter(machine=described)
             written = {}
             for key, kernel in new.items():
-                schedule = schedule_kernel(kernel, described.vector_bytes)
-                KernelWriter(e, kernel, schedule, described.has_masks).write(f"k{key}")
+                schedule = _schedule(kernel, described)
+                KernelWriter(e, kernel, schedule, described).write(f"k{key}")
                 written[key] = _Written(kernel, schedule, f"k{key}")
             module = compile_mlir(e.text(), [w.name for w in written.values()])
             for key, item in written.items():

@@ -176,7 +176,7 @@ class MemoryWriter:
                 continue
             base = self._first(access.offset, copy)
             if stride == 1 and w.lanes.mask is None:
-                e.store(value, pointer, base)
+                e.store(value, pointer, base, nontemporal=w.streaming)
             elif stride == 1:
                 e.masked_store(value, pointer, base, w.lanes.mask)
             else:

@@ -18,6 +18,7 @@ from dlcompiler.codegen.cpu.emitter import Emitter, Value
 from dlcompiler.codegen.cpu.indexing import IndexWriter, Number
 from dlcompiler.codegen.cpu.memory import MemoryWriter
 from dlcompiler.codegen.cpu.reductions import Accumulator, accumulator_for
+from dlcompiler.codegen.cpu.machine import Machine
 from dlcompiler.codegen.phases import Phases
 from dlcompiler.codegen.schedule import EXPENSIVE, MAXIMUM_SCRATCH_BYTES, Schedule
 from dlcompiler.ir import kernel as K
@@ -42,8 +43,10 @@ class Lanes:
 class KernelWriter:
     """Writes one kernel into an open module."""
 
-    def __init__(self, e: Emitter, kernel: K.Kernel, schedule: Schedule, has_masks: bool) -> None:
+    def __init__(self, e: Emitter, kernel: K.Kernel, schedule: Schedule, machine: Machine) -> None:
         self.e = e
+        self.vector_bytes, has_masks = machine.vector_bytes, machine.has_masks
+        self.streaming = False
         self.kernel = kernel
         self.schedule = schedule
         self.has_masks = has_masks
@@ -105,9 +108,31 @@ class KernelWriter:
             self.scopes.append({})
             outer = self._needed([*(s.value for s in kernel.stores)])
             self._hoist(v for v in outer if self.phase_of[v] == 0)
-            with e.for_loop(low, high) as loop:
-                self._work_item(loop.index)
+            if self.schedule.streams:
+                self._stream_if_aligned(low, high)
+            else:
+                self._work_items(low, high)
             self.scopes.pop()
+
+    def _work_items(self, low: Value, high: Value) -> None:
+        with self.e.for_loop(low, high) as loop:
+            self._work_item(loop.index)
+
+    def _stream_if_aligned(self, low: Value, high: Value) -> None:
+        """Stores past the caches need aligned memory, which is only known when called; and a fence before others may read."""
+        e = self.e
+        aligned = e.constant(True, "i1")
+        for buffer in self.kernel.buffers:
+            if buffer.role == "out":
+                address = e.op("i64", 0, "llvm.ptrtoint {} : !llvm.ptr to i64", self.memory.pointers[buffer])
+                aligned = e.bit_and(aligned, e.compare("eq", e.bit_and(address, self.vector_bytes - 1), 0))
+        with e.if_then(aligned):
+            self.streaming = True
+            self._work_items(low, high)
+            e.line('llvm.call_intrinsic "llvm.x86.sse.sfence"() : () -> ()')
+            self.streaming = False
+        with e.if_then(e.bit_xor(aligned, e.constant(True, "i1"))):
+            self._work_items(low, high)
 
     def _make_scratch(self) -> None:
         schedule = self.schedule
