@@ -36,6 +36,7 @@ from dlcompiler.ir.types import TensorType, Type, i64
 Limits: TypeAlias = dict[str, tuple[int, int | None]]
 
 LIMIT = 4096
+MOST_ELEMENTS = 2**60
 MOST_DIMENSIONS = 64  # NumPy has no more
 
 
@@ -258,6 +259,8 @@ class FoldingBuilder(Builder):
         """As `Builder.make`, but a node whose small result is known becomes a constant."""
         if isinstance(type, TensorType) and type.rank > MOST_DIMENSIONS:
             raise ShapeError(f"{op.name} gives {type.rank} dimensions, more than {MOST_DIMENSIONS}")
+        if isinstance(type, TensorType) and type.is_static and product(d for d in type.shape if d) >= MOST_ELEMENTS:
+            raise ShapeError(f"{op.name} gives {type}, more elements than memory can address")
         if op.name != "constant" and isinstance(type, TensorType):
             if op.evaluate is None and op.expand is not None and inputs and all(self._is_small(i) for i in inputs):
                 return op.expand(self, inputs, attributes)

@@ -107,6 +107,8 @@ def shrink(call: Call) -> Node:
     x = call[0]
     bound, bias = call.attribute("lambd", 0.5), call.attribute("bias", 0.0)
     if x.dtype.is_integer:
+        if not (abs(bound) < 2**31 and abs(bias) < 2**31):
+            call.unsupported(f"lambd {bound} and bias {bias} of integers")
         bound, bias = math.floor(bound), int(bias)
     inside = call.number(0, x)
     negative = call.b.where(call.b.lt(x, call.number(-bound, x)), call.b.add(x, call.number(bias, x)), inside)

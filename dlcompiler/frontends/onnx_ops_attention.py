@@ -42,7 +42,7 @@ def attention(call: Call) -> Node:
         raise ToFunctionBody
     q = _heads(call, call[0], "q_num_heads")
     k, v = (_repeated(call, _heads(call, call[n], "kv_num_heads"), q.shape[1]) for n in (1, 2))
-    if not (q.dtype is k.dtype is v.dtype) or not isinstance(q.shape[-1], int):
+    if not (q.dtype is k.dtype is v.dtype) or not isinstance(q.shape[-1], int) or q.shape[-1] == 0:
         raise ToFunctionBody
     operands = [q, k, v]
     mask = call.get(3)

@@ -37,7 +37,7 @@ def gemm(call: Call) -> Node:
     """alpha * a @ b + beta * c. A transposed weight with a bias vector is `linear`."""
     a, b, c = call.require_rank(0, 2, 2), call.require_rank(1, 2, 2), call.get(2)
     alpha, beta = call.attribute("alpha", 1.0), call.attribute("beta", 1.0)
-    if a.dtype.is_integer and (alpha != int(alpha) or beta != int(beta)):
+    if a.dtype.is_integer and not (alpha.is_integer() and beta.is_integer()):
         call.unsupported("fractional alpha or beta of integers")
     if call.flag("transA"):
         a = call.permute(a, (1, 0))

@@ -74,18 +74,22 @@ def gather_nd(call: Call) -> Node:
     return call.b.index(x, *places, axes=tuple(range(batch + length)))
 
 
+def _depth(call: Call) -> Dim:
+    """The second input: one number, which may be a float."""
+    if call[1].dtype.is_integer:
+        depth = call.dims(1, "depth")
+    else:
+        depth = tuple(int(d) if np.isfinite(d) else -1 for d in call.array(1, "depth").astype(np.float64).reshape(-1))
+    if len(depth) != 1 or (isinstance(depth[0], int) and depth[0] < 0):
+        call.invalid("depth must be one non-negative number")
+    return depth[0]
+
+
 @operator("OneHot")
 def one_hot(call: Call) -> Node:
     """An index outside the range gives a row of off values."""
     indices, values = call[0], call[2]
-    depth = call.b.dims(call[1])
-    if depth is None:
-        array = call.array(1, "depth")
-        depth = (int(array.reshape(-1)[0]),) if array.size == 1 else ()
-    depth = tuple(int(d) if isinstance(d, float) else d for d in depth)
-    if len(depth) != 1 or (isinstance(depth[0], int) and depth[0] < 0):
-        call.invalid("depth must be one non-negative number")
-    (size,) = depth
+    size = _depth(call)
     if values.shape != (2,):
         call.misfit(f"values are {values.type}, not two numbers")
     rank = indices.tensor.rank

@@ -262,6 +262,8 @@ class Call:
 
     def along(self, vector: Node, axis: int, rank: int) -> Node:
         """A 1-d tensor shaped to broadcast along `axis` of a tensor of `rank` dimensions."""
+        if vector.tensor.rank != 1 or axis >= rank:
+            self.misfit(f"{vector.type} is no vector along dimension {axis} of {rank}")
         return self.reshape(vector, (*(1,) * axis, vector.shape[0], *(1,) * (rank - axis - 1)))
 
     def input_type(self, index: int) -> TensorType:
