@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 
 def emit(program: Program, target: Target, options: object = None) -> Program:
-    """Give every kernel of the program its text and its machine code. Raises UnsupportedError for what the target cannot spell."""
+    """Give every kernel of the program its text and its machine code.
+
+    Raises UnsupportedError for what the target cannot spell.
+    """
     if target.kind == "cpu":
         from dlcompiler.codegen.cpu.compile import emit_program
     else:

@@ -15,13 +15,13 @@ from dlcompiler.ir.expression import Dim, evaluate, linear_coefficients, product
 
 # Scalar operations that cost tens of instructions: worth keeping a row of their results rather than computing them twice.
 EXPENSIVE = frozenset(
-    "exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf erfc erfinv lgamma digamma "
-    "sigmoid pow atan2 hypot floor_div trunc_div remainder fmod".split()
+    "exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf erfc erfinv lgamma "
+    "digamma sigmoid pow atan2 hypot floor_div trunc_div remainder fmod".split()
 )
 MAXIMUM_SCRATCH_BYTES = 1 << 19
 # Elements of one work item: large enough to hide the cost of starting it, small enough to share out.
 BLOCK_ELEMENTS = 8192
-# Tiles turned in registers that one work item does next to each other: whole cache lines, and pages, are used while they are there.
+# Tiles turned in registers that one work item does next to each other, so that whole cache lines and pages are used at once.
 TILES_SIDE_BY_SIDE = 4
 # Elements below which a second thread costs more than it gives (a parallel region is about 2 microseconds).
 GRAIN_ELEMENTS = 16384
@@ -312,10 +312,20 @@ def schedule_kernel(kernel: K.Kernel, vector_bytes: int, cache_bytes: int = 1 <<
             target = step
         if _size(axes[vector]) > target and (row_elements < 64 or reduced or not isinstance(axes[vector], int)):
             block = -(-target // step) * step
+    tile = unroll * TILES_SIDE_BY_SIDE if unroll_axis != vector else 1
     return Schedule(
-        axes, rows, inner, vector, lanes if vector else 0, unroll if vector else 1, unroll_axis, block,
-        _grain(kernel, axes, rows, vector, block, unroll * TILES_SIDE_BY_SIDE if unroll_axis != vector else 1), _streams(kernel, accesses, vector, vector_bytes, cache_bytes) and unroll_axis == vector, {a.statement: a for a in accesses},
-    )  # fmt: skip
+        axes,
+        rows,
+        inner,
+        vector,
+        lanes if vector else 0,
+        unroll if vector else 1,
+        unroll_axis,
+        block,
+        _grain(kernel, axes, rows, vector, block, tile),
+        unroll_axis == vector and _streams(kernel, accesses, vector, vector_bytes, cache_bytes),
+        {a.statement: a for a in accesses},
+    )
 
 
 def _grain(

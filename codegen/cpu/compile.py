@@ -102,5 +102,3 @@ def emit_program(program: Program, target: Target) -> Program:
 def unspelled(op: str, dtype) -> bool:
     """Whether kernels for CPUs cannot compute this scalar operation."""
     return op != "cast" and not scalars.spelled(op, dtype)
-
-

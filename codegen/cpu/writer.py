@@ -1,7 +1,7 @@
 """Kernel + Schedule -> MLIR: one function `void kernel(void **words, int64_t low, int64_t high)` over work items.
 
-A work item is one point of the schedule's rows (and one block of the vector axis). Inside it, reductions run in phases: a phase is
-one pass over the reduced axes, computing every reduction whose operand is ready and every store that no later reduction feeds.
+A work item is one point of the schedule's rows (and one block of the vector axis). Inside it, reductions run in phases: a phase
+is one pass over the reduced axes, computing every reduction whose operand is ready and every store that no later reduction feeds.
 Values are written at the outermost loop where all their axes are known. Expensive values that several phases need are kept in a
 scratch row. A vector loop runs unrolled over whole vectors, then masked (or, without mask registers, element by element) over the
 rest.
@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from dlcompiler.codegen.cpu import scalars
 from dlcompiler.codegen.cpu.emitter import Emitter, Value
 from dlcompiler.codegen.cpu.indexing import IndexWriter, Number
+from dlcompiler.codegen.cpu.machine import Machine
 from dlcompiler.codegen.cpu.memory import MemoryWriter
 from dlcompiler.codegen.cpu.reductions import Accumulator, accumulator_for
-from dlcompiler.codegen.cpu.machine import Machine
 from dlcompiler.codegen.phases import Phases
 from dlcompiler.codegen.schedule import EXPENSIVE, MAXIMUM_SCRATCH_BYTES, Schedule
 from dlcompiler.ir import kernel as K

@@ -64,7 +64,9 @@ def assemble(kernel: TritonKernel, target: Target) -> AssembledKernel:
     capability = int(target.arch.removeprefix("sm_"))
     function = load_function(kernel.source, kernel.name, interpret=False)
     source = ASTSource(function, dict(kernel.signature), dict(kernel.constants))
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": WARPS, "enable_fp_fusion": True})
+    compiled = triton.compile(
+        source, target=GPUTarget("cuda", capability, 32), options={"num_warps": WARPS, "enable_fp_fusion": True}
+    )
     return AssembledKernel(kernel, {stage: text for stage, text in compiled.asm.items() if stage != "source"})
 
 

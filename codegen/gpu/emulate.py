@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-
 from dlcompiler.codegen.gpu.scalars import LIBDEVICE
 from dlcompiler.ir.scalar import SCALARS
 

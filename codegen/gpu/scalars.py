@@ -15,9 +15,28 @@ _OPERATORS = {"add": "+", "sub": "-", "mul": "*", "bitwise_and": "&", "bitwise_o
 _COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 
 # Functions of CUDA's libdevice; errors are those of its documentation, at most 2 ulp for nearly all.
-LIBDEVICE = {name: name for name in "expm1 log10 log1p tan asin acos atan sinh cosh tanh asinh acosh atanh erfc erfinv lgamma".split()}
-LIBDEVICE |= {"atan2": "atan2", "hypot": "hypot", "copysign": "copysign", "fmod": "fmod", "pow": "pow", "round": "rint", "trunc": "trunc"}
-_LANGUAGE = {"exp": "exp", "exp2": "exp2", "log": "log", "log2": "log2", "sin": "sin", "cos": "cos", "rsqrt": "rsqrt", "erf": "erf"}
+LIBDEVICE = {
+    name: name for name in "expm1 log10 log1p tan asin acos atan sinh cosh tanh asinh acosh atanh erfc erfinv lgamma".split()
+}
+LIBDEVICE |= {
+    "atan2": "atan2",
+    "hypot": "hypot",
+    "copysign": "copysign",
+    "fmod": "fmod",
+    "pow": "pow",
+    "round": "rint",
+    "trunc": "trunc",
+}
+_LANGUAGE = {
+    "exp": "exp",
+    "exp2": "exp2",
+    "log": "log",
+    "log2": "log2",
+    "sin": "sin",
+    "cos": "cos",
+    "rsqrt": "rsqrt",
+    "erf": "erf",
+}
 _LANGUAGE |= {"floor": "floor", "ceil": "ceil", "abs": "abs"}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-
 from dlcompiler.codegen.gpu.compile import GpuCode
 from dlcompiler.codegen.gpu.load import load_function
 from dlcompiler.codegen.gpu.triton_writer import TritonKernel

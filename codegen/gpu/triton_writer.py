@@ -1,7 +1,7 @@
 """Kernel -> Triton: a source file that a person can read, run and edit on its own.
 
-A pointwise kernel runs over blocks of its flattened axes. A kernel with reductions gives each program some rows, and runs over the
-flattened reduced axes in tiles: in one tile, kept in registers, if a row fits, else in one loop a phase (see `codegen.phases`).
+A pointwise kernel runs over blocks of its flattened axes. A kernel with reductions gives each program some rows, and runs over
+the flattened reduced axes in tiles: in one tile, kept in registers, if a row fits, else in one loop a phase (see `codegen.phases`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
 from dlcompiler.codegen.gpu import scalars
 from dlcompiler.codegen.phases import Phases
 from dlcompiler.codegen.schedule import Schedule, schedule_kernel
@@ -23,10 +22,10 @@ MAXIMUM_ROW = 4096  # elements of a row kept in registers
 TILE_ELEMENTS = 2048  # elements of a tile of several rows
 GPU_VECTOR_BYTES = 16
 
-HEADER = '''import triton
+HEADER = """import triton
 import triton.language as tl
 from triton.language.extra import libdevice
-'''
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +91,9 @@ class TritonWriter:
         documentation = "".join(f"\n    {line}" for line in self.kernel.origin) or f"\n    {self.kernel.name}"
         head = f'@triton.jit\ndef {name}({parameters}):\n    """Computes{documentation}\n    """\n'
         source = HEADER + scalars.HELPERS + "\n\n" + head + "\n".join(self.lines) + "\n"
-        signature = {b.name: scalars.pointer_name(b.dtype) for b in self.kernel.buffers} | {s: "i64" for s in self.kernel.size_symbols}
+        signature = {b.name: scalars.pointer_name(b.dtype) for b in self.kernel.buffers} | {
+            s: "i64" for s in self.kernel.size_symbols
+        }
         signature |= dict.fromkeys(blocks, "constexpr")
         grid = (self.row_elements + (self.row_block - 1)) // self.row_block
         return TritonKernel(name, self.kernel, source, grid, blocks, signature)
@@ -199,7 +200,9 @@ class TritonWriter:
     def _combine(self, reduce: K.Reduce) -> str:
         names = {"max": "_maximum", "min": "_minimum"}
         bools = {"max": "_or", "min": "_and"}
-        return (bools if reduce.operand.dtype.kind == "bool" else {}).get(reduce.kind) or names.get(reduce.kind, f"_{reduce.kind}")
+        return (bools if reduce.operand.dtype.kind == "bool" else {}).get(reduce.kind) or names.get(
+            reduce.kind, f"_{reduce.kind}"
+        )
 
     def _finish(self, reduce: K.Reduce, state: Sequence[str]) -> str:
         if len(state) == 1:

@@ -65,7 +65,9 @@ def is_kernel_node(node: Node, target) -> bool:
     if node.op.element is None or node.op.name in target.library_ops or is_virtual(node) or node.has(Trait.SOURCE):
         return False
     # asked of what is computed with: comparisons give bool of anything, casts have two sides
-    return all(target.spells(node.op.name, t.dtype) for t in (node.type, *(i.type for i in node.inputs)) if isinstance(t, TensorType))
+    return all(
+        target.spells(node.op.name, t.dtype) for t in (node.type, *(i.type for i in node.inputs)) if isinstance(t, TensorType)
+    )
 
 
 def is_virtual(node: Node) -> bool:

@@ -2,9 +2,10 @@
 
     conv -> relu -> conv, all row major  -->  all channels last, with one conversion in front of the first
 
-Attention writes its heads next to each other for each position, so that joining them is no copy. Convolutions read and write images with the channels innermost, where one vector load takes a pixel's neighbours in channel
-space and a library needs no reordering. Kernels of our own compute in any layout, so each follows the largest value it reads.
-Inputs keep the strides they came with, outputs get the strides that eager gives them.
+Attention writes its heads next to each other for each position, so that joining them is no copy. Convolutions read and write
+images with the channels innermost, where one vector load takes a pixel's neighbours in channel space and a library needs no
+reordering. Kernels of our own compute in any layout, so each follows the largest value it reads. Inputs keep the strides they came
+with, outputs get the strides that eager gives them.
 """
 
 from __future__ import annotations
@@ -94,7 +95,12 @@ def _follows_channels_last(group: Group, node: Node, layouts: Mapping[Node, Stri
         return False
     votes = 0
     for source in _sources(group, fusion):
-        if isinstance(source.type, TensorType) and source.tensor.rank == 4 and source.shape[:2] == node.shape[:2] and source in layouts:
+        if (
+            isinstance(source.type, TensorType)
+            and source.tensor.rank == 4
+            and source.shape[:2] == node.shape[:2]
+            and source in layouts
+        ):
             votes += 1 if is_channels_last(source.shape, layouts[source]) else -1 if source.shape[2:] != (1, 1) else 0
     return votes > 0
 

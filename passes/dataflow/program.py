@@ -66,7 +66,7 @@ class _Planner:
         return tuple(found)
 
     def _choose_output_slots(self) -> None:
-        """Computed results live in memory of their own from the start; a mere view of one makes its base a result if all is used."""
+        """Computed results live in memory of their own from the start; a view of all of one makes its base a result."""
         wanted = self.graph.output_strides or (None,) * len(self.graph.outputs)
         computed = {node for group in self.fusion.groups if group.kind != "extern" for node in group.outputs}
         for node, strides in zip(self.graph.outputs, wanted):
@@ -203,7 +203,9 @@ class _Planner:
 
     def _outputs(self) -> tuple[P.View, ...]:
         wanted = self.graph.output_strides or (None,) * len(self.graph.outputs)
-        return tuple(self._output(node, strides or contiguous_strides(node.shape)) for node, strides in zip(self.graph.outputs, wanted))
+        return tuple(
+            self._output(node, strides or contiguous_strides(node.shape)) for node, strides in zip(self.graph.outputs, wanted)
+        )
 
     def _output(self, node: Node, strides: Strides) -> P.View:
         base, view = self._base_view(node)
@@ -241,7 +243,9 @@ class _Planner:
         read = builder.input("saved", node.tensor)
         same = builder.make(lookup("reshape"), (read,), {"shape": node.shape}, node.type, f"{node.name}.written")
         strides = {read: source.strides, same: target.strides}
-        kernel, _, _ = lower_group(f"kernel_{len(self.steps)}", (same,), (same,), lambda n: False, strides.__getitem__, cost_matters=False)
+        kernel, _, _ = lower_group(
+            f"kernel_{len(self.steps)}", (same,), (same,), lambda n: False, strides.__getitem__, cost_matters=False
+        )
         self.steps.append(P.Launch(kernel, (source, target), (_origin(node),)))
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
-from dlcompiler.arrays import array_from_tensor, tensor_from_array
 from dlcompiler.codegen.target import parse_target
-from dlcompiler.compiler import compile_graph
 from dlcompiler.ir.interpret import interpret_graph, interpret_program
 from dlcompiler.ir.verify import verify_program
-from dlcompiler.options import Options
 from dlcompiler.passes.block.fuse import fuse
 from dlcompiler.passes.dataflow.program import plan
 from dlcompiler.passes.pipeline import optimize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dlcompiler.arrays import array_from_tensor, tensor_from_array
+from dlcompiler.compiler import compile_graph
+from dlcompiler.options import Options
 from tests.strategies import Case, graphs
 
 TARGET = parse_target("cpu")

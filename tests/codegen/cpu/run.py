@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 
 import numpy as np
-
 from dlcompiler.codegen.cpu.compile import write_kernel
 from dlcompiler.codegen.cpu.jit import compile_mlir
 from dlcompiler.codegen.cpu.machine import Machine, host, machine
@@ -38,7 +37,9 @@ def strided(shape: Sequence[int], strides: Sequence[int], dtype: np.dtype, misal
     return np.lib.stride_tricks.as_strided(memory[misalign:], shape, [s * dtype.itemsize for s in strides])
 
 
-def run_kernel(kernel: K.Kernel, buffers: Mapping[str, np.ndarray], sizes: Mapping[str, int], described: Machine, parts: int = 2) -> None:
+def run_kernel(
+    kernel: K.Kernel, buffers: Mapping[str, np.ndarray], sizes: Mapping[str, int], described: Machine, parts: int = 2
+) -> None:
     """Run a kernel over its whole range in `parts` calls; out buffers are written in place."""
     text, schedule = write_kernel(kernel, described)
     function = compile_mlir(text, ["kernel"]).function("kernel")
@@ -67,7 +68,7 @@ def run_graph(graph: Graph, inputs: Sequence[np.ndarray], described: Machine) ->
     groups = [(g.nodes, g.outputs) for g in fusion.groups]
     groups += [((n,), (n,)) for n in dict.fromkeys(wanted) if fusion.inlined(n)]
     for nodes, outputs in groups:
-        kernel, reads, writes = lower_group("kernel", nodes, outputs, lambda n: fusion.inlined(n) or n in outputs)
+        kernel, reads, writes = lower_group("kernel", nodes, outputs, lambda n, own=outputs: fusion.inlined(n) or n in own)
         buffers = {}
         for buffer, node in zip(kernel.buffers, (*reads, *writes)):
             if node in writes:

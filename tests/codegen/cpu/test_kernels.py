@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.codegen.cpu.run import check_graph, machines
-
 from dlcompiler.codegen.cpu.scalars import spelled
 from dlcompiler.ir.expression import symbol
 from dlcompiler.ir.graph import Builder, Graph
 from dlcompiler.ir.scalar import SCALARS
 from dlcompiler.ir.types import DTYPES, DType, TensorType, boolean, f32, i64
+
+from tests.codegen.cpu.run import check_graph, machines
 
 REAL = [d for d in DTYPES.values() if d.kind != "complex"]
 every_machine = pytest.mark.parametrize("described", machines(), ids=lambda m: m.name)
@@ -94,7 +94,9 @@ def test_reductions(kind, axes, described):
 def test_reductions_over_several_axes_and_bools():
     described = machines()[0]
     check(lambda b, x: b.reduce_sum(x, axes=(0, 2)), TensorType(f32, (5, 19, 35)), described=described)
-    check(lambda b, x: [b.reduce_any(x, axes=(1,)), b.reduce_all(x, axes=(0,))], TensorType(boolean, (5, 19)), described=described)
+    check(
+        lambda b, x: [b.reduce_any(x, axes=(1,)), b.reduce_all(x, axes=(0,))], TensorType(boolean, (5, 19)), described=described
+    )
 
 
 @every_machine
@@ -119,7 +121,9 @@ def test_views_become_index_arithmetic(described):
         lambda b, x: b.concat(x, b.mul(x, 2.0), x, axis=2),
         lambda b, x: b.window(x, axes=(1, 2), sizes=(2, 3), strides=(2, 1), dilations=(1, 2)),
         lambda b, x: b.expand(b.reshape(x, shape=(6, 1, 80)), shape=(6, 3, 80)),
-        lambda b, x: b.slice_update(x, b.slice(x, starts=(0, 0, 0), limits=(2, 8, 3), steps=(1, 1, 1)), starts=(1, 0, 2), steps=(2, 1, 3)),
+        lambda b, x: b.slice_update(
+            x, b.slice(x, starts=(0, 0, 0), limits=(2, 8, 3), steps=(1, 1, 1)), starts=(1, 0, 2), steps=(2, 1, 3)
+        ),
     ):
         check(lambda b, x, view=view: b.add(view(b, x), 1.0), x, described=described)
 
@@ -158,5 +162,7 @@ def test_nan_and_signed_zero_go_where_numpy_says():
         *[TensorType(f32, (8, 8))] * 2,
     )
     check_graph(graph, [x, y], machines()[0])
-    rows = graph_of(lambda b, x: [b.reduce_max(x, axes=(1,)), b.argmax(x, axes=(1,)), b.argmin(x, axes=(1,))], TensorType(f32, (8, 8)))
+    rows = graph_of(
+        lambda b, x: [b.reduce_max(x, axes=(1,)), b.argmax(x, axes=(1,)), b.argmin(x, axes=(1,))], TensorType(f32, (8, 8))
+    )
     check_graph(rows, [y], machines()[0])

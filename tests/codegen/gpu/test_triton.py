@@ -6,9 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from tests.codegen.cpu.run import assert_close, concrete
-from tests.codegen.cpu.test_kernels import REAL, graph_of, random_array
-
 from dlcompiler.codegen.gpu.compile import assemble
 from dlcompiler.codegen.gpu.scalars import spelled
 from dlcompiler.codegen.gpu.simulate import run_interpreted
@@ -22,6 +19,9 @@ from dlcompiler.ir.types import TensorType, bf16, boolean, f16, f32, i64
 from dlcompiler.passes.block.fuse import fuse
 from dlcompiler.passes.block.lower import lower_group
 from dlcompiler.passes.pipeline import optimize
+
+from tests.codegen.cpu.run import assert_close, concrete
+from tests.codegen.cpu.test_kernels import REAL, graph_of, random_array
 
 pytest.importorskip("triton")
 
@@ -37,7 +37,7 @@ def simulated(graph: Graph, inputs: Sequence[np.ndarray]) -> tuple[list[np.ndarr
     groups += [((n,), (n,)) for n in dict.fromkeys(graph.outputs) if fusion.inlined(n)]
     written = []
     for nodes, outputs in groups:
-        kernel, reads, writes = lower_group("kernel", nodes, outputs, lambda n: fusion.inlined(n) or n in outputs)
+        kernel, reads, writes = lower_group("kernel", nodes, outputs, lambda n, own=outputs: fusion.inlined(n) or n in own)
         buffers = {}
         for buffer, node in zip(kernel.buffers, (*reads, *writes)):
             if node in writes:
@@ -110,7 +110,9 @@ def test_nan_goes_where_numpy_says():
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
 def test_kernels_assemble_without_a_gpu(arch):
-    kernels = check(lambda b, x, w: b.layer_norm(b.gelu(x), w, rank=1, epsilon=1e-5), TensorType(bf16, (5, 300)), TensorType(bf16, (300,)))
+    kernels = check(
+        lambda b, x, w: b.layer_norm(b.gelu(x), w, rank=1, epsilon=1e-5), TensorType(bf16, (5, 300)), TensorType(bf16, (300,))
+    )
     for kernel in kernels:
         stages = assemble(kernel, parse_target(f"cuda:{arch}")).stages
         assert stages["cubin"][:4] == b"\x7fELF"
