@@ -19,10 +19,14 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(VENV)/bin/pytest $(PYTEST_FLAGS)
 
+# The root folders are one package only once installed; mypy sees them so through a folder of links.
 check: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy -p dlcompiler
+	@rm -rf build/typed && mkdir -p build/typed/dlcompiler
+	@for path in dlcompiler/*; do ln -s ../../../$$path build/typed/$$path; done
+	@for folder in ir passes codegen runtime; do ln -s ../../../$$folder build/typed/dlcompiler/$$folder; done
+	cd build/typed && ../../$(VENV)/bin/mypy --config-file ../../pyproject.toml -p dlcompiler
 
 clean:
 	rm -rf $(VENV) build
