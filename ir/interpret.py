@@ -153,8 +153,9 @@ def interpret_program(
 ) -> list[np.ndarray]:
     """The outputs of `program`, then the final contents of the inputs that its graph writes back.
 
-    Kernels run by the kernel interpreter (or by `launch`, given the number of the step), library calls by the op table. With a placement, intermediates share one arena at
-    their planned offsets; without one each has memory of its own. Memory starts as NaN bits; `inputs` are not changed.
+    Kernels run by the kernel interpreter (or by `launch`, given the number of the step, its buffers' arrays by name and its
+    sizes), library calls by the op table. With a placement, intermediates share one arena at their planned offsets; without one
+    each has memory of its own. Memory starts as NaN bits; `inputs` are not changed.
     """
     memory = _Memory(program, inputs, bindings or bind_inputs(program.graph, inputs))
     for number, step in enumerate(program.steps):

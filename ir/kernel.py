@@ -119,7 +119,7 @@ class Within(Value):
 class Load(Value):
     """`buffer[index]`. Where a bound in `guard` fails nothing is read and the value is unspecified (a `where` discards it).
 
-    `indirect` are i64 values; in `index` and `guard` the symbol `@k` stands for `indirect[k]`, clamped already where it was made.
+    `indirect` are i64 values; in `index` the symbol `@k` stands for `indirect[k]`, clamped already where it was made.
     """
 
     buffer: Buffer

@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -196,7 +195,7 @@ class KernelBuilder:
             return inside()
         if any(bound.extent == 0 for bound in needed):
             return outside()
-        if any(name.startswith("@") for bound in needed for name in symbols(bound.expression)):
+        if any(self._is_indirect(bound.expression) for bound in needed):
             raise Refusal("an index that data gives would decide what is read at all")
         with self.guarded(needed):
             value = inside()
@@ -204,14 +203,7 @@ class KernelBuilder:
 
     def within(self, bounds: tuple[K.Bound, ...]) -> K.Value:
         """Whether all bounds hold."""
-        direct = tuple(b for b in bounds if not self._is_indirect(b.expression))
-        conditions = [self.share(("within", direct), lambda: K.Within(boolean, direct))] if direct else []
-        for bound in bounds:
-            if bound not in direct:
-                position = self.index(bound.expression)
-                conditions.append(self.compute("ge", position, self.constant(0, i64)))
-                conditions.append(self.compute("lt", position, self.index(bound.extent)))
-        return reduce(lambda a, b: self.compute("bitwise_and", a, b), conditions)
+        return self.share(("within", bounds), lambda: K.Within(boolean, bounds))
 
     @contextmanager
     def guarded(self, bounds: tuple[K.Bound, ...]):
@@ -256,13 +248,11 @@ class KernelBuilder:
     def load(self, buffer: K.Buffer, index: tuple[Dim, ...]) -> K.Value:
         """A load in the storage dtype. Symbols named by `indirect_index` are carried along."""
         guard = self.guard
-        expressions = (*index, *(b.expression for b in guard))
-        names = sorted({s for e in expressions for s in symbols(e) if s in self._indirect})
+        names = sorted({s for e in index for s in symbols(e) if s in self._indirect})
         indirect = tuple(self._indirect[name] for name in names)
         if names:
             mapping = {name: symbol(f"@{k}") for k, name in enumerate(names)}
             index = tuple(substitute(e, mapping) for e in index)
-            guard = tuple(K.Bound(substitute(b.expression, mapping), b.extent) for b in guard)
         return self.share(("load", buffer, index, guard, indirect), lambda: K.Load(buffer.dtype, buffer, index, guard, indirect))
 
     def indirect_index(self, value: K.Value, extent: Dim) -> Dim:

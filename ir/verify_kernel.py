@@ -96,7 +96,9 @@ class _Check:
             return f"a load from {value.buffer.dtype} gives no {value.dtype}"
         if len(value.index) != len(value.buffer.shape):
             return f"{value.buffer.name} has {len(value.buffer.shape)} dimensions, not {len(value.index)}"
-        used = {s for s in value._index_symbols() if s.startswith("@")}
+        used = {s for e in value.index for s in symbols(e) if s.startswith("@")}
+        if any(s.startswith("@") for b in value.guard for s in symbols(b.expression)):
+            return "an indirect index does not decide what is read"
         declared = {f"@{k}" for k in range(len(value.indirect))}
         if used != declared:
             return f"indirect indices {sorted(used)} are used, {sorted(declared)} are given"

@@ -181,7 +181,7 @@ class GraphMaker:
         written = []
         if writebacks:
             for node in self.builder.inputs:
-                values = [n for n in graph_nodes if n.type == node.type]
+                values = [n for n in graph_nodes if n.type == node.type and n in self.facts]
                 if values and self.random.random() < 0.5:
                     written.append((self.random.choice(values), node))
         graph = self.builder.finish(outputs, writebacks=tuple(written))

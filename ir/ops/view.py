@@ -216,7 +216,8 @@ def _pad_element(builder, node, index):
 register(
     "pad",
     _infer_pad,
-    Trait.VIEW, Trait.PARTIAL,
+    Trait.VIEW,
+    Trait.PARTIAL,
     evaluate=_evaluate_pad,
     element=_pad_element,
 )
@@ -260,7 +261,8 @@ def _concat_element(builder, node, index):
 register(
     "concat",
     _infer_concat,
-    Trait.VIEW, Trait.PARTIAL,
+    Trait.VIEW,
+    Trait.PARTIAL,
     evaluate=lambda operands, attributes: np.concatenate(operands, axis=attributes["axis"]),
     element=_concat_element,
 )
@@ -306,7 +308,14 @@ def _slice_update_element(builder, node, index):
     return builder.select_within(bounds, lambda: builder.operand(node, 1, at), lambda: builder.operand(node, 0, index))
 
 
-register("slice_update", _infer_slice_update, Trait.VIEW, Trait.PARTIAL, evaluate=_evaluate_slice_update, element=_slice_update_element)
+register(
+    "slice_update",
+    _infer_slice_update,
+    Trait.VIEW,
+    Trait.PARTIAL,
+    evaluate=_evaluate_slice_update,
+    element=_slice_update_element,
+)
 
 # -- window: the sliding views that pooling and convolution read ---------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from dlcompiler.ir.errors import InputError, UnsupportedError, VerifyError
 from dlcompiler.ir.expression import symbol
 from dlcompiler.ir.graph import Builder
 from dlcompiler.ir.interpret import interpret_graph, interpret_kernel, interpret_program
+from dlcompiler.ir.kernel_builder import Refusal
 from dlcompiler.ir.text import parse_graph, parse_kernel, parse_program
 from dlcompiler.ir.types import TensorType, f32, i64
 from dlcompiler.ir.verify import verify_graph, verify_kernel, verify_program
@@ -22,7 +23,11 @@ QUICK = settings(derandomize=True, deadline=None, max_examples=120)
 
 def check_kernel(case: Case) -> None:
     verify_graph(case.graph)
-    verify_kernel(graph_kernel(case.graph)[0])
+    try:
+        kernel, _ = graph_kernel(case.graph)
+    except Refusal:  # a pad or concat read where data says
+        return
+    verify_kernel(kernel)
     outputs = len(case.graph.outputs)
     Case(case.graph, case.inputs, case.tolerances[:outputs]).check(
         run_as_kernel(case.graph, case.inputs), case.expected()[:outputs]

@@ -191,6 +191,7 @@ def test_a_right_kernel():
         ("x[@0, j] using (v3)", "x[@1, j] using (v3)", "indirect indices ['@1'] are used, ['@0'] are given"),
         ("x[@0, j] using (v3)", "x[i, j] using (v3)", "indirect indices [] are used"),
         ("v3 = load p[i] : i64", "v3 = load p[i] : i64 v9 = cast(v3) : i32", None),
+        ("if 0 <= i - 1 < M", "if 0 <= @0 < M", "an indirect index does not decide what is read"),
         ("p: i64[M]", "p: f32[M]", "a load from f32 gives no i64"),
         ("sub(v0, v1) : f32", "sub(v0, v1) : f32 v9 = load p[0] : i64 v8 = sub(v2, v9) : f32", None),
         ("where(v5, v4, v2)", "where(v5, v4, v3)", "where of f32, i64"),
