@@ -78,15 +78,28 @@ def test_first_call_from_eight_threads(entry: str) -> None:
     in_threads(repeated_calls(compile_with(entry, function, inputs), 5))
 
 
+EIGHT_COMPILATIONS = """
+import threading, torch, dlcompiler
+failures = []
+def work(number):
+    module = torch.nn.Sequential(torch.nn.Linear(8 + number, 5), torch.nn.GELU()).eval()
+    x = torch.linspace(-1, 1, 4 * (8 + number)).view(4, -1)
+    with torch.no_grad():
+        torch.testing.assert_close(dlcompiler.compile(module, (x,))(x), module(x))
+    failures.remove(number)
+failures += range(8)
+threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+[thread.start() for thread in threads], [thread.join() for thread in threads]
+assert not failures, f"threads {failures} failed"
+"""
+
+
 @ours_only
 def test_eight_threads_compile_eight_models() -> None:
-    def work(number: int) -> None:
-        module = nn.Sequential(nn.Linear(8 + number, 5), nn.GELU()).eval()
-        x = random_tensor(4, 8 + number)
-        compiled = compile_with("dlcompiler.compile", module, (x,))
-        torch.testing.assert_close(leaves(compiled(x))[0], module(x))
-
-    in_threads(work)
+    """In a process of its own: threads that meet inside torch.export leave its tracing modes on for whatever comes next."""
+    command = [sys.executable, "-c", EIGHT_COMPILATIONS]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_call_with_another_number_of_threads_than_at_compilation(entry: str) -> None:
