@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from dlcompiler.compare import MismatchError, compare
+from dlcompiler.compare import compare
+from dlcompiler.ir.errors import MismatchError
 from dlcompiler.ir.graph import Graph
 from dlcompiler.ir.ops import Trait
 from dlcompiler.ir.program import Placement

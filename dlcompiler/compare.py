@@ -8,17 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from dlcompiler.ir.errors import CompilerError
+from dlcompiler.ir.errors import MismatchError
 
 # (relative, absolute) by NumPy dtype name; the absolute one is a share of the largest finite magnitude expected
 TOLERANCES: Mapping[str, tuple[float, float]] = {
     "float64": (1e-9, 1e-10), "float32": (1e-4, 1e-5), "float16": (1e-2, 1e-3), "bfloat16": (4e-2, 1e-2),
     "complex128": (1e-9, 1e-10), "complex64": (1e-4, 1e-5),
 }  # fmt: skip
-
-
-class MismatchError(CompilerError):
-    """Compiled code and its judge disagree."""
 
 
 @dataclass(frozen=True)

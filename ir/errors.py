@@ -60,3 +60,7 @@ class VerifyError(CompilerError):
 
 class LaunchError(CompilerError, RuntimeError):
     """A program that could not be run on its device."""
+
+
+class MismatchError(CompilerError):
+    """Compiled code and the judge of its results disagree."""

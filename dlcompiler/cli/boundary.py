@@ -23,13 +23,13 @@ from typing import Any
 import click
 
 from dlcompiler.cli.commands import cli
-from dlcompiler.compare import MismatchError
 from dlcompiler.ir.errors import (
     CompilerError,
     DTypeError,
     InputError,
     InvalidModelError,
     LaunchError,
+    MismatchError,
     OptionError,
     ShapeError,
     UnsupportedError,
