@@ -1,7 +1,8 @@
 """Kernel -> Triton: a source file that a person can read, run and edit on its own.
 
 A pointwise kernel runs over blocks of its flattened axes. A kernel with reductions gives each program some rows, and runs over
-the flattened reduced axes in tiles: in one tile, kept in registers, if a row fits, else in one loop a phase (see `codegen.phases`).
+the flattened reduced axes in tiles: in one tile, kept in registers, if a row fits, else in one loop a phase (see
+`codegen.phases`).
 """
 
 from __future__ import annotations
