@@ -116,7 +116,9 @@ class Options:
         None, _optional(_integer(0)), "apply only this many rewrites; for finding a wrong one", "DLCOMPILER_FUEL"
     )
     numerics: str = _option(
-        "fast", _choice("fast", "eager"), "eager: round every intermediate to its dtype and apply exact rewrites only"
+        "fast",
+        _choice("fast", "eager"),
+        "eager: only rewrites that keep every bit (f16 and bf16 stay in f32 inside a kernel either way)",
     )
     strict: bool = _option(False, _flag(), "an op that nobody mapped is an error, not a call of ATen", "DLCOMPILER_STRICT")
     verify: bool = _option(
