@@ -266,13 +266,18 @@ def test_every_error_class_is_mapped() -> None:
 def test_interrupted_run_leaves_nothing(text: Path, tmp_path: Path) -> None:
     """SIGINT in the middle of a long benchmark: 130, and no file but those that were there."""
     command = [sys.executable, "-m", "dlcompiler", "bench", str(text), "--rounds", "100000000", "--dump", str(tmp_path / "dump")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "dump").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    # a suite started in the background of a shell hands down an ignored SIGINT
+    listening = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **listening)
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "dump").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, err
     assert "Traceback" not in err and "interrupted" in err and out == ""
     assert not list(tmp_path.rglob("*.partial"))
