@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -97,6 +98,10 @@ class _Function(torch.nn.Module):
         return self.function(*arguments, **keywords)
 
 
+# torch.export keeps its tracing modes in process-wide state: two threads that trace at once undo each other's
+_tracing = threading.RLock()
+
+
 def capture(model: Any, example_inputs: Any = None, dynamic_shapes: Any = None, example_keywords: Any = None) -> Captured:
     """The Graph of a module, a function or an ExportedProgram.
 
@@ -106,7 +111,7 @@ def capture(model: Any, example_inputs: Any = None, dynamic_shapes: Any = None, 
     Parameters and buffers become constants that share memory with the model's; buffers that a call changes become inputs with
     writebacks. Raises InvalidModelError where torch.export cannot trace the model, UnsupportedError for what a Graph cannot hold.
     """
-    with warnings.catch_warnings():
+    with _tracing, warnings.catch_warnings():
         # an RNN's list of weights is set anew by every call; what it holds are parameters all the same
         warnings.filterwarnings("ignore", "The tensor attributes? self", UserWarning)
         # torch's own copying of its trees
