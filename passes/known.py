@@ -6,6 +6,8 @@ values still tell what they are: the same everywhere, or a lower triangle. `Know
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from dlcompiler.ir.graph import Node
 from dlcompiler.ir.ops import Trait
@@ -45,7 +47,7 @@ class KnownValues:
             return None
         for each in order:
             if each not in self._values:
-                self.work += each.tensor.numel  # type: ignore[operator]
+                self.work += each.tensor.numel
                 if self.work > MAXIMUM_WORK:
                     return None
                 assert each.op.evaluate is not None
@@ -55,7 +57,7 @@ class KnownValues:
         return self._values[node]
 
 
-def _unseen_first(node: Node, seen: dict[Node, object]) -> list[Node]:
+def _unseen_first(node: Node, seen: Mapping[Node, object]) -> list[Node]:
     """`node` and what it depends on as far as not in `seen`, operands first. Iterative."""
     order: list[Node] = []
     stack: list[tuple[Node, bool]] = [(node, False)]
@@ -87,7 +89,7 @@ def _is_computable(node: Node) -> bool:
 
 def _is_bounded(node: Node) -> bool:
     """Whether a value is a tensor of known and moderate size."""
-    return isinstance(node.type, TensorType) and node.type.is_static and node.type.numel <= MAXIMUM_ELEMENTS  # type: ignore[operator]
+    return isinstance(node.type, TensorType) and node.type.is_static and node.type.numel <= MAXIMUM_ELEMENTS
 
 
 def is_same_everywhere(value: np.ndarray) -> bool:

@@ -254,4 +254,4 @@ def _is_square(mask: Node, scores: tuple[Dim, ...]) -> bool:
 
 def _is_lower_triangle(mask: np.ndarray | None) -> bool:
     """Whether every matrix of a mask is true just where `column <= row`."""
-    return mask is not None and mask.size > 0 and bool(np.all(mask == np.tri(*mask.shape[-2:], dtype=bool)))
+    return mask is not None and mask.size > 0 and bool(np.all(mask == np.tri(*mask.shape[-2:]).astype(bool)))

@@ -68,5 +68,5 @@ def _with_first_columns(whole: Node, group: list[Node]) -> list[tuple[Node, int]
     start, found = 0, []
     for node in group:
         found.append((whole, start))
-        start += node.inputs[1].shape[0]  # type: ignore[assignment, operator]
+        start += node.inputs[1].shape[0]
     return found

@@ -90,7 +90,7 @@ def _work(node: Node) -> int:
 def _growth(rewriter: GraphRewriter, node: Node) -> int:
     """Bytes that the model's constants grow by if `node` becomes one; operands that only it reads go."""
     freed = sum(i.attributes["value"].nbytes for i in set(node.inputs) if rewriter.uses[i] == node.inputs.count(i))
-    return node.tensor.bytes - freed  # type: ignore[operator]
+    return node.tensor.bytes - freed
 
 
 def _evaluate(node: Node) -> np.ndarray:

@@ -27,9 +27,9 @@ def is_transpose(node: Node) -> bool:
 
 @rule("matmul-linear", "matmul", exact=True)
 def matmul_linear(b: GraphRewriter, node: Node) -> Node | None:
-    """matmul(x, w) with one matrix w for all of x, a parameter or of lower rank than x --> linear(x, permute(w))"""
+    """matmul(x, w) of floats with one matrix w for all of x, a parameter or of lower rank --> linear(x, permute(w))"""
     x, w = node.inputs
-    if w.tensor.rank != 2 or (x.tensor.rank == 2 and not is_weight(w)):
+    if not node.dtype.is_float or w.tensor.rank != 2 or (x.tensor.rank == 2 and not is_weight(w)):
         return None
     return b.linear(x, transposed(b, w))
 
@@ -40,7 +40,7 @@ def linear_bias(b: GraphRewriter, node: Node) -> Node | None:
     for product, bias in (node.inputs, node.inputs[::-1]):
         if product.type != node.type or not b.is_used_once(product):
             continue
-        is_matrix = product.op.name == "matmul" and product.inputs[1].tensor.rank == 2
+        is_matrix = product.op.name == "matmul" and product.inputs[1].tensor.rank == 2 and node.dtype.is_float
         if not is_matrix and not (product.op.name == "linear" and len(product.inputs) == 2):
             continue
         length = node.shape[-1]

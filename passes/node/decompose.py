@@ -26,7 +26,7 @@ def decompose(graph: Graph, context: Context) -> Graph:
     rewriter = GraphRewriter(graph, escaping(graph))
     while (node := rewriter.next()) is not None:
         if _is_expandable(node, kept_whole):
-            value = node.op.expand(rewriter, node.inputs, node.attributes)  # type: ignore[misc]
+            value = node.op.expand(rewriter, node.inputs, node.attributes)
             rewriter.replace(node, rewriter.detached(value, node))
             context.counts[node.op.name] += 1
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from tests.passes.rule_checks import assert_same_bits, inputs_of
 TARGET = Target("cpu", "x86-64-v3")
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
+@settings(derandomize=True, deadline=None, max_examples=500)
 @given(graph=graphs(contractions=False))
 def test_exact_passes_keep_every_bit(graph):
     inputs = inputs_of(graph, 1)
@@ -34,7 +33,7 @@ def test_exact_passes_keep_every_bit(graph):
                 assert_same_bits(old, new)
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
+@settings(derandomize=True, deadline=None, max_examples=500)
 @given(graph=graphs(calm=True))
 def test_fast_passes_keep_the_answer(graph):
     inputs = inputs_of(graph, 2, calm=True)
@@ -88,13 +87,10 @@ def test_work_is_linear_in_the_number_of_nodes():
     assert work[1] < 2.1 * work[0] and work[2] < 2.1 * work[1], work
 
 
-@pytest.mark.timeout(60)
-def test_a_chain_of_20000_nodes():
+@pytest.mark.timeout(120)
+def test_a_chain_of_20000_nodes_needs_no_recursion():
     graph = chain(20_000)
-    start = time.perf_counter()
-    result = optimize(graph, TARGET)
-    assert len(result.nodes) < len(graph.nodes) + 10_000
-    assert time.perf_counter() - start < 50
+    assert len(optimize(graph, TARGET).nodes) < len(graph.nodes)
 
 
 def test_wide_graphs_are_linear_too():
