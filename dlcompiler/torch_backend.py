@@ -16,6 +16,7 @@ import torch
 
 from dlcompiler.codegen.target import Target, parse_target
 from dlcompiler.frontends.fx import decompositions, import_fx, result_kinds
+from dlcompiler.frontends.fx_location import input_names
 from dlcompiler.ir.errors import OptionError, UnsupportedError
 from dlcompiler.ir.graph import Graph
 from dlcompiler.options import Options
@@ -76,12 +77,14 @@ class Backend:
 
         resolved = _resolve(mode, options, unknown)
         name, key = _names(graph_module)
+        called = input_names(graph_module)
 
         def compiler(part: str) -> Callable[..., Any]:
             suffix = f"_{part}" if part else ""
 
             def compile_part(module: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-                return self._compile_part(module, name + suffix, f"{key}{suffix}" if key else None, resolved)
+                mine = called if part != "backward" else ()
+                return self._compile_part(module, name + suffix, f"{key}{suffix}" if key else None, resolved, mine)
 
             return compile_part
 
@@ -97,13 +100,15 @@ class Backend:
         with functorch_config.patch(unlift_effect_tokens=True):
             return ours(graph_module, example_inputs)
 
-    def _compile_part(self, module: torch.fx.GraphModule, name: str, key: str | None, options: Options) -> Callable[..., Any]:
+    def _compile_part(
+        self, module: torch.fx.GraphModule, name: str, key: str | None, options: Options, called: Sequence[str]
+    ) -> Callable[..., Any]:
         """One of AOTAutograd's graphs as a boxed function: a list of arguments, which it empties, to a list of results."""
         timings = Timings()
         try:
             target = _target_of(module)
             with timings.stage("import"):
-                graph = import_fx(module, name=name)
+                graph = import_fx(module, name=name, called=called)
                 kinds = result_kinds(module)
             run = self.compile(graph, target, options, timings, key)
         except UnsupportedError as error:

@@ -54,17 +54,23 @@ def import_fx(
     name: str = "main",
     constants: Mapping[str, Any] | None = None,
     mutations: Mapping[int, str] | None = None,
+    called: Sequence[str] = (),
 ) -> Graph:
     """The Graph of an ATen-level FX graph.
 
     inputs     a fake tensor, SymInt or int for each placeholder; None: the placeholders' own `meta["val"]`
     constants  placeholders that are not arguments but known: tensors (frozen parameters; memory is shared) or Python values
+    called     what the user calls each placeholder, for messages
     mutations  results that are not outputs but new values of placeholders: position -> name (torch.export's signature)
 
     Results that are not tensors stand among the outputs as 0-d tensors (a SymInt as i64) or are left out (None): see
     `result_kinds`. Raises UnsupportedError for what not even `aten.call` can express, listing what it was.
     """
-    return Importer(graph_module, name, constants or {}, mutations or {}).run(inputs)
+    importer = Importer(graph_module, name, constants or {}, mutations or {})
+    placeholders = [str(n.target) for n in graph_module.graph.nodes if n.op == "placeholder"]
+    if len(placeholders) == len(called):
+        importer.called = dict(zip(placeholders, called))
+    return importer.run(inputs)
 
 
 def result_kinds(graph_module: torch.fx.GraphModule) -> list[str]:
@@ -105,12 +111,14 @@ class Importer:
         self.module = graph_module
         self.constants = constants
         self.mutations = mutations
+        self.called: Mapping[str, str] = {}
         self.b = Builder(name)
         self.values: dict[torch.fx.Node, Any] = {}
         self.writebacks: dict[Node, Node] = {}
         self.node: torch.fx.Node = next(iter(graph_module.graph.nodes))
         self.meta: Any = None
         self._hints: dict[str, int] = {}
+        self._derived: list[Dim] = []  # integer arguments
         self._dims: dict[Dim, Node] = {}
         self.non_negative: dict[Node, bool] = {}
 
@@ -143,17 +151,13 @@ class Importer:
         example = self.meta if given is None else next(given)
         if isinstance(example, torch.Tensor):
             self._remember_hints((*example.shape, *example.stride()))
-            type = type_of_fake(example)
-            location = f"input {name}"
-            return self.b.input(name, type, strides_of_fake(example), location)
+            return self.b.input(name, type_of_fake(example), strides_of_fake(example), f"input {self.called.get(name, name)}")
         if isinstance(example, int | torch.SymInt) and not isinstance(example, bool):
             self._remember_hints((example,))
             dim = dim_from_torch(example)
-            bound = symbol_name(dim)
-            if bound is None and not isinstance(dim, int):
-                raise UnsupportedError(f"an integer argument that is the expression {dim}", items=("derived size",))
-            # an argument that was specialised to a number still takes its place in the call; nothing reads it
-            self.b.size_input(name, bound or f"unused_{name}")
+            # specialised to a number, or made of other sizes: it still takes its place in the call, and nothing reads it
+            self.b.size_input(name, symbol_name(dim) or f"unused_{name}")
+            self._derived.append(dim)
             return dim
         raise UnsupportedError(f"an argument of type {type_name(example)}", items=(type_name(example),), location=f"input {name}")
 
@@ -409,7 +413,7 @@ class Importer:
     def _require_bound(self) -> None:
         """Every symbol must be a whole dimension of some input, or nothing could bind it at a call."""
         bound = {node.attributes["symbol"] for node in self.b.inputs if node.op.name == "size"}
-        used: set[str] = set()
+        used: set[str] = set().union(*map(symbols, self._derived))
         for node in self.b.inputs:
             if node.op.name != "size":
                 for dim in node.shape:

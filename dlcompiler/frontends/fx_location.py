@@ -22,11 +22,26 @@ def _module_path(node: torch.fx.Node) -> str | None:
     stack = node.meta.get("nn_module_stack")
     if not stack:
         return None
-    path = str(list(stack.values())[-1][0])
-    path = _SUBSCRIPT.sub(r".\1", path.removeprefix("L"))
-    root, _, rest = path.replace("._modules.", ".").replace("()", "").strip(".").partition(".")
+    return _readable(str(list(stack.values())[-1][0])) or None
+
+
+def _readable(path: str) -> str:
+    """`L['self']._modules['layer'][0]._parameters['weight']` --> `layer.0.weight`."""
+    path = _SUBSCRIPT.sub(r".\1", path.removeprefix("L")).replace("()", "")
+    parts = [part for part in path.split(".") if part and part not in ("_modules", "_parameters", "_buffers")]
     # what Dynamo calls the compiled module itself
-    return rest or None if root in ("self", "fn") else f"{root}.{rest}".strip(".")
+    return ".".join(parts[1:] if parts and parts[0] in ("self", "fn") else parts)
+
+
+def input_names(captured: torch.fx.GraphModule) -> list[str]:
+    """What the user calls each input of Dynamo's graph: an argument, a parameter's path."""
+    names = []
+    for node in captured.graph.nodes:
+        if node.op == "placeholder":
+            name = getattr(getattr(node, "_dynamo_source", None), "name", None)
+            name = name() if callable(name) else name
+            names.append(_readable(name) if isinstance(name, str) else str(node.target))
+    return names
 
 
 def _source_line(trace: str | None) -> str | None:

@@ -57,7 +57,7 @@ ARITHMETIC: tuple[Callable[..., Tensor], ...] = (torch.add, torch.mul, torch.max
 COMPARISONS: tuple[Callable[..., Tensor], ...] = (torch.eq, torch.lt, torch.ge, torch.logical_and, torch.logical_xor)
 
 
-@quick(max_examples=30)
+@quick(max_examples=20)
 @given(st.sampled_from(DTYPES), st.sampled_from(DTYPES), st.booleans(), st.booleans())
 def test_two_tensors_promote_as_in_eager(first: torch.dtype, second: torch.dtype, first_0d: bool, second_0d: bool) -> None:
     def together(x: Tensor, y: Tensor) -> list[Tensor]:
@@ -199,7 +199,7 @@ def apply_view(x: Tensor, kind: str, argument: Any) -> Tensor:
     return functional.pad(x, argument, value=7.0) if x.shape[-1] + sum(argument) > 0 and -min(argument) < x.shape[-1] else x
 
 
-@quick(max_examples=30)
+@quick(max_examples=20)
 @given(view_chains())
 def test_chains_of_views(chain: tuple[list[int], list[tuple[str, Any]]]) -> None:
     shape, steps = chain
@@ -244,7 +244,7 @@ def test_makers_of_tensors() -> None:
 # -- reductions --------------------------------------------------------------------------------------------------------------
 
 
-@quick(max_examples=30)
+@quick(max_examples=20)
 @given(
     st.lists(st.sampled_from([1, 2, 3, 5]), min_size=0, max_size=4), st.sampled_from(DTYPES), st.booleans(), st.integers(0, 15)
 )
@@ -327,7 +327,7 @@ def test_convolutions(groups: int) -> None:
         return [
             functional.conv2d(x, w, b, stride=2, padding=1, groups=groups), functional.conv2d(x, w, dilation=2, groups=groups),
             functional.conv_transpose2d(x, wt, b, stride=2, padding=1, output_padding=1, groups=groups),
-            functional.conv1d(x[:, :, 0], w[:, :, 0], padding="same", groups=groups),
+            functional.conv1d(x[..., 0], w[..., 0], padding="same", groups=groups),
             functional.conv3d(x[:, :, None], w[:, :, None], groups=groups), functional.conv2d(x[0], w, groups=groups),
         ]  # fmt: skip
 
