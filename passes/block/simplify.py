@@ -113,7 +113,6 @@ EXACT = (
 APPROXIMATE = (
     # the sign of a zero
     algebra("add-zero", "x + 0 --> x", takes="float", exact=False),
-    algebra("zero-sub", "0 - x --> neg(x)", takes="float", exact=False),
     # rounding
     algebra("mul-constants", "(x * A) * B --> x * (A * B)", takes="wide float", when=_combine_to_normal("mul"), exact=False),
     algebra("div-mul-constants", "(x / A) * B --> x * (B / A)", takes="wide float", when=_combine_to_normal("div"), exact=False),
