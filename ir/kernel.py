@@ -226,9 +226,11 @@ class Kernel:
         for buffer in self.buffers:
             for dim in (*buffer.shape, *buffer.strides):
                 found |= symbols(dim)
-        for item in (*self.values, *self.stores):
-            used = item._index_symbols() if isinstance(item, Value) else frozenset().union(*(symbols(e) for e in item.index))
-            found |= {s for s in used if s not in self.extents and not s.startswith("@")}
+        for value in self.values:
+            found |= value._index_symbols()
+        for store in self.stores:
+            found |= frozenset().union(*(symbols(e) for e in store.index))
+        found = {s for s in found if s not in self.extents and not s.startswith("@")}
         return tuple(sorted(found))
 
     def replace(self, **changes: Any) -> Kernel:

@@ -174,12 +174,13 @@ def _sign(x: np.ndarray) -> np.ndarray:
 
 for _name in ("exp exp2 expm1 log log2 log10 log1p sqrt sin cos tan sinh cosh tanh floor ceil trunc").split():
     _scalar(_name, getattr(np, _name), 1, "float")
-for _name, _function in {
+_OTHER_NAMES: dict[str, Callable[..., Any]] = {
     "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan, "asinh": np.arcsinh, "acosh": np.arccosh, "atanh": np.arctanh,
     "round": np.rint, "rsqrt": lambda x: 1 / np.sqrt(x), "sigmoid": _sigmoid, "erf": _elementwise(math.erf),
     "erfc": _elementwise(math.erfc), "erfinv": _elementwise(_erfinv), "lgamma": _elementwise(_lgamma),
     "digamma": _elementwise(_digamma),
-}.items():  # fmt: skip
+}  # fmt: skip
+for _name, _function in _OTHER_NAMES.items():
     _scalar(_name, _function, 1, "float")
 for _name in ("isnan", "isinf", "isfinite", "signbit"):
     _scalar(_name, getattr(np, _name), 1, "float", "bool")

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from dlcompiler.ir.errors import VerifyError
 from dlcompiler.ir.expression import Dim, evaluate
-from dlcompiler.ir.kernel import Kernel
+from dlcompiler.ir.kernel import Kernel, Load
 from dlcompiler.ir.ops import TABLE
 from dlcompiler.ir.program import AtenCall, Launch, LibraryCall, Placement, Program, Slot, View
 from dlcompiler.ir.text.program import show_step
@@ -125,12 +125,12 @@ class _Check:
             }
             if not shared:
                 continue
-            written = {out.offset(s.index) + out_view.offset for s in step.kernel.stores if s.buffer is out}
+            written = {out.offset(s.index) + out_view.offset for s in step.kernel.stores if s.buffer == out}
             offsets = {b: v.offset for b, v in zip(step.kernel.buffers, step.arguments)}
             for value in step.kernel.values:
-                buffer = getattr(value, "buffer", None)
-                if buffer not in shared:
+                if not isinstance(value, Load) or value.buffer not in shared:
                     continue
+                buffer = value.buffer
                 if buffer.dtype.bytes != out.dtype.bytes or written != {buffer.offset(value.index) + offsets[buffer]}:
                     self.fail(f"{buffer.name} and {out.name} share memory but not the order of their elements", number)
 

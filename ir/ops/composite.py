@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from dlcompiler.ir.errors import ShapeError
@@ -17,7 +18,7 @@ from dlcompiler.ir.ops import Trait, register
 from dlcompiler.ir.ops.rules import normalize_axis, require_float, require_operands
 from dlcompiler.ir.types import compute_dtype
 
-Expand = Callable[..., object]
+Expand = Callable[..., Any]
 
 
 def composite(*traits: Trait, operands: tuple[int, int] = (1, 1)) -> Callable[[Expand], Expand]:

@@ -116,5 +116,5 @@ def _evaluate_arg(function):
     return evaluate
 
 
-for _name, _function in (("argmax", np.argmax), ("argmin", np.argmin)):
-    register(_name, _infer_arg(_name), Trait.REDUCTION, evaluate=_evaluate_arg(_function), element=_element(_name))
+for _name, _position in (("argmax", np.argmax), ("argmin", np.argmin)):
+    register(_name, _infer_arg(_name), Trait.REDUCTION, evaluate=_evaluate_arg(_position), element=_element(_name))

@@ -42,8 +42,8 @@ def same_array(left: np.ndarray, right: np.ndarray) -> bool:
         return True
     if left.dtype != right.dtype or left.shape != right.shape:
         return False
-    bits = [np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in (left, right)]
-    return np.array_equal(*bits)
+    one, other = (np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in (left, right))
+    return np.array_equal(one, other)
 
 
 def graphs_equal(left: Graph, right: Graph) -> str | None:

@@ -130,7 +130,7 @@ class _Reader:
         scanner.expect(":")
         type = scanner.tensor_type()
         strides = scanner.dims() if scanner.accept("strides") else contiguous_strides(type.shape)
-        self.buffers[name] = K.Buffer(name, type.dtype, type.shape, strides, role)  # type: ignore[arg-type]
+        self.buffers[name] = K.Buffer(name, type.dtype, type.shape, strides, role)
 
     def axis(self) -> None:
         scanner, at = self.scanner, self.scanner.at

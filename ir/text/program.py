@@ -153,17 +153,16 @@ class _Reader:
         scanner.expect("program")
         self.name = scanner.name("the program's name")
         scanner.expect("{")
-        lines = {
+        lines: dict[str, Callable[[], None]] = {
             "slot": self.slot, "inputs": self.read_inputs, "constants": self.read_constants, "launch": self.launch,
             "library": self.library, "aten": self.aten, "output": self.output, "placement": self.read_placement,
             "refused": lambda: self.refusals.append(scanner.string()),
         }  # fmt: skip
         while not scanner.accept("}"):
-            read_line = lines.get(scanner.peek())
-            if read_line is None:
+            if scanner.peek() not in lines:
                 scanner.unexpected(f"{', '.join(lines)} or '}}'")
             scanner.at += 1
-            read_line()
+            lines[scanner.tokens[scanner.at - 1]]()
 
     def slot(self) -> None:
         scanner, at = self.scanner, self.scanner.at

@@ -85,7 +85,7 @@ def show_element(value: Any, dtype: DType) -> str:
     return show_part(np.asarray(value).astype(dtype.numpy)[()])
 
 
-def show_part(value: np.generic) -> str:
+def show_part(value: Any) -> str:
     """A NumPy float."""
     bits = value.tobytes()
     for text in (str(value), repr(float(value))):
@@ -135,4 +135,4 @@ def _read_part(scanner: Scanner, dtype: np.dtype) -> Any:
 def digest(array: np.ndarray) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of an array's elements, row major."""
     flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    return f"sha256:{hashlib.sha256(flat).hexdigest()[:16]}"
+    return f"sha256:{hashlib.sha256(flat.data).hexdigest()[:16]}"

@@ -22,8 +22,8 @@ FLOAT_VALUES = (
 )  # fmt: skip
 INTEGER_VALUES = (0, 1, -1, 2, 3, -3, 7, -8, 100, 127, -128)
 SAME_NAME = """exp exp2 expm1 log log2 log10 log1p sqrt sin cos tan sinh cosh tanh floor ceil trunc asin acos atan asinh acosh
-atanh round rsqrt sigmoid erf erfc erfinv lgamma digamma isnan isinf isfinite signbit neg abs sign bitwise_not add sub mul remainder
-fmod pow atan2 hypot copysign maximum minimum bitwise_and bitwise_or bitwise_xor eq ne lt le gt ge where""".split()
+atanh round rsqrt sigmoid erf erfc erfinv lgamma digamma isnan isinf isfinite signbit neg abs sign bitwise_not add sub mul
+remainder fmod pow atan2 hypot copysign maximum minimum bitwise_and bitwise_or bitwise_xor eq ne lt le gt ge where""".split()
 TORCH = {name: getattr(torch, name) for name in SAME_NAME}
 TORCH |= {
     "div": torch.true_divide,
