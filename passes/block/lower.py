@@ -135,6 +135,8 @@ def _without_unused(kernel: K.Kernel) -> K.Kernel:
 
 def covers_once(index: Sequence[Dim], shape: Sequence[Dim], extents: dict[str, Dim]) -> bool:
     """Whether running over the axes visits every element of a tensor of `shape` exactly once."""
+    if any(name.startswith("@") for position in index for name in symbols(position)):
+        return False  # data decides where that is
     if 0 in shape:
         return True
     flat: Dim = 0
