@@ -1,15 +1,16 @@
-"""Compiles the kernels of a program for a CPU: each distinct kernel once in this process, all new ones in one module."""
+"""Compiles the kernels of a program for a CPU: each distinct kernel once in this process, and once on this machine's disk."""
 
 from __future__ import annotations
 
 import hashlib
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from dlcompiler.codegen.cache import Store
 from dlcompiler.codegen.cpu import scalars
 from dlcompiler.codegen.cpu.emitter import Emitter
 from dlcompiler.codegen.cpu.machine import Machine, host, machine
+from dlcompiler.codegen.cpu.machine_code import find_functions
 from dlcompiler.codegen.cpu.writer import KernelWriter
 from dlcompiler.codegen.schedule import Schedule, schedule_kernel
 from dlcompiler.codegen.target import Target
@@ -17,17 +18,9 @@ from dlcompiler.ir import kernel as K
 from dlcompiler.ir.program import Code, CompiledKernel, Launch, Program
 
 
-@dataclass(frozen=True)
-class _Written:
-    """A kernel as text, before it is machine code."""
-
-    kernel: K.Kernel
-    schedule: Schedule
-    name: str
-
-
-# Kernels compiled in this process: what they compute, for which machine -> machine code. Guarded by the lock.
+# Kernels of this process: what they compute, for which machine -> machine code. Guarded by the lock.
 _compiled: dict[str, CompiledKernel] = {}
+_made = {"compiled": 0, "loaded": 0}
 _lock = threading.Lock()
 
 
@@ -38,8 +31,13 @@ def forget() -> None:
 
 
 def compiled_count() -> int:
-    """Distinct kernels compiled and kept in this process."""
-    return len(_compiled)
+    """Kernels compiled by this process so far."""
+    return _made["compiled"]
+
+
+def loaded_count() -> int:
+    """Kernels whose code this process has taken from the cache on disk so far."""
+    return _made["loaded"]
 
 
 def machine_of(target: Target) -> Machine:
@@ -66,37 +64,38 @@ def write_kernel(kernel: K.Kernel, described: Machine, name: str = "kernel") -> 
     return e.text(), schedule
 
 
-def compile_kernels(kernels: Sequence[K.Kernel], target: Target) -> list[CompiledKernel]:
-    """Machine code for each kernel, in order. Equal kernels share one, and so do those compiled earlier in this process."""
-    from dlcompiler.codegen.cpu.jit import compile_mlir
-
+def compile_kernels(kernels: Sequence[K.Kernel], target: Target, store: Store | None = None) -> list[CompiledKernel]:
+    """Machine code for each kernel, in order. Equal kernels share one, and so do those that this process or `store` has."""
     described = machine_of(target)
     keys = [kernel_key(kernel, described) for kernel in kernels]
     with _lock:
-        new = {key: kernel for key, kernel in zip(keys, kernels) if key not in _compiled}
+        new = {f"k{key}": kernel for key, kernel in zip(keys, kernels) if key not in _compiled}
         if new:
-            e = Emitter(machine=described)
-            written = {}
-            for key, kernel in new.items():
-                schedule = _schedule(kernel, described)
-                KernelWriter(e, kernel, schedule, described).write(f"k{key}")
-                written[key] = _Written(kernel, schedule, f"k{key}")
-            module = compile_mlir(e.text(), [w.name for w in written.values()])
-            for key, item in written.items():
-                _compiled[key] = CompiledKernel(
-                    item.name, module.address(item.name), item.schedule.work, item.schedule.grain, text="", keep_alive=module
+            schedules = {name: _schedule(kernel, described) for name, kernel in new.items()}
+
+            def write(missing: Sequence[str]) -> str:
+                e = Emitter(machine=described)
+                for name in missing:
+                    KernelWriter(e, new[name], schedules[name], described).write(name)
+                return e.text()
+
+            for name, function in find_functions(list(new), write, store).items():
+                schedule = schedules[name]
+                _compiled[name[1:]] = CompiledKernel(
+                    name, function.address, schedule.work, schedule.grain, text="", keep_alive=function.code
                 )  # fmt: skip
+                _made["compiled" if function.compiled else "loaded"] += 1
         return [_compiled[key] for key in keys]
 
 
-def emit_program(program: Program, target: Target) -> Program:
-    """Attach machine code for every launch, and the driver that starts them."""
+def emit_program(program: Program, target: Target, store: Store | None = None) -> Program:
+    """Attach machine code for every launch, and the driver that starts them, from `store` where it has them."""
     from dlcompiler.codegen.cpu.driver import compile_driver, driver_address
 
     launches = [step.kernel for step in program.steps if isinstance(step, Launch)]
-    codes = iter(compile_kernels(launches, target))
+    codes = iter(compile_kernels(launches, target, store))
     kernels = tuple(next(codes) if isinstance(step, Launch) else None for step in program.steps)
-    return program.replace(code=Code(kernels, driver_address(), keep_alive=compile_driver()))
+    return program.replace(code=Code(kernels, driver_address(store), keep_alive=compile_driver(store)))
 
 
 def unspelled(op: str, dtype) -> bool:
