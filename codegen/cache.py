@@ -99,7 +99,7 @@ class Store:
             with open(path, "rb") as file:
                 data = file.read()
                 used = os.fstat(file.fileno()).st_mtime
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             self._give_up("read", error)

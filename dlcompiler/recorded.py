@@ -52,7 +52,7 @@ def compile_recorded(
     observer = Observers(*observers)
     if options.disable_cache:
         forget_kernels()
-    compiled_before = _kernels_compiled()
+    compiled_before, loaded_before = _kernels_compiled(), _kernels_loaded()
     with dump or nullcontext():
         executable = compile_graph(graph, target, options, observer, timings)
         report = record(
@@ -62,6 +62,7 @@ def compile_recorded(
             options,
             timings,
             kernels_compiled=_kernels_compiled() - compiled_before,
+            kernels_loaded=_kernels_loaded() - loaded_before,
             code_key=code_key,
             dump=str(dump.path) if dump is not None else None,
         )
@@ -93,6 +94,12 @@ def _kernels_compiled() -> int:
     from dlcompiler.codegen.gpu.compile import assembled_count
 
     return compiled_count() + assembled_count()
+
+
+def _kernels_loaded() -> int:
+    from dlcompiler.codegen.cpu.compile import loaded_count
+
+    return loaded_count()
 
 
 def forget_kernels() -> None:

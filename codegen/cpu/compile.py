@@ -17,7 +17,6 @@ from dlcompiler.codegen.target import Target
 from dlcompiler.ir import kernel as K
 from dlcompiler.ir.program import Code, CompiledKernel, Launch, Program
 
-
 # Kernels of this process: what they compute, for which machine -> machine code. Guarded by the lock.
 _compiled: dict[str, CompiledKernel] = {}
 _made = {"compiled": 0, "loaded": 0}

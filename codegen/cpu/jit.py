@@ -42,14 +42,7 @@ class Module:
 
     code: LoadedObject
     object: bytes | None
-    text: str
-    lowered: Any
     milliseconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def stages(self) -> dict[str, str]:
-        """The text of each stage, for a dump: printing takes as long as lowering, so it is done when asked for."""
-        return {"mlir": self.text, "llvm-dialect": str(self.lowered)}
 
     def address(self, name: str) -> int:
         """The plain C address of an entry point: its arguments are what its `llvm.func` says (`!llvm.ptr` is void *,
@@ -102,28 +95,42 @@ def compile_mlir(text: str, entry_points: list[str], opt_level: int = 2, librari
     ImportError if the MLIR bindings are missing; the bindings' MLIRError names the line of a text that does not parse;
     RuntimeError for a symbol that cannot be found.
     """
+    from torch_mlir import ir
+
+    whole = text.rstrip().removesuffix("}") + entry_point_table(entry_points) + "\n}\n"
+    milliseconds: dict[str, float] = {}
+    with COMPILING, mlir_context(), ir.Location.unknown():
+        made = _machine_code(whole, entry_points, opt_level, libraries, milliseconds)
+    if isinstance(made, LoadedObject):
+        return Module(made, None, milliseconds)
+    began = time.perf_counter()
+    code = load_object(made, libraries)
+    milliseconds["load"] = 1e3 * (time.perf_counter() - began)
+    return Module(code, made, milliseconds)
+
+
+def _machine_code(
+    text: str, entry_points: list[str], opt_level: int, libraries: Sequence[str], milliseconds: dict[str, float]
+) -> bytes | LoadedObject:
+    """The ELF object of a module's text; the engine's own code where it made another kind of object.
+
+    What MLIR holds of the module is freed on return, while the lock is held.
+    """
     from torch_mlir import ir, passmanager
     from torch_mlir.execution_engine import ExecutionEngine
 
-    whole = text.rstrip().removesuffix("}") + entry_point_table(entry_points) + "\n}\n"
     clock = [time.perf_counter()]
-    with COMPILING, mlir_context(), ir.Location.unknown():
-        module = ir.Module.parse(whole)
-        clock.append(time.perf_counter())
-        passmanager.PassManager.parse(LOWER_TO_LLVM).run(module.operation)
-        clock.append(time.perf_counter())
-        engine = ExecutionEngine(module, opt_level=opt_level, shared_libs=list(libraries), enable_object_dump=True)
-        table_function = engine.raw_lookup(TABLE_FUNCTION)  # the engine compiles when something is looked up
-        clock.append(time.perf_counter())
-        data = object_of(engine)
-    if data.startswith(ELF_MAGIC):
-        code = load_object(data, libraries)
-    else:
-        code = LoadedObject(_entry_points(table_function, entry_points), engine)
+    module = ir.Module.parse(text)
+    clock.append(time.perf_counter())
+    passmanager.PassManager.parse(LOWER_TO_LLVM).run(module.operation)
+    clock.append(time.perf_counter())
+    engine = ExecutionEngine(module, opt_level=opt_level, shared_libs=list(libraries), enable_object_dump=True)
+    table_function = engine.raw_lookup(TABLE_FUNCTION)  # the engine compiles when something is looked up
+    data = object_of(engine)
     clock.append(time.perf_counter())
     durations = [1e3 * (after - before) for before, after in zip(clock, clock[1:])]
-    milliseconds = dict(zip(("parse", "lower", "machine code", "load"), durations))
-    return Module(code, data if data.startswith(ELF_MAGIC) else None, text, module, milliseconds)
+    milliseconds.update(zip(("parse", "lower", "machine code"), durations))
+    return data if data.startswith(ELF_MAGIC) else LoadedObject(table_entries(table_function, entry_points), engine)
 
 
 def object_of(engine: Any) -> bytes:
@@ -138,7 +145,7 @@ def object_of(engine: Any) -> bytes:
         return path.read_bytes()
 
 
-def _entry_points(table_function: int, names: Sequence[str]) -> dict[str, int]:
+def table_entries(table_function: int, names: Sequence[str]) -> dict[str, int]:
     """Call the function that gives every entry point's address: for objects that this process cannot load by itself."""
     table = (ctypes.c_void_p * len(names))()
     argument = ctypes.c_void_p(ctypes.addressof(table))

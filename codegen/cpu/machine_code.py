@@ -1,7 +1,7 @@
 """Functions as machine code: from the cache on disk, else compiled, all missing ones in one module.
 
 A function's name must say all that it depends on, but for the compiler and the processor, which are added here. On disk an entry
-for each function names the object that holds it; an object that was compiled for one model serves every other that shares a kernel.
+for each function names the object that holds it: what was compiled for one model serves every other that shares a kernel.
 """
 
 from __future__ import annotations

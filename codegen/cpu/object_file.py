@@ -147,8 +147,8 @@ def load_object(data: bytes, libraries: Sequence[str] = ()) -> LoadedObject:
     """Map an object's code and data, with every address in it filled in.
 
     libraries   files of shared libraries that hold symbols which the C library, libm and this program do not
-    Raises ObjectFileError for an object that cannot be loaded or names a symbol that is nowhere, OSError where the system gives no
-    executable memory.
+    Raises ObjectFileError for an object that cannot be loaded or names a symbol that is nowhere, OSError where the system
+    gives no executable memory.
     """
     parsed = ObjectFile.parse(data)
     try:
@@ -250,7 +250,7 @@ class _Loading:
                 number = ctypes.get_errno()
                 raise OSError(number, f"no executable memory for compiled code: {os.strerror(number)}")
         if self.parsed.machine == AARCH64:  # its instruction caches do not see what was written
-            clear = getattr(ctypes.CDLL("libgcc_s.so.1"), "__clear_cache")  # noqa: B009 - a plain name is mangled in a class
+            clear = getattr(ctypes.CDLL("libgcc_s.so.1"), "__clear_cache")
             clear(ctypes.c_void_p(self.base + code), ctypes.c_void_p(self.base + constants))
 
 
