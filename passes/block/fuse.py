@@ -87,6 +87,7 @@ class _Fuser:
         self.group_of: dict[Node, _Open] = {}
         self.bases: dict[Node, tuple[Node, ...]] = {}
         self.free: set[Node] = set()  # computed from nothing but index arithmetic: cheaper to repeat than to store
+        self.fitting: set[tuple[tuple[Node, ...], tuple[Node, ...]]] = set()  # nodes and outputs known to make a good kernel
         self.refusals: list[str] = []
         self.kept_views = self._views_to_keep()
 
@@ -212,10 +213,12 @@ class _Fuser:
         if self._obviously_fits(parts):
             return None
         nodes = sorted((n for p in parts for n in p.nodes), key=self.position.__getitem__)
+        outputs = self._outputs(nodes)
         try:
-            lower_group("trial", nodes, self._outputs(nodes), self._is_inlined)
+            lower_group("trial", nodes, outputs, self._is_inlined)
         except Refusal as refusal:
             return str(refusal)
+        self.fitting.add((tuple(nodes), tuple(outputs)))
         return None
 
     def _is_inlined(self, node: Node) -> bool:
@@ -275,7 +278,7 @@ class _Fuser:
         outputs = self._outputs(nodes)
         if not outputs:
             return []
-        if len(nodes) > 1:
+        if len(nodes) > 1 and (tuple(nodes), tuple(outputs)) not in self.fitting:
             try:
                 lower_group("trial", nodes, outputs, self._is_inlined)
             except Refusal as refusal:
