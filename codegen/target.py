@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dlcompiler.ir.errors import OptionError
 from dlcompiler.ir.scalar import SCALARS
-from dlcompiler.ir.types import DType, compute_dtype
+from dlcompiler.ir.types import DType, TensorType, compute_dtype
+
+if TYPE_CHECKING:
+    from dlcompiler.ir.graph import Node
 
 CPU_ARCHITECTURES = ("x86-64-v2", "x86-64-v3", "x86-64-v4", "aarch64")
 GPU_ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
@@ -31,6 +36,17 @@ class Target:
     def library_ops(self) -> frozenset[str]:
         """Ops kept whole for a library."""
         return LIBRARY_OPS[self.kind]
+
+    def scratch_of_routine(self, node: Node) -> Sequence[TensorType] | None:
+        """The scratch memory of the hand-written kernel that computes a graph node; None if there is no such kernel."""
+        if self.kind != "cpu":
+            return None
+        from dlcompiler.codegen.cpu.compile import machine_of
+        from dlcompiler.codegen.cpu.routines import find_routine
+
+        machine = machine_of(self)
+        routine = find_routine(node, machine)
+        return None if routine is None else routine.scratch(node, machine)
 
     def spells(self, op: str, dtype: DType) -> bool:
         """Whether kernels for this target can compute the graph op on (or to) elements of `dtype`; a library has to otherwise."""

@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from dlcompiler.ir.errors import LaunchError
-from dlcompiler.runtime.plan import ARENA, Aten, Library, Plan, Run
+from dlcompiler.runtime.plan import ALIGNMENT, ARENA, Aten, Library, Plan, Preparation, Run
 from dlcompiler.runtime.tensors import empty_strided, same_layout, tensor_at
 from torch import Tensor
 
-ALIGNMENT = 64
 # As codegen's driver reads them: function, words, work, grain, multiple; base, bytes, address; six words a run.
 STEP_WORDS, PATCH_WORDS, RUN_WORDS = 5, 3, 6
 
@@ -48,6 +47,8 @@ class Frame:
             (self._table(section) if isinstance(section, Run) else 0, section, plan.dropped.get(k, ()))
             for k, section in enumerate(plan.sections)
         ]
+        # what fills prepared memory: its record in the driver's tables, its number, the inputs it is made from
+        self._preparation = [(self._table(Run((p.record,))), p) for p in plan.preparation]
         self._singles: dict[int, int] = {}
         self.externs: dict[int, Tensor] = {}
 
@@ -124,6 +125,26 @@ class Frame:
         with torch.inference_mode(False):
             for k in positions:
                 self.tensors[k] = tensor_at(address + places[k].offset, *places[k].layout)
+
+    def prepare(self, inputs: Sequence[Any], threads: int) -> None:
+        """Fill prepared memory whose inputs have moved or changed since it was filled; their addresses are set.
+
+        An input changes when its version counter does, which every in-place operation moves (but not one on `tensor.data`). A
+        tensor made in inference mode has no counter, so what is made from one is made again in each call.
+        """
+        shared = self.plan.shared
+        made_from = shared.prepared_from
+        for table, preparation in self._preparation:
+            state = _state(preparation, inputs)
+            number = preparation.record.number
+            if state is not None and made_from.get(number) == state:
+                continue
+            with shared.preparing:  # another call may have done it meanwhile
+                if state is None or made_from.get(number) != state:
+                    self.driver(table, threads)
+                    made_from[number] = state
+                    # held, so that no other tensor comes to lie at the same address unnoticed
+                    shared.sources[number] = [inputs[k].untyped_storage() for k in preparation.inputs]
 
     def allocate_outputs(self) -> list[Tensor]:
         """Fresh memory for the outputs; library calls see the tensors themselves."""
@@ -212,6 +233,17 @@ class Frame:
         if base in self._watched_externs and address != self._known[base]:
             self._set_tensors(self._watched_externs[base], address)
             self._known[base] = address
+
+
+def _state(preparation: Preparation, inputs: Sequence[Any]) -> tuple[int, ...] | None:
+    """Address and version of every input that prepared memory is made from; None if one of them has no version."""
+    state: list[int] = []
+    for position in preparation.inputs:
+        tensor = inputs[position]
+        if tensor.is_inference():
+            return None
+        state += (tensor.data_ptr(), tensor._version)
+    return tuple(state)
 
 
 def _describe(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Compiles the kernels of a program for a CPU: each distinct kernel once in this process, all new ones in one module."""
+"""Compiles what a program runs on a CPU: each distinct kernel once in this process, all new ones in one module."""
 
 from __future__ import annotations
 
@@ -10,20 +10,28 @@ from dataclasses import dataclass
 from dlcompiler.codegen.cpu import scalars
 from dlcompiler.codegen.cpu.emitter import Emitter
 from dlcompiler.codegen.cpu.machine import Machine, host, machine
+from dlcompiler.codegen.cpu.routines import routines
 from dlcompiler.codegen.cpu.writer import KernelWriter
 from dlcompiler.codegen.schedule import Schedule, schedule_kernel
 from dlcompiler.codegen.target import Target
 from dlcompiler.ir import kernel as K
-from dlcompiler.ir.program import Code, CompiledKernel, Launch, Program
+from dlcompiler.ir.expression import Dim
+from dlcompiler.ir.program import Code, CompiledKernel, Launch, Program, RoutineCall, Step
+from dlcompiler.ir.text.values import show_attributes, show_dims
+
+# What is compiled: a loop nest that Kernel IR describes, or a call of a hand-written kernel.
+Unit = K.Kernel | RoutineCall
 
 
 @dataclass(frozen=True)
-class _Written:
-    """A kernel as text, before it is machine code."""
+class WrittenKernel:
+    """A kernel as text, before it is machine code; `summary` says on one line how it runs."""
 
-    kernel: K.Kernel
-    schedule: Schedule
     name: str
+    work: Dim
+    grain: int
+    summary: str
+    multiple: int = 1
 
 
 # Kernels compiled in this process: what they compute, for which machine -> machine code. Guarded by the lock.
@@ -47,9 +55,13 @@ def machine_of(target: Target) -> Machine:
     return host() if target.host else machine(target.arch)
 
 
-def kernel_key(kernel: K.Kernel, described: Machine) -> str:
+def kernel_key(unit: Unit, described: Machine) -> str:
     """What makes two kernels the same code: everything but their names and origins."""
-    text = str(kernel.replace(name="kernel", origin=()))
+    if isinstance(unit, RoutineCall):
+        views = [f"{v.dtype}{show_dims(v.shape)}{show_dims(v.strides)}" for v in unit.arguments]
+        text = f"{unit.op} {len(unit.reads)} {' '.join(views)} {show_attributes(unit.attributes)}"
+    else:
+        text = str(unit.replace(name="kernel", origin=()))
     return hashlib.sha256(f"{described.name} {described.cache_bytes}\n{text}".encode()).hexdigest()[:24]
 
 
@@ -58,15 +70,25 @@ def _schedule(kernel: K.Kernel, described: Machine) -> Schedule:
     return schedule_kernel(kernel, described.vector_bytes, described.cache_bytes[2] if streams else 1 << 62)
 
 
-def write_kernel(kernel: K.Kernel, described: Machine, name: str = "kernel") -> tuple[str, Schedule]:
-    """One kernel as a module of MLIR text, and the schedule it follows."""
-    schedule = _schedule(kernel, described)
+def _write(e: Emitter, unit: Unit, described: Machine, name: str) -> WrittenKernel:
+    """Write the function of one kernel or routine into an open module."""
+    if isinstance(unit, RoutineCall):
+        routine = routines()[unit.op]
+        written = routine.write(e, unit, described, name)
+        return WrittenKernel(name, written.work, written.grain, written.summary, written.multiple)
+    schedule = _schedule(unit, described)
+    KernelWriter(e, unit, schedule, described).write(name)
+    return WrittenKernel(name, schedule.work, schedule.grain, str(schedule))
+
+
+def write_kernel(unit: Unit, described: Machine, name: str = "kernel") -> tuple[str, WrittenKernel]:
+    """One kernel as a module of MLIR text, and how it runs."""
     e = Emitter(machine=described)
-    KernelWriter(e, kernel, schedule, described).write(name)
-    return e.text(), schedule
+    written = _write(e, unit, described, name)
+    return e.text(), written
 
 
-def compile_kernels(kernels: Sequence[K.Kernel], target: Target) -> list[CompiledKernel]:
+def compile_kernels(kernels: Sequence[Unit], target: Target) -> list[CompiledKernel]:
     """Machine code for each kernel, in order. Equal kernels share one, and so do those compiled earlier in this process."""
     from dlcompiler.codegen.cpu.jit import compile_mlir
 
@@ -76,15 +98,11 @@ def compile_kernels(kernels: Sequence[K.Kernel], target: Target) -> list[Compile
         new = {key: kernel for key, kernel in zip(keys, kernels) if key not in _compiled}
         if new:
             e = Emitter(machine=described)
-            written = {}
-            for key, kernel in new.items():
-                schedule = _schedule(kernel, described)
-                KernelWriter(e, kernel, schedule, described).write(f"k{key}")
-                written[key] = _Written(kernel, schedule, f"k{key}")
+            written = {key: _write(e, kernel, described, f"k{key}") for key, kernel in new.items()}
             module = compile_mlir(e.text(), [w.name for w in written.values()])
             for key, item in written.items():
                 _compiled[key] = CompiledKernel(
-                    item.name, module.address(item.name), item.schedule.work, item.schedule.grain, text="", keep_alive=module
+                    item.name, module.address(item.name), item.work, item.grain, item.multiple, keep_alive=module
                 )  # fmt: skip
         return [_compiled[key] for key in keys]
 
@@ -93,10 +111,19 @@ def emit_program(program: Program, target: Target) -> Program:
     """Attach machine code for every launch, and the driver that starts them."""
     from dlcompiler.codegen.cpu.driver import compile_driver, driver_address
 
-    launches = [step.kernel for step in program.steps if isinstance(step, Launch)]
-    codes = iter(compile_kernels(launches, target))
-    kernels = tuple(next(codes) if isinstance(step, Launch) else None for step in program.steps)
-    return program.replace(code=Code(kernels, driver_address(), keep_alive=compile_driver()))
+    units = [_unit(step) for step in (*program.preparation, *program.steps)]
+    codes = iter(compile_kernels([unit for unit in units if unit is not None], target))
+    kernels = tuple(None if unit is None else next(codes) for unit in units)
+    first = len(program.preparation)
+    code = Code(kernels[first:], driver_address(), keep_alive=compile_driver(), preparation=kernels[:first])
+    return program.replace(code=code)
+
+
+def _unit(step: Step) -> Unit | None:
+    """What is compiled for a step, None for what a library runs."""
+    if isinstance(step, Launch):
+        return step.kernel
+    return step if isinstance(step, RoutineCall) else None
 
 
 def unspelled(op: str, dtype) -> bool:

@@ -327,8 +327,7 @@ class Emitter:
         return self.op(a.element, a.lanes, f"{name} {{}}, {{}} : {a.type}", a, b)
 
     def cast(self, operation: str, x: Value, element: str) -> Value:
-        """One arith cast (`arith.extf`, `arith.fptosi`, ...) to the element, as it is; `convert` knows which are right.
-        """
+        """One arith cast (`arith.extf`, `arith.fptosi`, ...) to the element, as it is; `convert` knows which are right."""
         return self.op(element, x.lanes, f"{operation} {{}} : {x.type} to {Value('', element, x.lanes).type}", x)
 
     def bitcast(self, x: Value, element: str) -> Value:
@@ -544,8 +543,7 @@ class Emitter:
     def if_else(
         self, condition: Value, then: Callable[[], Sequence[Value]], otherwise: Callable[[], Sequence[Value]]
     ) -> tuple[Value, ...]:
-        """The values of `then()` if the scalar condition holds, else those of `otherwise()`; only one of the two runs.
-        """
+        """The values of `then()` if the scalar condition holds, else those of `otherwise()`; only one of the two runs."""
         outer, sides, types = self._lines, [], []
         for body in (then, otherwise):
             self._lines = []

@@ -10,6 +10,7 @@ results take over the memory of operands that die, and intermediates get offsets
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from dlcompiler.ir import program as P
 from dlcompiler.ir.errors import VerifyError
@@ -26,9 +27,24 @@ from dlcompiler.passes.dataflow.memory import place
 from dlcompiler.passes.dataflow.order import order_steps
 
 
+class PlanTarget(Protocol):
+    """What planning asks of a target."""
+
+    def scratch_of_routine(self, node: Node) -> Sequence[TensorType] | None:
+        """The scratch memory of the hand-written kernel that computes a graph node; None if there is no such kernel."""
+        ...
+
+
+class WithoutRoutines:
+    """A target whose library computes everything that is no kernel."""
+
+    def scratch_of_routine(self, node: Node) -> None:
+        return None
+
+
 class _Planner:
-    def __init__(self, fusion: Fusion) -> None:
-        self.fusion = fusion
+    def __init__(self, fusion: Fusion, target: PlanTarget) -> None:
+        self.fusion, self.target = fusion, target
         self.graph = fusion.graph
         self.layouts = assign_layouts(fusion)
         self.slots: dict[Node, P.Slot] = {}
@@ -125,7 +141,13 @@ class _Planner:
         origin = (_origin(node),)
         reads = tuple(self._operand(node, k) for k in range(len(node.inputs)))
         if group.kind == "library":
-            self.steps.append(P.LibraryCall(node.op.name, reads, self._results(node), dict(node.attributes), origin))
+            scratch = self.target.scratch_of_routine(node)
+            writes, attributes = self._results(node), dict(node.attributes)
+            if scratch is None:
+                self.steps.append(P.LibraryCall(node.op.name, reads, writes, attributes, origin))
+            else:
+                writes += tuple(self._scratch(f"{node.name}.scratch{k}", type) for k, type in enumerate(scratch))
+                self.steps.append(P.RoutineCall(node.op.name, reads, writes, attributes, origin))
         else:
             target, arguments = node.attributes["target"], node.attributes["arguments"]
             reason = node.attributes.get("reason", "")
@@ -144,8 +166,11 @@ class _Planner:
             return self.slot(taken).view()
         if node.has(Trait.EXTERN) or element is None:
             return None
-        strides = contiguous_strides(element.shape)
-        slot = P.Slot(f"{node.name}.unused{index}", element.dtype, element.shape, strides, "intermediate")
+        return self._scratch(f"{node.name}.unused{index}", element)
+
+    def _scratch(self, name: str, type: TensorType) -> P.View:
+        """Memory that only one step uses."""
+        slot = P.Slot(name, type.dtype, type.shape, contiguous_strides(type.shape), "intermediate")
         self.extra_slots.append(slot)
         return slot.view()
 
@@ -255,7 +280,7 @@ def _origin(node: Node) -> str:
 
 def plan(fusion: Fusion, target=None, options=None) -> P.Program:
     """The program of a fused graph: slots, steps in order, in-place reuse and, if no size is symbolic, the memory plan."""
-    program = _Planner(fusion).run()
+    program = _Planner(fusion, target or WithoutRoutines()).run()
     program = order_steps(program)
     program = program.replace(aliases=find_aliases(program))
     if not program.symbols:
