@@ -13,11 +13,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from dlcompiler.ir.expression import Dim
 from dlcompiler.ir.graph import Graph, Node
+from dlcompiler.ir.kernel import Buffer, Kernel
 from dlcompiler.ir.kernel_builder import Refusal
 from dlcompiler.ir.ops import Trait
-from dlcompiler.ir.types import TensorType
+from dlcompiler.ir.types import TensorType, contiguous_strides
 from dlcompiler.passes.block.lower import lower_group
+from dlcompiler.passes.strides import channels_last_strides, wants_channels_last
 
 # Bounds compile time: groups are lowered while they grow, so the work is linear in nodes times this.
 MAXIMUM_NODES = 64
@@ -88,6 +91,7 @@ class _Fuser:
         self.bases: dict[Node, tuple[Node, ...]] = {}
         self.free: set[Node] = set()  # computed from nothing but index arithmetic: cheaper to repeat than to store
         self.refusals: list[str] = []
+        self.tiled: set[Node] = set()  # sums of products that kernels of ours compute, not a library
         self.kept_views = self._views_to_keep()
 
     def _views_to_keep(self) -> set[Node]:
@@ -110,6 +114,9 @@ class _Fuser:
                 self._place(node)
                 continue
             if is_virtual(node):
+                continue
+            if node.has(Trait.CONTRACTION) and self._is_tiled(node):
+                self._place(node)
                 continue
             if not is_kernel_node(node, self.target):
                 kind = "extern" if node.has(Trait.EXTERN) else "library"
@@ -156,7 +163,8 @@ class _Fuser:
     def _new_group(self, node: Node, kind: str) -> _Open:
         at = self.position[node]
         producers = {g for b in self.bases[node] if (g := self._group(b)) is not None}
-        group = _Open([node], kind, at, at, node.has(Trait.REDUCTION), producers)
+        has_reduction = node.has(Trait.REDUCTION) or node.has(Trait.CONTRACTION)
+        group = _Open([node], kind, at, at, has_reduction, producers)
         self.group_of[node] = group
         return group
 
@@ -212,11 +220,46 @@ class _Fuser:
         if self._obviously_fits(parts):
             return None
         nodes = sorted((n for p in parts for n in p.nodes), key=self.position.__getitem__)
+        return self._why_no_kernel(nodes, self._outputs(nodes))
+
+    def _why_no_kernel(self, nodes: Sequence[Node], outputs: Sequence[Node]) -> str | None:
+        """Why these nodes do not make one good kernel; None if they do."""
+        tiled = [n for n in nodes if n in self.tiled]
         try:
-            lower_group("trial", nodes, self._outputs(nodes), self._is_inlined)
+            kernel, reads = self._trial(nodes, outputs)
         except Refusal as refusal:
             return str(refusal)
+        if tiled and not self.target.contracts(kernel, fixed_buffers(kernel, reads)):
+            return f"the sum of products %{tiled[0].name} could no longer be computed in tiles"
         return None
+
+    def _is_tiled(self, node: Node) -> bool:
+        """Whether a sum of products becomes a kernel of ours, which others may join, and not a library call."""
+        if node.op.name not in self.target.library_ops or node.op.element is None:
+            return False
+        try:
+            kernel, reads = self._trial((node,), (node,), cost_matters=False)
+        except Refusal:
+            return False
+        if self.target.contracts(kernel, fixed_buffers(kernel, reads)):
+            self.tiled.add(node)
+            return True
+        return False
+
+    def _trial(self, nodes: Sequence[Node], outputs: Sequence[Node], cost_matters: bool = True) -> tuple[Kernel, list[Node]]:
+        """The kernel that these nodes would be, with images of convolutions in memory and their channels innermost."""
+        images = {n for n in nodes if wants_channels_last(n)}
+        read = {n.inputs[0] for n in images} - set(nodes)
+
+        def strides(node: Node) -> tuple[Dim, ...]:
+            is_image = node in read or any(node.shape == image.shape for image in images)
+            return channels_last_strides(node.shape) if is_image else contiguous_strides(node.shape)
+
+        def inlined(node: Node) -> bool:
+            return self._is_inlined(node) and node not in read
+
+        kernel, reads, _ = lower_group("trial", nodes, outputs, inlined, strides if images else None, cost_matters)
+        return kernel, list(reads)
 
     def _is_inlined(self, node: Node) -> bool:
         return (is_virtual(node) and node not in self.kept_views) or node in self.free
@@ -276,9 +319,8 @@ class _Fuser:
         if not outputs:
             return []
         if len(nodes) > 1:
-            try:
-                lower_group("trial", nodes, outputs, self._is_inlined)
-            except Refusal as refusal:
+            refusal = self._why_no_kernel(nodes, outputs)
+            if refusal is not None:
                 self.refusals.append(f"%{nodes[-1].name} and its producers run one by one: {refusal}")
                 return [Group("kernel", (n,), (n,), self.position[n]) for n in nodes]
         return [Group("kernel", tuple(nodes), tuple(outputs), group.first)]
@@ -296,6 +338,17 @@ class _Fuser:
                 continue
             return True
         return False
+
+
+def is_fixed(node: Node) -> bool:
+    """Whether a node's contents stay the same between calls: a constant, or a module's own tensor."""
+    return node.op.name == "constant" or bool(node.op.name == "input" and node.attributes.get("parameter"))
+
+
+def fixed_buffers(kernel: Kernel, reads: Sequence[Node]) -> frozenset[Buffer]:
+    """In-buffers of a kernel, which reads these nodes, that keep their contents between calls."""
+    ins = [b for b in kernel.buffers if b.role == "in"]
+    return frozenset(buffer for buffer, node in zip(ins, reads, strict=True) if is_fixed(node))
 
 
 def _topological(groups: Sequence[_Open], resolve) -> list[_Open]:
