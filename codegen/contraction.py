@@ -167,7 +167,7 @@ def is_worth_it(kernel: K.Kernel, fixed: Set[K.Buffer], machine: TileMachine) ->
 def schedule_contraction(kernel: K.Kernel, machine: TileMachine) -> ContractionSchedule | None:
     """Choose how a contraction runs; None for a kernel that is none, or that the tiled loop cannot do or would do slowly."""
     found = find_contraction(kernel)
-    if found is None:
+    if found is None or 0 in kernel.extents.values():
         return None
     registers = machine.registers
     lanes = machine.vector_bytes // found.reduce.dtype.bytes
@@ -183,7 +183,7 @@ def schedule_contraction(kernel: K.Kernel, machine: TileMachine) -> ContractionS
     loads[columns] = _access(columns, offset, kernel)
     if any(access.coefficients is None for access in loads.values()):
         return None
-    axes, merged = merge_axes(kernel, loads, keep=frozenset((found.vector,)) if found.packed is not None else frozenset())
+    axes, merged = merge_axes(kernel, loads, keep=frozenset((found.vector,)))
     accesses = {access.statement: access for access in merged}
     guards = found.load.guard
     rows_access, columns_access = accesses[found.load], accesses[columns]

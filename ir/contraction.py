@@ -60,6 +60,10 @@ def find_contraction(kernel: K.Kernel, is_fixed: Callable[[K.Buffer], bool] = la
     outer = frozenset(kernel.extents) - summed
     if axes_of[reduce] != outer or any(not summed <= axes_of[factor] for factor in product.inputs):
         return None
+    for store in kernel.stores:
+        # what is done to a sum does not run over the summed axes again
+        if summed & (axes_of[store.value].union(*map(symbols, store.index))):
+            return None
     left, right = product.inputs
     for rows, columns in _orders(kernel, left, right, is_fixed):
         found = _as_contraction(kernel, reduce, rows, columns)

@@ -236,10 +236,9 @@ class Frame:
 
 
 def _state(preparation: Preparation, inputs: Sequence[Any]) -> tuple[int, ...] | None:
-    """Address and version of every input that prepared memory is made from; None if one of them has no version."""
+    """Address and version of every tensor that prepared memory is made from; None if one of them has no version."""
     state: list[int] = []
-    for position in preparation.inputs:
-        tensor = inputs[position]
+    for tensor in (*(inputs[position] for position in preparation.inputs), *preparation.constants):
         if tensor.is_inference():
             return None
         state += (tensor.data_ptr(), tensor._version)

@@ -17,7 +17,7 @@ from dlcompiler.ir.expression import Evaluator
 from dlcompiler.ir.interpret import concrete
 from dlcompiler.ir.program import AtenCall, Code, CompiledKernel, Launch, LibraryCall, Placement, Program, RoutineCall, Slot, View
 from dlcompiler.runtime.aten import prepare_aten
-from dlcompiler.runtime.constants import constant_tensors
+from dlcompiler.runtime.constants import constant_tensors, tensor_behind
 from dlcompiler.runtime.library import Call, Operand, Routine, prepare
 from dlcompiler.runtime.tensors import Shape, torch_dtype
 from torch import Tensor
@@ -64,10 +64,14 @@ class LaunchRecord(NamedTuple):
 
 
 class Preparation(NamedTuple):
-    """A launch that fills prepared memory, and the positions of the inputs it is made from: none if it is made once for ever."""
+    """A launch that fills prepared memory, and what that is made from and may change: positions of inputs, a model's tensors.
+
+    It runs once for ever if there is nothing of the kind.
+    """
 
     record: LaunchRecord
     inputs: tuple[int, ...]
+    constants: tuple[Tensor, ...] = ()
 
 
 class Run(NamedTuple):
@@ -276,17 +280,13 @@ class Plan:
         return LaunchRecord(number, kernel.address, tuple(words), work, max(kernel.grain, 1), max(kernel.multiple, 1))
 
     def _preparation(self) -> tuple[Preparation, ...]:
-        """The launches that fill prepared memory, and the inputs that each is made from."""
+        """The launches that fill prepared memory, and what each is made from."""
         records: list[Preparation] = []
-        made_from: dict[Slot, frozenset[int]] = {}
         for step, kernel in zip(self.program.preparation, self.shared.code.preparation, strict=True):
-            inputs: set[int] = set()
-            for view in step.reads:
-                inputs |= made_from.get(view.slot, frozenset())
-                if view.slot.role == "input":
-                    inputs.add(view.slot.position)
-            made_from.update((view.slot, frozenset(inputs)) for view in step.writes)
-            records.append(Preparation(self._record(len(records), step, kernel), tuple(sorted(inputs))))
+            inputs = tuple(view.slot.position for view in step.reads if view.slot.role == "input")
+            values = (self.program.constants[view.slot.position] for view in step.reads if view.slot.role == "constant")
+            owners = tuple(owner for owner in map(tensor_behind, values) if owner is not None)
+            records.append(Preparation(self._record(len(records), step, kernel), inputs, owners))
         return tuple(records)
 
     def _library(self, number: int, step: LibraryCall) -> Library:

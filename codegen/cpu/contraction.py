@@ -340,7 +340,7 @@ class ContractionWriter:
         if self.edge is None:
             return e.load(columns, vector * lanes, self.element, lanes)
         first = self.index.plus(self.first_column, vector * lanes)
-        mask = e.create_mask(e.sub(self.edge, first), lanes)
+        mask = e.create_mask(e.sub(self._value(self.edge), first), lanes)
         return e.masked_load(columns, vector * lanes, mask, e.constant(0.0, self.element, lanes))
 
     # -- what is done to the sums --------------------------------------------------------------------------------------------
