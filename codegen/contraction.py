@@ -18,6 +18,7 @@ from dlcompiler.ir.contraction import (
     Contraction,
     find_contraction,
     loads_under,
+    offset_of,
     pack_columns,
     replace_values,
     summation_order,
@@ -173,10 +174,10 @@ def schedule_contraction(kernel: K.Kernel, machine: TileMachine) -> ContractionS
     lanes = machine.vector_bytes // found.reduce.dtype.bytes
     if found.packed is None and not (found.is_row_major() and machine.has_masks):
         return None
-    loads = {found.load: _access(found.load, found.load.buffer.offset(found.load.index), kernel)}
+    loads = {found.load: _access(found.load, offset_of(found.load), kernel)}
     columns = found.columns
     assert isinstance(columns, K.Load)
-    offset = columns.buffer.offset(columns.index)
+    offset = offset_of(columns)
     if found.packed is not None:
         # within a panel the offset is linear; which panel it is, is counted apart
         offset = substitute(offset, {found.vector: 0})

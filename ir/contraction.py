@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from dlcompiler.ir import kernel as K
-from dlcompiler.ir.expression import Dim, evaluate, floor_div, linear_coefficients, modulo, substitute, symbol, symbols
+from dlcompiler.ir.expression import Dim, evaluate, floor_div, linear_coefficients, modulo, recombine, substitute, symbol, symbols
 from dlcompiler.ir.types import boolean, contiguous_strides
 
 
@@ -163,15 +163,19 @@ def _size(dim: Dim) -> int:
     return abs(evaluate(dim, {name: 256 for name in symbols(dim)}))
 
 
+def offset_of(load: K.Load) -> Dim:
+    """Elements from the start of a load's buffer: what was split to index dimensions is put together again where it can be."""
+    return recombine(load.buffer.offset(load.index))
+
+
 def _stride(load: K.Load, axis: str) -> Dim | None:
-    coefficients = linear_coefficients(load.buffer.offset(load.index), load._index_symbols())
+    coefficients = linear_coefficients(offset_of(load), load._index_symbols())
     return None if coefficients is None else coefficients.get(axis, 0)
 
 
 def row_strides(kernel: K.Kernel, contraction: Contraction) -> dict[str, Dim] | None:
     """Elements that the rows' load moves for one step of each axis; None where that is not linear."""
-    load = contraction.load
-    coefficients = linear_coefficients(load.buffer.offset(load.index), kernel.extents)
+    coefficients = linear_coefficients(offset_of(contraction.load), kernel.extents)
     return None if coefficients is None else {a: s for a, s in coefficients.items() if a}
 
 

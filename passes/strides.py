@@ -29,6 +29,11 @@ def is_channels_last(shape: tuple[Dim, ...], strides: Strides) -> bool:
     return len(shape) >= 4 and strides == channels_last_strides(shape) and strides != contiguous_strides(shape)
 
 
+def heads_are_inside(node: Node) -> bool:
+    """Whether a node writes its heads next to each other for each position, so that joining them is no copy."""
+    return node.op.name == "attention" and node.tensor.rank == 4
+
+
 def wants_channels_last(node: Node) -> bool:
     """Whether a library call reads and writes images channels last: two-dimensional convolutions."""
     return node.op.name == "convolution" and node.tensor.rank == 4

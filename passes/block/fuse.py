@@ -20,7 +20,7 @@ from dlcompiler.ir.kernel_builder import Refusal
 from dlcompiler.ir.ops import Trait
 from dlcompiler.ir.types import TensorType, contiguous_strides
 from dlcompiler.passes.block.lower import lower_group
-from dlcompiler.passes.strides import channels_last_strides, wants_channels_last
+from dlcompiler.passes.strides import channels_last_strides, heads_are_inside, heads_inside_strides, wants_channels_last
 
 # Bounds compile time: groups are lowered while they grow, so the work is linear in nodes times this.
 MAXIMUM_NODES = 64
@@ -247,18 +247,20 @@ class _Fuser:
         return False
 
     def _trial(self, nodes: Sequence[Node], outputs: Sequence[Node], cost_matters: bool = True) -> tuple[Kernel, list[Node]]:
-        """The kernel that these nodes would be, with images of convolutions in memory and their channels innermost."""
+        """The kernel that these nodes would be, with values laid out as convolutions and attention want them."""
         images = {n for n in nodes if wants_channels_last(n)}
         read = {n.inputs[0] for n in images} - set(nodes)
 
         def strides(node: Node) -> tuple[Dim, ...]:
             is_image = node in read or any(node.shape == image.shape for image in images)
+            if heads_are_inside(node):
+                return heads_inside_strides(node.shape)
             return channels_last_strides(node.shape) if is_image else contiguous_strides(node.shape)
 
         def inlined(node: Node) -> bool:
             return self._is_inlined(node) and node not in read
 
-        kernel, reads, _ = lower_group("trial", nodes, outputs, inlined, strides if images else None, cost_matters)
+        kernel, reads, _ = lower_group("trial", nodes, outputs, inlined, strides, cost_matters)
         return kernel, list(reads)
 
     def _is_inlined(self, node: Node) -> bool:

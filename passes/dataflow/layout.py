@@ -18,6 +18,7 @@ from dlcompiler.passes.block.fuse import Fusion, Group
 from dlcompiler.passes.strides import (
     Strides,
     channels_last_strides,
+    heads_are_inside,
     heads_inside_strides,
     is_channels_last,
     wants_channels_last,
@@ -39,7 +40,7 @@ def assign_layouts(fusion: Fusion) -> dict[Node, Strides]:
                 continue
             if node in wanted:
                 layouts[node] = wanted[node]
-            elif node.op.name == "attention" and node.tensor.rank == 4:
+            elif heads_are_inside(node):
                 layouts[node] = heads_inside_strides(node.shape)
             elif node in images or (group.kind == "kernel" and _follows_channels_last(group, node, layouts, fusion)):
                 layouts[node] = channels_last_strides(node.shape)

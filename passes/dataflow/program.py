@@ -9,7 +9,7 @@ results take over the memory of operands that die, and intermediates get offsets
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Protocol
 
 from dlcompiler.ir import program as P
@@ -33,6 +33,15 @@ from dlcompiler.passes.strides import Strides, channels_last_strides, wants_chan
 class PlanTarget(Protocol):
     """What planning asks of a target."""
 
+    @property
+    def library_ops(self) -> Set[str]:
+        """Ops that a library can run whole."""
+        ...
+
+    def contracts(self, kernel: Kernel, fixed: Set[Buffer]) -> bool:
+        """Whether a kernel is a sum of products that the target computes well; `fixed` buffers change rarely."""
+        ...
+
     def panel_width(self, kernel: Kernel, fixed: Set[Buffer]) -> int | None:
         """How wide the panels should be in which a sum of products reads its columns; None to read them where they lie."""
         ...
@@ -44,6 +53,11 @@ class PlanTarget(Protocol):
 
 class WithoutRoutines:
     """A target whose library computes everything that is no kernel."""
+
+    library_ops: Set[str] = frozenset()
+
+    def contracts(self, kernel: Kernel, fixed: Set[Buffer]) -> bool:
+        return False
 
     def panel_width(self, kernel: Kernel, fixed: Set[Buffer]) -> None:
         return None
@@ -188,6 +202,21 @@ class _Planner:
 
     def _launch(self, nodes: Sequence[Node], outputs: Sequence[Node], writes: Sequence[P.View]) -> None:
         given = {node.inputs[0]: self._operand(node, 0) for node in nodes if wants_channels_last(node)}
+        kernel, reads, views = self._lower(nodes, outputs, writes, given)
+        sums = [node for node in nodes if node.has(Trait.CONTRACTION) and node.op.name in self.target.library_ops]
+        if sums:
+            if not self.target.contracts(kernel, fixed_buffers(kernel, reads)):
+                # operands are not laid out as was expected when the sum was kept from the library
+                operands = [o for node in sums for o in node.inputs if self.fusion.inlined(o) and o not in given]
+                given |= {operand: self._copy(operand, contiguous_strides(operand.shape)) for operand in operands}
+                kernel, reads, views = self._lower(nodes, outputs, writes, given)
+            kernel, views = self._pack(kernel, views, fixed_buffers(kernel, reads))
+        self.steps.append(P.Launch(kernel, (*views, *writes), kernel.origin))
+
+    def _lower(
+        self, nodes: Sequence[Node], outputs: Sequence[Node], writes: Sequence[P.View], given: Mapping[Node, P.View]
+    ) -> tuple[Kernel, Sequence[Node], tuple[P.View, ...]]:
+        """The kernel of these nodes, what it reads and where; `given` operands lie in memory though they are views."""
         strides = {node: view.strides for node, view in (*given.items(), *zip(outputs, writes))}
         kernel, reads, _ = lower_group(
             f"kernel_{len(self.steps)}",
@@ -197,14 +226,9 @@ class _Planner:
             lambda node: strides[node] if node in strides else self.layouts[node],
             cost_matters=False,
         )
-        views = tuple(given[node] if node in given else self.slot(node).view() for node in reads)
-        if any(node.has(Trait.CONTRACTION) for node in nodes):
-            kernel, views = self._pack(kernel, views, fixed_buffers(kernel, reads))
-        self.steps.append(P.Launch(kernel, (*views, *writes), kernel.origin))
+        return kernel, reads, tuple(given[node] if node in given else self.slot(node).view() for node in reads)
 
-    def _pack(
-        self, kernel: Kernel, views: tuple[P.View, ...], fixed: frozenset[Buffer]
-    ) -> tuple[Kernel, tuple[P.View, ...]]:
+    def _pack(self, kernel: Kernel, views: tuple[P.View, ...], fixed: frozenset[Buffer]) -> tuple[Kernel, tuple[P.View, ...]]:
         """A sum of products that reads its columns in panels, where the target wants that, and what it reads.
 
         The panels are made once of what keeps its contents between calls, else by a launch in front.
