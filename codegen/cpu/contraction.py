@@ -167,9 +167,6 @@ class ContractionWriter:
         for k, total in enumerate(sums):
             e.store(total, self.sums, k * schedule.lanes)
         self._finish_rows(first, rows if count is None else count)
-        for axis in (schedule.row, schedule.column):
-            if axis is not None:
-                del self.axis_values[axis]
 
     def _columns_base(self, at_begin: dict[str, Dim]) -> Value:
         """Address of the tile's first column at the first summed position."""
@@ -346,31 +343,35 @@ class ContractionWriter:
     # -- what is done to the sums --------------------------------------------------------------------------------------------
 
     def _finish_rows(self, first: Number, count: Number) -> None:
+        """Everything that depends on a tile's sums; what is the same for all rows comes before the loop over them."""
         e, schedule, w = self.e, self.schedule, self.finishing
         back = self.index.plus(self.index.times(first, schedule.width), self.first_column)
         back = self.index.times(back, -1)
         w.memory.pointers[schedule.sums] = e.offset(self.sums, self._value(back), self.element)
-        if schedule.row is None or count == 1:
-            self._finish_row()
-            return
-        with e.for_loop(0, count) as loop:
-            self.axis_values[schedule.row] = self.index.plus(loop.index, first)
-            self._finish_row()
-
-    def _finish_row(self) -> None:
-        """Everything that depends on the sums of one row."""
-        schedule, w = self.schedule, self.finishing
-        begin = self.first_column
-        del self.axis_values[schedule.column]
+        for axis in (schedule.row, schedule.column):
+            if axis is not None:
+                del self.axis_values[axis]
         w.scopes.append({})
+        begin = self.first_column
         if self._fills_panels():
             w._enter(schedule.column, begin, Lanes(schedule.vectors, schedule.lanes, self._value(begin)))
-            w._row()
+            self._finish_columns(first, count)
             w._leave(schedule.column)
             w.lanes = Lanes(1, 0)
         else:
             past = self.index.plus(begin, schedule.width)
-            end = self.e.minimum(self._value(past), self.index.write(schedule.axes[schedule.column]))
-            w._vector_loops(begin, end, schedule.vectors, w._row)
+            end = e.minimum(self._value(past), self.index.write(schedule.axes[schedule.column]))
+            w._vector_loops(begin, end, schedule.vectors, lambda: self._finish_columns(first, count))
         w.scopes.pop()
-        self.axis_values[schedule.column] = begin
+
+    def _finish_columns(self, first: Number, count: Number) -> None:
+        """All rows of some columns of a tile."""
+        e, row, w = self.e, self.schedule.row, self.finishing
+        w._hoist_phase_zero()
+        if row is None:
+            w._row()
+            return
+        with e.for_loop(0, count) as loop:
+            w._enter(row, self.index.plus(loop.index, first))
+            w._row()
+            w._leave(row)
