@@ -148,7 +148,15 @@ def panel_width(kernel: K.Kernel, fixed: Set[K.Buffer], machine: TileMachine) ->
         return None
     tallest = max((extents[a] for a in found.row_axes), key=size_estimate)
     lanes = machine.vector_bytes // found.reduce.dtype.bytes
+    if found.is_lanewise:
+        return _lanewise_vectors(extents[found.vector], lanes, machine) * lanes
     return choose_tile(extents[found.vector], tallest, lanes, machine.registers)[1] * lanes
+
+
+def _lanewise_vectors(count: Dim, lanes: int, machine: TileMachine) -> int:
+    """Vectors of a tile whose rows are vectors too: two, where no lane is wasted by that."""
+    vectors = -(-size_estimate(count) // lanes)
+    return 2 if vectors % 2 == 0 else 1
 
 
 def is_worth_it(kernel: K.Kernel, fixed: Set[K.Buffer], machine: TileMachine) -> bool:
@@ -190,7 +198,9 @@ def schedule_contraction(kernel: K.Kernel, machine: TileMachine) -> ContractionS
     rows_access, columns_access = accesses[found.load], accesses[columns]
     row_axes = [a for a in found.row_axes if a in axes]
     summed = tuple(a for a in summation_order(kernel, found) if a in axes)
-    if guards and not _can_be_guarded(guards, axes, summed, rows_access):
+    if guards and not found.is_lanewise and not _can_be_guarded(guards, axes, summed, rows_access):
+        return None
+    if found.is_lanewise and not machine.has_masks and axes[found.vector] % lanes != 0:
         return None
     row = _row_axis(row_axes, axes, rows_access, lanes)
     height = axes[row] if row is not None else 1
@@ -201,6 +211,8 @@ def schedule_contraction(kernel: K.Kernel, machine: TileMachine) -> ContractionS
             return None
         vectors = width // lanes
         rows = _rows_for(vectors, height, registers)
+    elif found.is_lanewise:
+        return None
     else:
         rows, vectors = choose_tile(axes[found.vector], height, lanes, registers)
     outer = tuple(a for a in axes if a not in summed and a not in (row, found.vector))

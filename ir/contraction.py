@@ -6,7 +6,8 @@
 
 Matrix products and convolutions are of this form however many axes they have, with any function of the sum and of other loads on
 top. One factor is called the rows, the other the columns: the columns' axis that runs through the result without gaps fills
-vector lanes. Axes that both factors have (and that are not summed) are batch axes.
+vector lanes. Axes that both factors have (and that are not summed) are batch axes. Where the columns have no axis of their own,
+as in a depthwise convolution, a batch axis fills the lanes: then each lane multiplies numbers of its own.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class Contraction:
 
     load      of the rows: they are this load, cast, and zero where one of its guards fails
     packed    the load that the columns are, if they lie in panels (see `pack_columns`)
-    vector    the column axis with the smallest stride in the result
+    vector    the axis that fills lanes: of the columns' own axes, or else of the batch axes, the one with the smallest stride in
+              the result
     """
 
     reduce: K.Reduce
@@ -37,6 +39,11 @@ class Contraction:
     row_axes: tuple[str, ...]
     column_axes: tuple[str, ...]
     vector: str
+
+    @property
+    def is_lanewise(self) -> bool:
+        """Whether each lane has rows of its own, and a number of a row is not the same for all lanes."""
+        return self.vector in self.batch_axes
 
     def is_row_major(self) -> bool:
         """Whether columns of one summed position lie next to each other, so that vectors can be loaded from them as they are."""
@@ -100,8 +107,10 @@ def _as_contraction(kernel: K.Kernel, reduce: K.Reduce, rows: K.Value, columns: 
     of_rows, of_columns = axes_of[rows] & outer, axes_of[columns] & outer
     both = of_rows & of_columns
     column_axes = of_columns - both
-    vector = _panel_axis(columns) or _innermost(kernel, column_axes)
-    if vector is None or vector not in column_axes:
+    vector = _panel_axis(columns) or _innermost(kernel, column_axes or both)
+    if vector is None or vector not in (column_axes or both):
+        return None
+    if not column_axes and _stride(load, vector) != 1:
         return None
 
     def ordered(names: frozenset[str]) -> tuple[str, ...]:

@@ -27,13 +27,13 @@ class ContractionWriter:
     """Writes one contraction into an open module."""
 
     def __init__(self, e: Emitter, kernel: K.Kernel, schedule: ContractionSchedule, machine: Machine) -> None:
-        self.e, self.kernel, self.schedule = e, kernel, schedule
+        self.e, self.kernel, self.schedule, self.machine = e, kernel, schedule, machine
         self.finishing = KernelWriter(e, schedule.finishing, schedule.finish, machine)
         self.index = self.finishing.index
         self.element = scalars.element_name(schedule.contraction.reduce.dtype)
         self.load = schedule.contraction.load
         self.columns = schedule.contraction.columns
-        self.has_fma = machine.has_fma
+        self.is_lanewise = schedule.contraction.is_lanewise
         self.edge: Number | None = None  # columns that exist, where a tile may reach beyond them
         self.row_bounds = [b for b in schedule.guards if schedule.row is not None and schedule.row in symbols(b.expression)]
         self.other_bounds = [b for b in schedule.guards if b not in self.row_bounds]
@@ -61,7 +61,7 @@ class ContractionWriter:
     def _row_of_zeros(self) -> Value:
         """What rows outside are read from."""
         e = self.e
-        count = self.schedule.axes[self.schedule.summed[-1]]
+        count = self.schedule.width if self.is_lanewise else self.schedule.axes[self.schedule.summed[-1]]
         assert isinstance(count, int)
         element = scalars.element_name(self.load.dtype)
         zeros = e.scratch(element, count)
@@ -91,7 +91,7 @@ class ContractionWriter:
         self.axis_values.update(places)
         self.panel = panel
         self.first_column = self.index.times(panel, schedule.width)
-        if schedule.is_packed or self._fills_panels():
+        if self._fills_panels() or (schedule.is_packed and not self.is_lanewise):
             self._chunk(chunk)
         else:
             end = self.index.write(schedule.axes[schedule.column])
@@ -254,7 +254,10 @@ class ContractionWriter:
         """Loops over the summed axes from `axes` on, at whose beginning `base` and `columns` point."""
         e, schedule = self.e, self.schedule
         if not axes:
-            return self._step(self._row_pointers(base, offsets, per_row), columns, sums)
+            if not (self.is_lanewise and self.other_bounds):
+                return self._step(self._row_pointers(base, offsets, per_row), columns, sums)
+            step = lambda: self._step(self._row_pointers(base, offsets, per_row), columns, sums)  # noqa: E731
+            return list(e.if_else(self._within(self.other_bounds), step, lambda: sums))
         axis, rest = axes[0], axes[1:]
         row_element = scalars.element_name(self.load.dtype)
         row_step, column_step = (
@@ -276,7 +279,7 @@ class ContractionWriter:
                 del self.axis_values[axis]
             return list(loop.results)
 
-        if rest:
+        if rest or self.is_lanewise:
             return loop_over(None)
         pointers = self._row_pointers(base, offsets, per_row)
         if not self.other_bounds:
@@ -323,6 +326,10 @@ class ContractionWriter:
         element = scalars.element_name(self.load.dtype)
         result = []
         for k, pointer in enumerate(pointers):
+            if self.is_lanewise:
+                own = [self._row_vector(pointer, v) for v in range(vectors)]
+                result += [self._multiply_add(own[v], loaded[v], sums[k * vectors + v]) for v in range(vectors)]
+                continue
             number = scalars.convert(e, e.load(pointer, 0, element), self.load.dtype, schedule.contraction.reduce.dtype)
             spread = e.broadcast(number, lanes) if lanes > 1 else number
             result += [self._multiply_add(spread, loaded[v], sums[k * vectors + v]) for v in range(vectors)]
@@ -330,15 +337,26 @@ class ContractionWriter:
 
     def _multiply_add(self, a: Value, b: Value, c: Value) -> Value:
         # without the instruction, `fma` would be a call for each lane
-        return self.e.fma(a, b, c) if self.has_fma else a * b + c
+        return self.e.fma(a, b, c) if self.machine.has_fma else a * b + c
 
     def _column_vector(self, columns: Value, vector: int) -> Value:
+        """Lanes of the columns; panels are filled up, so that there is something to read for every lane."""
+        if self.schedule.is_packed:
+            return self.e.load(columns, vector * self.schedule.lanes, self.element, self.schedule.lanes)
+        return self._lanes(columns, vector, self.element)
+
+    def _row_vector(self, pointer: Value, vector: int) -> Value:
+        """Lanes of one row, where each lane has a row of its own."""
+        loaded = self._lanes(pointer, vector, scalars.element_name(self.load.dtype))
+        return scalars.convert(self.e, loaded, self.load.dtype, self.schedule.contraction.reduce.dtype)
+
+    def _lanes(self, pointer: Value, vector: int, element: str) -> Value:
         e, lanes = self.e, self.schedule.lanes
-        if self.edge is None:
-            return e.load(columns, vector * lanes, self.element, lanes)
+        if self.edge is None or not self.machine.has_masks:
+            return e.load(pointer, vector * lanes, element, lanes)
         first = self.index.plus(self.first_column, vector * lanes)
         mask = e.create_mask(e.sub(self._value(self.edge), first), lanes)
-        return e.masked_load(columns, vector * lanes, mask, e.constant(0.0, self.element, lanes))
+        return e.masked_load(pointer, vector * lanes, mask, e.constant(0.0, element, lanes))
 
     # -- what is done to the sums --------------------------------------------------------------------------------------------
 

@@ -116,7 +116,7 @@ class _Fuser:
             if is_virtual(node):
                 continue
             if node.has(Trait.CONTRACTION) and self._is_tiled(node):
-                self._place(node)
+                self._new_group(node, "kernel")
                 continue
             if not is_kernel_node(node, self.target):
                 kind = "extern" if node.has(Trait.EXTERN) else "library"
@@ -225,6 +225,10 @@ class _Fuser:
     def _why_no_kernel(self, nodes: Sequence[Node], outputs: Sequence[Node]) -> str | None:
         """Why these nodes do not make one good kernel; None if they do."""
         tiled = [n for n in nodes if n in self.tiled]
+        members = set(nodes)
+        for node in tiled:
+            if members & set(self.bases[node]):
+                return f"operands of the sum of products %{node.name} would be computed again for each tile"
         try:
             kernel, reads = self._trial(nodes, outputs)
         except Refusal as refusal:

@@ -159,3 +159,22 @@ def test_tiles_fit_the_registers():
             for rows in (1, 2, 7, 14, 49, 128):
                 height, vectors = choose_tile(columns, rows, lanes, registers)
                 assert height * vectors + vectors + 1 <= registers and 1 <= height <= max(rows, 1)
+
+
+@settings(max_examples=20, derandomize=True, deadline=None)
+@given(data=st.data())
+def test_depthwise_convolutions(data):
+    channels = data.draw(st.sampled_from([3, 4, 16, 20, 32, 48, 70]))
+    height, width = data.draw(st.integers(3, 12)), data.draw(st.integers(3, 20))
+    taps, strides = data.draw(st.sampled_from([(3, 3), (5, 5), (1, 3)])), data.draw(st.sampled_from([(1, 1), (2, 2)]))
+    padding = tuple(data.draw(st.integers(0, t // 2)) for t in taps)
+    assume(all(n + 2 * p >= t for n, t, p in zip((height, width), taps, padding)))
+    b = Builder("g")
+    x, w = b.input("x", TensorType(f32, (2, channels, height, width))), b.input("w", TensorType(f32, (channels, 1, *taps)))
+    node = b.convolution(
+        x, w, strides=strides, padding=padding, dilations=(1, 1), groups=channels, transposed=False, output_padding=(0, 0)
+    )
+    images = (x, node)
+    kernel = lowered([node], [node], lambda n: channels_last_strides(n.shape) if n in images else contiguous_strides(n.shape))
+    check(kernel, fixed=lambda buffer: buffer.shape == w.shape, must=False)
+    assert height < 8 or find_contraction(kernel) is not None
