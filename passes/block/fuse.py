@@ -10,7 +10,7 @@ a sentence.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 
 from dlcompiler.ir.expression import Dim
@@ -20,6 +20,7 @@ from dlcompiler.ir.kernel_builder import Refusal
 from dlcompiler.ir.ops import Trait
 from dlcompiler.ir.types import TensorType, contiguous_strides
 from dlcompiler.passes.block.lower import lower_group
+from dlcompiler.passes.fixed import fixed_nodes
 from dlcompiler.passes.strides import channels_last_strides, heads_are_inside, heads_inside_strides, wants_channels_last
 
 # Bounds compile time: groups are lowered while they grow, so the work is linear in nodes times this.
@@ -38,12 +39,17 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Fusion:
-    """A graph and its groups, each after those it reads from. `stored`: every node that has memory of its own."""
+    """A graph and its groups, each after those it reads from.
+
+    stored  every node that has memory of its own
+    fixed   nodes whose values stay the same between calls; no group has them beside others
+    """
 
     graph: Graph
     groups: tuple[Group, ...]
     stored: frozenset[Node]
     refusals: tuple[str, ...] = ()
+    fixed: frozenset[Node] = frozenset()
 
     def inlined(self, node: Node) -> bool:
         """Whether a node has no memory: each reader computes or re-indexes it."""
@@ -91,6 +97,7 @@ class _Fuser:
         self.bases: dict[Node, tuple[Node, ...]] = {}
         self.free: set[Node] = set()  # computed from nothing but index arithmetic: cheaper to repeat than to store
         self.refusals: list[str] = []
+        self.fixed = fixed_nodes(graph)
         self.tiled: set[Node] = set()  # sums of products that kernels of ours compute, not a library
         self.kept_views = self._views_to_keep()
 
@@ -213,6 +220,8 @@ class _Fuser:
 
     def _why_not(self, parts: Sequence[_Open]) -> str | None:
         count = sum(len(p.nodes) for p in parts)
+        if len({all(n in self.fixed for n in p.nodes) for p in parts}) > 1:
+            return "one is made once and kept, the other in each call"
         if count > MAXIMUM_NODES:
             return f"together they have {count} ops, more than {MAXIMUM_NODES}"
         if self._makes_cycle(parts):
@@ -233,7 +242,7 @@ class _Fuser:
             kernel, reads = self._trial(nodes, outputs)
         except Refusal as refusal:
             return str(refusal)
-        if tiled and not self.target.contracts(kernel, fixed_buffers(kernel, reads)):
+        if tiled and not self.target.contracts(kernel, fixed_buffers(kernel, reads, self.fixed)):
             return f"the sum of products %{tiled[0].name} could no longer be computed in tiles"
         return None
 
@@ -245,7 +254,7 @@ class _Fuser:
             kernel, reads = self._trial((node,), (node,), cost_matters=False)
         except Refusal:
             return False
-        if self.target.contracts(kernel, fixed_buffers(kernel, reads)):
+        if self.target.contracts(kernel, fixed_buffers(kernel, reads, self.fixed)):
             self.tiled.add(node)
             return True
         return False
@@ -314,7 +323,7 @@ class _Fuser:
             closed += self._close(group)
         for closed_group in closed:
             stored.update(closed_group.outputs)
-        return Fusion(self.graph, tuple(closed), frozenset(stored), tuple(self.refusals))
+        return Fusion(self.graph, tuple(closed), frozenset(stored), tuple(self.refusals), self.fixed)
 
     def _close(self, group: _Open) -> list[Group]:
         """The finished group; its nodes one by one should they not make a kernel after all, now that all readers are known."""
@@ -346,15 +355,10 @@ class _Fuser:
         return False
 
 
-def is_fixed(node: Node) -> bool:
-    """Whether a node's contents stay the same between calls: a constant, or a module's own tensor."""
-    return node.op.name == "constant" or bool(node.op.name == "input" and node.attributes.get("parameter"))
-
-
-def fixed_buffers(kernel: Kernel, reads: Sequence[Node]) -> frozenset[Buffer]:
+def fixed_buffers(kernel: Kernel, reads: Sequence[Node], fixed: Set[Node]) -> frozenset[Buffer]:
     """In-buffers of a kernel, which reads these nodes, that keep their contents between calls."""
     ins = [b for b in kernel.buffers if b.role == "in"]
-    return frozenset(buffer for buffer, node in zip(ins, reads, strict=True) if is_fixed(node))
+    return frozenset(buffer for buffer, node in zip(ins, reads, strict=True) if node in fixed)
 
 
 def _topological(groups: Sequence[_Open], resolve) -> list[_Open]:

@@ -27,6 +27,7 @@ from dlcompiler.passes.dataflow.in_place import find_aliases
 from dlcompiler.passes.dataflow.layout import assign_layouts
 from dlcompiler.passes.dataflow.memory import place
 from dlcompiler.passes.dataflow.order import order_steps
+from dlcompiler.passes.fixed import is_fixed_source
 from dlcompiler.passes.strides import Strides, channels_last_strides, wants_channels_last
 
 
@@ -77,6 +78,7 @@ class _Planner:
         self.constants: list = []
         self.copies: dict[tuple[Node, Strides], P.View] = {}
         self.preparation: list[P.Launch] = []
+        self.prepared_nodes = self._find_prepared()
         self.panels: dict[tuple, P.View] = {}
         self.output_slots = 0
 
@@ -93,6 +95,33 @@ class _Planner:
             refusals=self.fusion.refusals, history=self.graph.history, preparation=tuple(self.preparation),
         )  # fmt: skip
         return program
+
+    def _find_prepared(self) -> frozenset[Node]:
+        """Nodes that are there before the first step: what stays the same between calls, and is not handed out as a result."""
+        fusion = self.fusion
+        found = {n for n in fusion.fixed if is_fixed_source(n)}
+        handed_out = {self._base_view(node)[0] for node in fusion.graph.results}
+        for group in fusion.groups:
+            is_ready = group.kind == "kernel" and all(n in fusion.fixed for n in group.nodes)
+            if is_ready and not handed_out & set(group.nodes) and self._reads(group) <= found:
+                found.update(group.outputs)
+        return frozenset(found)
+
+    def _reads(self, group: Group) -> set[Node]:
+        """Stored nodes outside a group that it reads, through views."""
+        found: set[Node] = set()
+        stack = [operand for node in group.nodes for operand in node.inputs]
+        seen = set(group.nodes)
+        while stack:
+            node = stack.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if self.fusion.inlined(node):
+                stack.extend(node.inputs)
+            else:
+                found.add(node)
+        return found
 
     # -- slots -------------------------------------------------------------------------------------------------------------
 
@@ -155,6 +184,8 @@ class _Planner:
             self.slots[node] = slot
             return slot
         source = node.inputs[0] if node.op.name == "tuple.get" else node
+        if node in self.prepared_nodes:
+            return self._new_slot(node, "prepared")
         return self._new_slot(node, "extern" if source.op.name == "aten.call" else "intermediate")
 
     # -- steps -------------------------------------------------------------------------------------------------------------
@@ -205,13 +236,14 @@ class _Planner:
         kernel, reads, views = self._lower(nodes, outputs, writes, given)
         sums = [node for node in nodes if node.has(Trait.CONTRACTION) and node.op.name in self.target.library_ops]
         if sums:
-            if not self.target.contracts(kernel, fixed_buffers(kernel, reads)):
+            if not self.target.contracts(kernel, fixed_buffers(kernel, reads, self.prepared_nodes)):
                 # operands are not laid out as was expected when the sum was kept from the library
                 operands = [o for node in sums for o in node.inputs if self.fusion.inlined(o) and o not in given]
                 given |= {operand: self._copy(operand, contiguous_strides(operand.shape)) for operand in operands}
                 kernel, reads, views = self._lower(nodes, outputs, writes, given)
-            kernel, views = self._pack(kernel, views, fixed_buffers(kernel, reads))
-        self.steps.append(P.Launch(kernel, (*views, *writes), kernel.origin))
+            kernel, views = self._pack(kernel, views, fixed_buffers(kernel, reads, self.prepared_nodes))
+        is_prepared = all(view.slot.role == "prepared" for view in writes)
+        (self.preparation if is_prepared else self.steps).append(P.Launch(kernel, (*views, *writes), kernel.origin))
 
     def _lower(
         self, nodes: Sequence[Node], outputs: Sequence[Node], writes: Sequence[P.View], given: Mapping[Node, P.View]
