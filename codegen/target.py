@@ -38,6 +38,11 @@ class Target:
         """Ops kept whole for a library."""
         return LIBRARY_OPS[self.kind]
 
+    @property
+    def tiles_sums(self) -> bool:
+        """Whether kernels of ours compute matrix products and convolutions as well as a library, or better."""
+        return self.kind == "cpu"
+
     def contracts(self, kernel: Kernel, fixed: Set[Buffer]) -> bool:
         """Whether a kernel is a sum of products that our tiles compute, and at least as quickly as a library.
 

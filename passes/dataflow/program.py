@@ -109,9 +109,13 @@ class _Planner:
 
     def _reads(self, group: Group) -> set[Node]:
         """Stored nodes outside a group that it reads, through views."""
+        members = set(group.nodes)
+        return self._reads_of(*(operand for node in group.nodes for operand in node.inputs if operand not in members))
+
+    def _reads_of(self, *nodes: Node) -> set[Node]:
+        """These nodes if they are stored, else what they are computed from that is."""
         found: set[Node] = set()
-        stack = [operand for node in group.nodes for operand in node.inputs]
-        seen = set(group.nodes)
+        stack, seen = list(nodes), set()
         while stack:
             node = stack.pop()
             if node in seen:
@@ -312,10 +316,12 @@ class _Planner:
         position = -1
         if role == "output":
             position, self.output_slots = self.output_slots, self.output_slots + 1
+        if role == "intermediate" and node in self.fusion.fixed and self._reads_of(node) <= self.prepared_nodes:
+            role = "prepared"
         slot = P.Slot(f"{node.name}.copy{len(self.extra_slots)}", node.dtype, node.shape, strides, role, position)
         self.extra_slots.append(slot)
         self._copy_into(node, slot.view())
-        if role == "intermediate":
+        if role != "output":
             self.copies[key] = slot.view()
         return slot.view()
 
