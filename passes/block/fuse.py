@@ -10,7 +10,8 @@ a sentence.
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+import re
+from collections.abc import Hashable, Sequence, Set
 from dataclasses import dataclass, field
 
 from dlcompiler.ir.expression import Dim
@@ -20,6 +21,7 @@ from dlcompiler.ir.kernel_builder import Refusal
 from dlcompiler.ir.ops import Trait
 from dlcompiler.ir.types import TensorType, contiguous_strides
 from dlcompiler.passes.block.lower import lower_group
+from dlcompiler.passes.block.signature import signature
 from dlcompiler.passes.fixed import fixed_nodes
 from dlcompiler.passes.strides import channels_last_strides, heads_are_inside, heads_inside_strides, wants_channels_last
 
@@ -97,6 +99,8 @@ class _Fuser:
         self.bases: dict[Node, tuple[Node, ...]] = {}
         self.free: set[Node] = set()  # computed from nothing but index arithmetic: cheaper to repeat than to store
         self.refusals: list[str] = []
+        self.known: dict[Hashable, tuple[str | None, tuple[Node, ...]]] = {}
+        self.known_tiled: dict[Hashable, bool] = {}
         self.fixed = fixed_nodes(graph)
         self.tiled: set[Node] = set()  # sums of products that kernels of ours compute, not a library
         self.kept_views = self._views_to_keep()
@@ -232,7 +236,21 @@ class _Fuser:
         return self._why_no_kernel(nodes, self._outputs(nodes))
 
     def _why_no_kernel(self, nodes: Sequence[Node], outputs: Sequence[Node]) -> str | None:
-        """Why these nodes do not make one good kernel; None if they do."""
+        """Why these nodes do not make one good kernel; None if they do. Equal groups are looked at once."""
+        key, named = signature(nodes, outputs, self._is_inlined, self._about)
+        if key not in self.known:
+            self.known[key] = self._find_reason(nodes, outputs), named
+        reason, before = self.known[key]
+        if reason is None or before == named:
+            return reason
+        names = {old.name: new.name for old, new in zip(before, named)}
+        return re.sub(r"%([\w.]+)", lambda found: f"%{names.get(found[1], found[1])}", reason)
+
+    def _about(self, node: Node) -> tuple[bool, ...]:
+        """What a kernel depends on of a value that it reads, besides its type."""
+        return (node in self.fixed, heads_are_inside(node))
+
+    def _find_reason(self, nodes: Sequence[Node], outputs: Sequence[Node]) -> str | None:
         tiled = [n for n in nodes if n in self.tiled]
         members = set(nodes)
         for node in tiled:
@@ -250,14 +268,17 @@ class _Fuser:
         """Whether a sum of products becomes a kernel of ours, which others may join, and not a library call."""
         if node.op.name not in self.target.library_ops or node.op.element is None:
             return False
-        try:
-            kernel, reads = self._trial((node,), (node,), cost_matters=False)
-        except Refusal:
-            return False
-        if self.target.contracts(kernel, fixed_buffers(kernel, reads, self.fixed)):
+        key, _ = signature((node,), (node,), self._is_inlined, self._about)
+        if key not in self.known_tiled:
+            try:
+                kernel, reads = self._trial((node,), (node,), cost_matters=False)
+            except Refusal:
+                self.known_tiled[key] = False
+            else:
+                self.known_tiled[key] = self.target.contracts(kernel, fixed_buffers(kernel, reads, self.fixed))
+        if self.known_tiled[key]:
             self.tiled.add(node)
-            return True
-        return False
+        return self.known_tiled[key]
 
     def _trial(self, nodes: Sequence[Node], outputs: Sequence[Node], cost_matters: bool = True) -> tuple[Kernel, list[Node]]:
         """The kernel that these nodes would be, with values laid out as convolutions and attention want them."""
