@@ -32,6 +32,8 @@ TILES_AN_ITEM = 4
 GRAIN_PRODUCTS = 1 << 17
 # Rows from which columns that lie the wrong way, or far apart, are worth packing in each call.
 PACKED_ROWS = 24
+# Summed positions after which a tile's sums are added to those before: rounding errors grow with the length of one sum.
+SUM_BLOCK = 512
 # Cycles from one multiply-add to the next that needs its result.
 LATENCY = 4
 
@@ -79,6 +81,14 @@ class ContractionSchedule:
     def chunk(self) -> int:
         """Rows of a work item."""
         return self.rows * TILES_AN_ITEM
+
+    @property
+    def is_summed_in_blocks(self) -> bool:
+        """Whether sums are so long that they are made in parts of SUM_BLOCK."""
+        if len(self.summed) != 1:
+            return False
+        length = self.axes[self.summed[0]]
+        return not isinstance(length, int) or length >= 2 * SUM_BLOCK
 
     @property
     def panels(self) -> Dim:
@@ -144,9 +154,9 @@ def panel_width(kernel: K.Kernel, fixed: Set[K.Buffer], machine: TileMachine) ->
     extents = kernel.extents
     rows = product(size_estimate(extents[a]) for a in found.row_axes)
     is_fixed = all(load.buffer in fixed for load in loads_under(found.columns))
-    if rows == 1 or (not is_fixed and rows < PACKED_ROWS):
+    if not is_fixed and rows < PACKED_ROWS:
         return None
-    tallest = max((extents[a] for a in found.row_axes), key=size_estimate)
+    tallest = max((extents[a] for a in found.row_axes), key=size_estimate, default=1)
     lanes = machine.vector_bytes // found.reduce.dtype.bytes
     if found.is_lanewise:
         return _lanewise_vectors(extents[found.vector], lanes, machine) * lanes

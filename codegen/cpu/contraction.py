@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dlcompiler.codegen.contraction import ContractionSchedule
+from dlcompiler.codegen.contraction import SUM_BLOCK, ContractionSchedule
 from dlcompiler.codegen.cpu import scalars
 from dlcompiler.codegen.cpu.emitter import Emitter, Value
 from dlcompiler.codegen.cpu.indexing import Number
@@ -159,14 +159,30 @@ class ContractionWriter:
             last = e.sub(count, 1)
             offsets = [0, *(self.index.times(step, e.minimum(last, k)) for k in range(1, rows))]
         columns = self._columns_base(at_begin)
-        sums = [e.constant(0.0, self.element, schedule.lanes)] * (rows * schedule.vectors)
-        if self.row_bounds:
-            sums = self._guarded(first, rows, base, offsets, columns, sums)
+        zeros = [e.constant(0.0, self.element, schedule.lanes)] * (rows * schedule.vectors)
+        if schedule.is_summed_in_blocks and not schedule.guards:
+            self._sum_blocks(base, offsets, columns, zeros)
+        elif self.row_bounds:
+            self._store_sums(self._guarded(first, rows, base, offsets, columns, zeros))
         else:
-            sums = self._nest(schedule.summed, base, offsets, columns, sums, per_row=False)
-        for k, total in enumerate(sums):
-            e.store(total, self.sums, k * schedule.lanes)
+            self._store_sums(self._nest(schedule.summed, base, offsets, columns, zeros, per_row=False))
         self._finish_rows(first, rows if count is None else count)
+
+    def _store_sums(self, sums: list[Value]) -> None:
+        for k, total in enumerate(sums):
+            self.e.store(total, self.sums, k * self.schedule.lanes)
+
+    def _sum_blocks(self, base: Value, offsets: list[Number], columns: Value, zeros: list[Value]) -> None:
+        """A long sum in parts, which are added up in the scratch tile."""
+        e, schedule = self.e, self.schedule
+        (axis,) = schedule.summed
+        length = self.index.write(schedule.axes[axis])
+        self._store_sums(zeros)
+        with e.for_loop(0, length, SUM_BLOCK) as block:
+            end = e.minimum(e.add(block.index, SUM_BLOCK), length)
+            part = self._nest((axis,), base, offsets, columns, zeros, per_row=False, span=(block.index, end))
+            before = (e.load(self.sums, k * schedule.lanes, self.element, schedule.lanes) for k in range(len(part)))
+            self._store_sums([total + more for total, more in zip(before, part)])
 
     def _columns_base(self, at_begin: dict[str, Dim]) -> Value:
         """Address of the tile's first column at the first summed position."""
@@ -249,9 +265,16 @@ class ContractionWriter:
         return result
 
     def _nest(
-        self, axes: Sequence[str], base: Value, offsets: list[Number], columns: Value, sums: list[Value], per_row: bool
+        self,
+        axes: Sequence[str],
+        base: Value,
+        offsets: list[Number],
+        columns: Value,
+        sums: list[Value],
+        per_row: bool,
+        span: tuple[Number, Number] | None = None,
     ) -> list[Value]:
-        """Loops over the summed axes from `axes` on, at whose beginning `base` and `columns` point."""
+        """Loops over the summed axes from `axes` on, at whose beginning `base` and `columns` point; over part of the first."""
         e, schedule = self.e, self.schedule
         if not axes:
             if not (self.is_lanewise and self.other_bounds):
@@ -265,7 +288,8 @@ class ContractionWriter:
         )
 
         def loop_over(pointers: list[Value] | None) -> list[Value]:
-            with e.for_loop(0, self.index.write(schedule.axes[axis]), 1, sums) as loop:
+            low, high = span or (0, self.index.write(schedule.axes[axis]))
+            with e.for_loop(low, high, 1, sums) as loop:
                 self.axis_values[axis] = loop.index
                 columns_here = e.offset(columns, self._value(self.index.times(loop.index, column_step)), self.element)
                 at = self._value(self.index.times(loop.index, row_step))
