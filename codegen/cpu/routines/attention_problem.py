@@ -1,0 +1,205 @@
+"""What the kernels of attention are written for: sizes, strides, element types and blocks; and its numbers in an open function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dlcompiler.codegen.cpu.emitter import Emitter, Value
+from dlcompiler.codegen.cpu.indexing import IndexWriter, Number
+from dlcompiler.codegen.cpu.machine import Machine
+from dlcompiler.codegen.cpu.scalars import element_name
+from dlcompiler.ir.expression import NO_EXTENTS, Dim
+from dlcompiler.ir.program import RoutineCall, View
+from dlcompiler.ir.types import boolean
+
+# Keys in a block: their scores for one item's rows stay in the first cache.
+KEYS = 128
+# Below this many query rows, lanes that run along rows would be mostly empty.
+FEW_ROWS = 4
+NEGATIVE_INFINITY = float("-inf")
+
+
+@dataclass(frozen=True)
+class Strided:
+    """One operand or the result: strides in elements, 0 where it is broadcast."""
+
+    memory: str  # the element in memory, as MLIR names it; i1 is a byte
+    lead: tuple[Dim, ...]
+    row: Dim
+    column: Dim
+
+
+def _strided(view: View, lead: tuple[Dim, ...]) -> Strided:
+    shape, strides = view.shape, view.strides
+    missing = len(lead) + 2 - len(shape)
+    steps = [*(0,) * missing, *(0 if size == 1 else step for size, step in zip(shape, strides))]
+    return Strided(element_name(view.dtype), tuple(steps[:-2]), steps[-2], steps[-1])
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One call of attention: q[lead, length, width], k[lead, seen, width], v[lead, seen, depth], out[lead, length, depth].
+
+    vectors    of query rows in a work item's block
+    broadcast  numbers of a key, or of a value, that one step of the micro kernels multiplies with those vectors
+    """
+
+    machine: Machine
+    element: str  # what is computed in: f32 or f64
+    lanes: int
+    lead: tuple[Dim, ...]
+    length: Dim
+    seen: Dim
+    width: int
+    depth: int
+    scale: float
+    causal: bool
+    query: Strided
+    key: Strided
+    value: Strided
+    mask: Strided | None
+    out: Strided
+    sizes: tuple[str, ...]
+    vectors: int
+    broadcast: int
+    keys: int = KEYS
+    few: int = FEW_ROWS
+
+    @staticmethod
+    def of(call: RoutineCall, machine: Machine) -> Problem:
+        q, k, v, *mask = call.reads
+        (out,) = (view for view in call.writes if view is not None)
+        lead = out.shape[:-2]
+        wide = q.dtype.name == "f64"
+        width, depth = q.shape[-1], v.shape[-1]
+        assert isinstance(width, int) and isinstance(depth, int)
+        many = machine.vector_registers >= 32
+        return Problem(
+            machine, "f64" if wide else "f32", machine.lanes(8 if wide else 4), lead, q.shape[-2], k.shape[-2],
+            width, depth, float(call.attributes["scale"]), bool(call.attributes["causal"]),
+            _strided(q, lead), _strided(k, lead), _strided(v, lead), _strided(mask[0], lead) if mask else None,
+            _strided(out, lead), call.size_symbols, vectors=2, broadcast=8 if many else 4,
+        )  # fmt: skip
+
+    @property
+    def arguments(self) -> tuple[Strided, ...]:
+        """Operands and result in the order of the call's words."""
+        return tuple(x for x in (self.query, self.key, self.value, self.mask, self.out) if x is not None)
+
+    @property
+    def block_rows(self) -> int:
+        """Query rows of a work item."""
+        return self.vectors * self.lanes
+
+    @property
+    def argument_names(self) -> list[tuple[str, str]]:
+        """The arguments of a function for one work item, as `Emitter.func` takes them."""
+        names = ["words", "query", "key", "value", *(["mask"] if self.mask is not None else []), "out"]
+        return [*((name, "ptr") for name in names), ("row", "i64"), ("rows", "i64")]
+
+    def may_be_few(self) -> bool:
+        """Whether there may be so few query rows that each is worked on alone."""
+        few = not isinstance(self.length, int) or self.length <= self.few
+        return few and self.suits_rows
+
+    @property
+    def suits_rows(self) -> bool:
+        """Whether keys, values and mask lie as `attention_rows` reads them."""
+        whole = self.width % self.lanes == 0 and self.depth % self.lanes == 0
+        return whole and self.key.column == 1 and self.value.column == 1 and (self.mask is None or self.mask.column in (0, 1))
+
+    def vector_counts(self) -> list[int]:
+        """How many vectors of rows a work item may have."""
+        if not isinstance(self.length, int):
+            return list(range(1, self.vectors + 1))
+        if self.may_be_few():
+            return []
+        counts = {self.vectors} if self.length >= self.block_rows else set()
+        rest = self.length % self.block_rows
+        return sorted(counts | ({-(-rest // self.lanes)} if rest else set()))
+
+    @property
+    def mask_of_keys(self) -> bool:
+        """Whether a mask is the same for all query rows."""
+        return self.mask is not None and self.mask.row == 0
+
+
+class Numbers:
+    """Sizes and strides as values in an open function, and the arithmetic that all kernels of attention share."""
+
+    def __init__(self, e: Emitter, problem: Problem, words: Value) -> None:
+        self.e, self.problem = e, problem
+        first = len(problem.arguments)
+        sizes = {name: e.load(words, first + k, "i64") for k, name in enumerate(problem.sizes)}
+        self.index = IndexWriter(e, sizes.__getitem__, NO_EXTENTS)
+
+    def value(self, dim: Dim) -> Value:
+        """A size or stride as an i64."""
+        number = self.index.write(dim)
+        return number if isinstance(number, Value) else self.e.constant(number, "i64")
+
+    def place(self, strides: tuple[Dim, Dim], row: Number, column: Number) -> Number:
+        """Elements from the first to the one at (row, column)."""
+        row_step, column_step = (self.index.write(stride) for stride in strides)
+        return self.index.plus(self.index.times(row, row_step), self.index.times(column, column_step))
+
+    def splat(self, number: float) -> Value:
+        """The same number in all lanes."""
+        return self.e.constant(number, self.problem.element, self.problem.lanes)
+
+    def load(self, pointer: Value, at: Number, memory: str, lanes: int = 0) -> Value:
+        """Elements from memory as what is computed in."""
+        return self.e.convert(self.e.load(pointer, at, memory, lanes), self.problem.element)
+
+    def multiply_add(self, a: Value, b: Value, c: Value) -> Value:
+        """a * b + c; without the instruction for it, in two roundings."""
+        return self.e.fma(a, b, c) if self.problem.machine.has_fma else a * b + c
+
+    def larger(self, a: Value, b: Value) -> Value:
+        """The larger, in one instruction; b if either is NaN: the exponentials carry NaN on."""
+        return self.e.select(self.e.compare("gt", a, b), a, b)
+
+    def finite_maximum(self, largest: Value) -> Value:
+        """What is subtracted from scores: their maximum, 0 where no key was seen."""
+        return self.e.select(self.e.compare("eq", largest, NEGATIVE_INFINITY), 0.0, largest)
+
+    def reciprocal(self, total: Value) -> Value:
+        """1 / the sum of exponentials; where nothing was seen, 1 if that gives zeros by the op's meaning."""
+        problem = self.problem
+        if problem.mask is not None or problem.causal or not isinstance(problem.seen, int) or problem.seen == 0:
+            may_be_none = problem.mask is not None or problem.causal
+            nothing = self.e.compare("eq", total, 0.0)
+            if not may_be_none:
+                empty = self.e.compare("eq", self.value(problem.seen), 0)
+                nothing = self.e.bit_and(nothing, self.e.broadcast(empty, total.lanes) if total.lanes else empty)
+            total = self.e.select(nothing, 1.0, total)
+        return 1.0 / total
+
+    def last_key(self, row: Value, rows: Value) -> Value:
+        """Keys beyond this number are not seen from the rows [row, row + rows)."""
+        seen = self.value(self.problem.seen)
+        return self.e.minimum(seen, row + rows) if self.problem.causal else seen
+
+    def hidden(self, kept: Value, score: Value) -> Value:
+        """The score where a bool mask keeps it, else -inf."""
+        return self.e.select(kept, score, NEGATIVE_INFINITY)
+
+    def windows(self, count: Number, step: int, body: Callable[[Number, int], None], surely: bool = False) -> None:
+        """`body(start, size)` for windows of `step` that cover [0, count), the last one moved back so that it fits.
+
+        What two windows share is done twice. Fewer than `step` (never, if `surely`) are done one by one.
+        """
+        e = self.e
+        if isinstance(count, int):
+            surely = count >= step
+            count = e.constant(count, "i64")
+        if surely:
+            with e.for_loop(0, count, step) as loop:
+                body(e.minimum(loop.index, count - step), step)
+            return
+        enough = e.compare("ge", count, step)
+        with e.for_loop(0, e.select(enough, count, 0), step) as loop:
+            body(e.minimum(loop.index, count - step), step)
+        with e.for_loop(0, e.select(enough, 0, count)) as loop:
+            body(loop.index, 1)
