@@ -53,39 +53,37 @@ class Attention:
         return ()
 
     def write(self, e: Emitter, call: RoutineCall, machine: Machine, name: str) -> Written:
-        """One function over the work items, and one for each number of vectors of rows that an item may have."""
+        """One function over the work items, and one for each of the two ways that may be needed."""
         from dlcompiler.codegen.cpu.routines import Written
 
         problem = Problem.of(call, machine)
-        functions = {vectors: f"{name}.tiles{vectors}" for vectors in problem.vector_counts()}
-        for vectors, function in functions.items():
-            write_tiles(e, problem, function, vectors)
+        many = f"{name}.tiles" if problem.may_be_many() else None
         few = f"{name}.rows" if problem.may_be_few() else None
+        if many is not None:
+            write_tiles(e, problem, many)
         if few is not None:
             write_rows(e, problem, few)
         with e.func(name, [("words", "ptr"), ("low", "i64"), ("high", "i64")]) as (words, low, high):
             numbers = Numbers(e, problem, words)
             pointers = e.buffers(words, len(problem.arguments))
             with e.for_loop(low, high) as loop:
-                _work_item(numbers, words, pointers, loop.index, functions, few)
-        lead = product(problem.lead)
-        blocks = floor_div(problem.length + (problem.block_rows - 1), problem.block_rows)
-        rows = min(problem.length, problem.block_rows) if isinstance(problem.length, int) else problem.block_rows
+                _work_item(numbers, words, pointers, loop.index, many, few)
+        blocks = floor_div(problem.length + (problem.item_rows - 1), problem.item_rows)
+        rows = min(problem.length, problem.item_rows) if isinstance(problem.length, int) else problem.item_rows
         seen = problem.seen if isinstance(problem.seen, int) else GUESS
         cost = rows * seen * (problem.width + problem.depth)
-        ways = [f"{problem.block_rows} rows a time"] if functions else []
-        ways += ["row by row"] if few is not None else []
-        summary = f"attention {' or '.join(ways)}, {problem.keys} keys a block, {problem.lanes} lanes of {problem.element}"
-        return Written(lead * blocks, max(1, WORTH_A_THREAD // max(cost, 1)), summary)
+        ways = ([f"{problem.group_rows} rows at a time"] if many else []) + (["row by row"] if few else [])
+        summary = f"attention {' or '.join(ways)}, {problem.lanes} lanes of {problem.element}"
+        return Written(product(problem.lead) * blocks, max(1, WORTH_A_THREAD // max(cost, 1)), summary)
 
 
 def _work_item(
-    n: Numbers, words: Value, pointers: Sequence[Value], item: Value, functions: dict[int, str], few: str | None
+    n: Numbers, words: Value, pointers: Sequence[Value], item: Value, many: str | None, few: str | None
 ) -> None:
-    """Find head and rows of a work item, and call the function for that many rows."""
+    """Find head and rows of a work item, and call the function for them."""
     e, problem = n.e, n.problem
     length = n.value(problem.length)
-    blocks = e.div(length + (problem.block_rows - 1), problem.block_rows)
+    blocks = e.div(length + (problem.item_rows - 1), problem.item_rows)
     block, rest = e.rem(item, blocks), e.div(item, blocks)
     offsets: list[Number] = [0] * len(pointers)
     for dimension in reversed(range(len(problem.lead))):
@@ -98,19 +96,13 @@ def _work_item(
             step = n.index.times(digit, n.index.write(operand.lead[dimension]))
             offsets[position] = n.index.plus(offsets[position], step)
     starts = [e.offset(p, o, operand.memory) for p, o, operand in zip(pointers, offsets, problem.arguments)]
-    row = block * problem.block_rows
-    rows = e.minimum(length - row, problem.block_rows)
-    arguments = [words, *starts, row, rows]
-    if few is not None:
-        scarce = e.compare("le", length, problem.few)
-        with e.if_then(scarce):
-            e.call(few, arguments)
-        many = e.bit_not(scarce)
-    else:
-        many = e.constant(True, "i1")
-    for vectors, function in functions.items():
-        fits = e.bit_and(
-            e.compare("le", rows, vectors * problem.lanes), e.compare("gt", rows, (vectors - 1) * problem.lanes)
-        )
-        with e.if_then(e.bit_and(many, fits)):
-            e.call(function, arguments)
+    row = block * problem.item_rows
+    arguments = [words, *starts, row, e.minimum(length - row, problem.item_rows)]
+    if many is None or few is None:
+        e.call(many or few or "", arguments)
+        return
+    scarce = e.compare("le", length, problem.few)
+    with e.if_then(scarce):
+        e.call(few, arguments)
+    with e.if_then(e.bit_not(scarce)):
+        e.call(many, arguments)

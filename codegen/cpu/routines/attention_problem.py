@@ -13,8 +13,11 @@ from dlcompiler.ir.expression import NO_EXTENTS, Dim
 from dlcompiler.ir.program import RoutineCall, View
 from dlcompiler.ir.types import boolean
 
-# Keys in a block: their scores for one item's rows stay in the first cache.
+# Keys in a block: their scores for one group of rows stay in the first cache.
 KEYS = 128
+# Query rows of a work item; half as many where heads are wider than WIDE, so that what an item keeps of them stays small.
+ROWS = 64
+WIDE = 128
 # Below this many query rows, lanes that run along rows would be mostly empty.
 FEW_ROWS = 4
 NEGATIVE_INFINITY = float("-inf")
@@ -41,8 +44,11 @@ def _strided(view: View, lead: tuple[Dim, ...]) -> Strided:
 class Problem:
     """One call of attention: q[lead, length, width], k[lead, seen, width], v[lead, seen, depth], out[lead, length, depth].
 
-    vectors    of query rows in a work item's block
-    broadcast  numbers of a key, or of a value, that one step of the micro kernels multiplies with those vectors
+    groups     of query rows that a work item has at most; they share copies of keys and values
+    vectors    of query rows in a group
+    broadcast  numbers of as many keys, or of one value, that a step of the micro kernels multiplies with those vectors
+    keys       in a block: their scores for a group stay in the first cache
+    few        as many query rows or fewer are worked on one by one, since lanes along rows would be mostly empty
     """
 
     machine: Machine
@@ -63,8 +69,9 @@ class Problem:
     sizes: tuple[str, ...]
     vectors: int
     broadcast: int
-    keys: int = KEYS
-    few: int = FEW_ROWS
+    keys: int
+    few: int
+    groups: int
 
     @staticmethod
     def of(call: RoutineCall, machine: Machine) -> Problem:
@@ -74,12 +81,16 @@ class Problem:
         wide = q.dtype.name == "f64"
         width, depth = q.shape[-1], v.shape[-1]
         assert isinstance(width, int) and isinstance(depth, int)
-        many = machine.vector_registers >= 32
+        lanes = machine.lanes(8 if wide else 4)
+        vectors = 1 if machine.vector_bytes == 64 else 2
+        rows = ROWS if max(width, depth) <= WIDE else ROWS // 2
         return Problem(
-            machine, "f64" if wide else "f32", machine.lanes(8 if wide else 4), lead, q.shape[-2], k.shape[-2],
+            machine, "f64" if wide else "f32", lanes, lead, q.shape[-2], k.shape[-2],
             width, depth, float(call.attributes["scale"]), bool(call.attributes["causal"]),
             _strided(q, lead), _strided(k, lead), _strided(v, lead), _strided(mask[0], lead) if mask else None,
-            _strided(out, lead), call.size_symbols, vectors=2, broadcast=8 if many else 4,
+            _strided(out, lead), call.size_symbols,
+            vectors=vectors, broadcast=8 if machine.vector_registers >= 32 else 4, keys=KEYS, few=FEW_ROWS,
+            groups=max(1, rows // (vectors * lanes)),
         )  # fmt: skip
 
     @property
@@ -88,9 +99,22 @@ class Problem:
         return tuple(x for x in (self.query, self.key, self.value, self.mask, self.out) if x is not None)
 
     @property
-    def block_rows(self) -> int:
-        """Query rows of a work item."""
+    def group_rows(self) -> int:
+        """Query rows of a group."""
         return self.vectors * self.lanes
+
+    @property
+    def item_rows(self) -> int:
+        """Query rows of a work item."""
+        return self.groups * self.group_rows
+
+    def wants_copy(self, operand: Strided) -> bool:
+        """Whether blocks of keys (or values) are copied: to convert them, or because their rows lie so that they push each other
+        out of the first cache.
+        """
+        if operand.memory != self.element:
+            return True
+        return False
 
     @property
     def argument_names(self) -> list[tuple[str, str]]:
@@ -109,15 +133,9 @@ class Problem:
         whole = self.width % self.lanes == 0 and self.depth % self.lanes == 0
         return whole and self.key.column == 1 and self.value.column == 1 and (self.mask is None or self.mask.column in (0, 1))
 
-    def vector_counts(self) -> list[int]:
-        """How many vectors of rows a work item may have."""
-        if not isinstance(self.length, int):
-            return list(range(1, self.vectors + 1))
-        if self.may_be_few():
-            return []
-        counts = {self.vectors} if self.length >= self.block_rows else set()
-        rest = self.length % self.block_rows
-        return sorted(counts | ({-(-rest // self.lanes)} if rest else set()))
+    def may_be_many(self) -> bool:
+        """Whether there may be too many query rows for that."""
+        return not self.suits_rows or not isinstance(self.length, int) or self.length > self.few
 
     @property
     def mask_of_keys(self) -> bool:
@@ -175,11 +193,6 @@ class Numbers:
                 nothing = self.e.bit_and(nothing, self.e.broadcast(empty, total.lanes) if total.lanes else empty)
             total = self.e.select(nothing, 1.0, total)
         return 1.0 / total
-
-    def last_key(self, row: Value, rows: Value) -> Value:
-        """Keys beyond this number are not seen from the rows [row, row + rows)."""
-        seen = self.value(self.problem.seen)
-        return self.e.minimum(seen, row + rows) if self.problem.causal else seen
 
     def hidden(self, kept: Value, score: Value) -> Value:
         """The score where a bool mask keeps it, else -inf."""

@@ -44,7 +44,8 @@ class _Rows:
         queries = self._query(query, row)
         for column in range(0, problem.depth, self.lanes):
             e.store(n.splat(0.0), self.result, column)
-        end = n.last_key(row, e.constant(1, "i64"))
+        seen = n.value(problem.seen)
+        end = e.minimum(seen, row + 1) if problem.causal else seen
         upper = e.maximum(end - self.lanes, e.minimum(end, 1))
         carried = [e.constant(NEGATIVE_INFINITY, problem.element), e.constant(0.0, problem.element)]
         with e.for_loop(0, upper, KEYS, carried) as block:

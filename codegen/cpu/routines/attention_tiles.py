@@ -17,138 +17,221 @@ from dlcompiler.codegen.cpu.exponential import exp_in
 from dlcompiler.codegen.cpu.indexing import Number
 from dlcompiler.codegen.cpu.routines.attention_problem import NEGATIVE_INFINITY, Numbers, Problem, Strided
 
+# (row, column) -> elements beyond a pointer
+Place = Callable[[Number, Number], Number]
 
-def write_tiles(e: Emitter, problem: Problem, name: str, vectors: int) -> None:
-    """A function for work items of up to `vectors` vectors of rows, and more rows than one vector fewer would hold."""
+
+def write_tiles(e: Emitter, problem: Problem, name: str) -> None:
+    """A function for the rows of one work item."""
+    _write_turn(e, problem, f"{name}.turn")
     with e.func(name, problem.argument_names) as (words, query, key, value, *rest):
         *mask, out, row, rows = rest
-        _Tiles(e, problem, words, vectors).write(query, key, value, mask[0] if mask else None, out, row, rows)
+        _Tiles(e, problem, words, f"{name}.turn").write(query, key, value, mask[0] if mask else None, out, row, rows)
+
+
+def _write_turn(e: Emitter, problem: Problem, name: str) -> None:
+    """A function that transposes one tile of lanes by lanes: `name(source, its stride, target, its stride)`."""
+    lanes = problem.lanes
+    arguments = [("source", "ptr"), ("source_stride", "i64"), ("target", "ptr"), ("target_stride", "i64")]
+    with e.func(name, arguments) as (source, source_stride, target, target_stride):
+        rows = [e.load(source, source_stride * k, problem.element, lanes) for k in range(lanes)]
+        for k, row in enumerate(turn(e, rows)):
+            e.store(row, target, target_stride * k)
+
+
+def turn(e: Emitter, rows: list[Value]) -> list[Value]:
+    """Transpose n vectors of n lanes by log2(n) rounds of interleaving the two halves of the list."""
+    count = len(rows)
+    low = [lane // 2 + (lane % 2) * count for lane in range(count)]
+    high = [lane + count // 2 for lane in low]
+    for _ in range(count.bit_length() - 1):
+        half = count // 2
+        rows = [e.shuffle(rows[k // 2], rows[k // 2 + half], high if k % 2 else low) for k in range(count)]
+    return rows
 
 
 class _Tiles:
-    def __init__(self, e: Emitter, problem: Problem, words: Value, vectors: int) -> None:
-        self.e, self.problem, self.vectors = e, problem, vectors
+    def __init__(self, e: Emitter, problem: Problem, words: Value, turn_function: str) -> None:
+        self.e, self.problem, self.turn_function = e, problem, turn_function
         self.n = Numbers(e, problem, words)
-        self.lanes = problem.lanes
-        self.rows = vectors * problem.lanes  # of the scratch matrices
-        self.buffer_width = -(-max(problem.width, problem.depth) // self.lanes) * self.lanes
+        self.lanes, self.vectors = problem.lanes, problem.vectors
+        self.rows = problem.group_rows  # the width of matrices whose lanes are rows
+        self.most_keys = self._padded(problem.keys + problem.broadcast)
+
+    def _padded(self, width: int) -> int:
+        return -(-width // self.lanes) * self.lanes
 
     def write(
         self, query: Value, key: Value, value: Value, mask: Value | None, out: Value, row: Value, rows: Value
     ) -> None:
         e, n, problem = self.e, self.n, self.problem
-        most_keys = problem.keys + problem.broadcast
-        self.turned_query = e.scratch(problem.element, self._padded(problem.width) * self.rows)
-        self.turned_result = e.scratch(problem.element, self._padded(problem.depth) * self.rows)
-        self.scores = e.scratch(problem.element, most_keys * self.rows)
-        self.buffer = e.scratch(problem.element, self.rows * self.buffer_width)
-        self.masks = e.scratch(problem.element, most_keys * self.rows) if mask is not None and not problem.mask_of_keys else None
-        self.converted = {
-            operand: e.scratch(problem.element, most_keys * width)
-            for operand, width in ((problem.key, problem.width), (problem.value, problem.depth))
-            if operand.memory != problem.element
-        }
-        self._turn_query(query, row, rows)
-        with e.for_loop(0, problem.depth * self.rows, self.lanes) as loop:
-            e.store(n.splat(0.0), self.turned_result, loop.index)
-        end = n.last_key(row, rows)
+        self._make_scratch(mask)
+        groups = e.div(rows + (self.rows - 1), self.rows)
+        with e.for_loop(0, groups) as loop:
+            self._begin_group(loop.index, query, row, rows)
+        end = e.minimum(n.value(problem.seen), row + rows) if problem.causal else n.value(problem.seen)
         # the last block takes what would be too little for a block of its own
         upper = e.maximum(end - problem.broadcast, e.minimum(end, 1))
-        carried = [n.splat(NEGATIVE_INFINITY)] * self.vectors + [n.splat(0.0)] * self.vectors
-        with e.for_loop(0, upper, problem.keys, carried) as block:
+        with e.for_loop(0, upper, problem.keys) as block:
             start = block.index
             left = end - start
             count = e.select(e.compare("le", left, problem.keys + problem.broadcast), left, problem.keys)
-            largest, totals = block.carried[: self.vectors], block.carried[self.vectors :]
-            block.next(*self._block(key, value, mask, row, rows, start, count, largest, totals))
-        self._finish(block.results[self.vectors :], out, row, rows)
+            keys, key_place = self._as_it_is_or_copied(problem.key, key, problem.width, start, count)
+            values, value_place = self._as_it_is_or_copied(problem.value, value, problem.depth, start, count)
+            with e.for_loop(0, groups) as loop:
+                first = row + loop.index * self.rows
+                # causal: no more keys than the group's last row sees
+                seen = e.minimum(count, first + self.rows - start) if problem.causal else count
+                with e.if_then(e.compare("gt", seen, 0)):
+                    self._block(loop.index, keys, key_place, values, value_place, mask, first, row + rows, start, seen)
+        with e.for_loop(0, groups) as loop:
+            self._finish_group(loop.index, out, row, rows)
 
-    def _padded(self, width: int) -> int:
-        return -(-width // self.lanes) * self.lanes
+    def _make_scratch(self, mask: Value | None) -> None:
+        e, problem = self.e, self.problem
+        groups = problem.groups
+        widest = max(self._padded(problem.width), self._padded(problem.depth))
+        self.query_group = self._padded(problem.width) * self.rows
+        self.result_group = self._padded(problem.depth) * self.rows
+        self.turned_query = e.scratch(problem.element, groups * self.query_group)
+        self.turned_result = e.scratch(problem.element, groups * self.result_group)
+        self.largest = e.scratch(problem.element, groups * self.rows)
+        self.totals = e.scratch(problem.element, groups * self.rows)
+        self.scores = e.scratch(problem.element, self.most_keys * self.rows)
+        self.masks = None
+        if mask is not None and not problem.mask_of_keys:
+            self.masks = e.scratch(problem.element, self.most_keys * self.rows)
+            widest = max(widest, self.most_keys)
+        self.buffer_width = widest
+        self.buffer = e.scratch(problem.element, self.rows * widest)
+        self.copies = {
+            operand: e.scratch(problem.element, (problem.keys + problem.broadcast) * width)
+            for operand, width in ((problem.key, problem.width), (problem.value, problem.depth))
+            if problem.wants_copy(operand)
+        }
 
     # -- rows in and out ---------------------------------------------------------------------------------------------------
 
     def _copy(
-        self, source: Value, place: Callable[[Number, Number], Number], memory: str, count: Number, width: int, contiguous: bool,
-        target: Value, target_place: Callable[[Number, Number], Number], target_memory: str, scale: float = 1.0,
+        self, count: Number, width: Number, contiguous: bool, source: Value, place: Place, memory: str,
+        target: Value, target_place: Place, target_memory: str, change: Callable[[Value], Value] = lambda x: x,
     ) -> None:  # fmt: skip
-        """target[r, c] = scale * source[r, c] of `count` rows, converted."""
+        """target[r, c] = change(source[r, c]) of `count` rows; whole vectors where both are contiguous along a row."""
         e, n = self.e, self.n
 
         def move(row: Number, column: Number, lanes: int) -> None:
-            x = n.load(source, place(row, column), memory, lanes)
-            if scale != 1.0:
-                x = x * scale
+            x = change(e.load(source, place(row, column), memory, lanes))
             e.store(e.convert(x, target_memory), target, target_place(row, column))
 
         with e.for_loop(0, count) as loop:
-            if contiguous and width >= self.lanes:
-                n.windows(width, self.lanes, lambda column, size: move(loop.index, column, size))
+            if contiguous:
+                n.windows(width, self.lanes, lambda column, size: move(loop.index, column, size if size > 1 else 0))
             else:
                 with e.for_loop(0, width) as column:
                     move(loop.index, column.index, 0)
 
-    def _buffer_place(self, row: Number, column: Number) -> Number:
-        return self.n.index.plus(self.n.index.times(row, self.buffer_width), column)
+    def _row_major(self, width: int) -> Place:
+        return lambda row, column: self.n.index.plus(self.n.index.times(row, width), column)
 
-    def _turn_query(self, query: Value, row: Value, rows: Value) -> None:
-        """q.T, scaled; beyond the last row, that row again."""
-        e, n, q = self.e, self.n, self.problem.query
-        last = rows - 1
+    def _turn(self, count: Number, source: Value, source_width: int, along_source: bool, target: Value, target_width: int) -> None:
+        """Transpose a strip of tiles: `count` columns of the source, or with `along_source` false as many rows of it."""
+        e = self.e
+        groups = self.rows // self.lanes
+        with e.for_loop(0, count, self.lanes) as loop:
+            for group in range(groups):
+                across = group * self.lanes
+                wide, tall = (source_width, target_width) if along_source else (target_width, source_width)
+                row_major, turned = loop.index + across * wide, loop.index * tall + across
+                source_at, target_at = (row_major, turned) if along_source else (turned, row_major)
+                e.call(
+                    self.turn_function,
+                    [
+                        e.offset(source, source_at, self.problem.element),
+                        e.constant(source_width, "i64"),
+                        e.offset(target, target_at, self.problem.element),
+                        e.constant(target_width, "i64"),
+                    ],
+                )
+
+    def _begin_group(self, group: Value, query: Value, row: Value, rows: Value) -> None:
+        """q.T, scaled, beyond the last row that row again; nothing seen so far."""
+        e, n, problem, q = self.e, self.n, self.problem, self.problem.query
+        first = group * self.rows
         self._copy(
-            query, lambda r, c: n.place((q.row, q.column), row + e.minimum(r, last), c), q.memory, self.rows,
-            self.problem.width, q.column == 1, self.buffer, self._buffer_place, self.problem.element, self.problem.scale,
+            self.rows, problem.width, q.column == 1,
+            query, lambda r, c: n.place((q.row, q.column), row + e.minimum(e.add(first, r), rows - 1), c), q.memory,
+            self.buffer, self._row_major(self.buffer_width), problem.element,
+            lambda x: e.convert(x, problem.element) * problem.scale,
         )  # fmt: skip
-        for group in range(self.vectors):
-            with e.for_loop(0, self.problem.width, self.lanes) as loop:
-                tile = [
-                    e.load(self.buffer, loop.index + (group * self.lanes + k) * self.buffer_width, self.problem.element, self.lanes)
-                    for k in range(self.lanes)
-                ]
-                for k, vector in enumerate(turn(e, tile)):
-                    e.store(vector, self.turned_query, (loop.index + k) * self.rows + group * self.lanes)
+        target = e.offset(self.turned_query, group * self.query_group, problem.element)
+        self._turn(problem.width, self.buffer, self.buffer_width, True, target, self.rows)
+        result = e.offset(self.turned_result, group * self.result_group, problem.element)
+        with e.for_loop(0, problem.depth) as loop:
+            self._store_vectors([n.splat(0.0)] * self.vectors, result, loop.index)
+        self._store_vectors([n.splat(NEGATIVE_INFINITY)] * self.vectors, self.largest, group)
+        self._store_vectors([n.splat(0.0)] * self.vectors, self.totals, group)
 
-    def _finish(self, totals: Sequence[Value], out: Value, row: Value, rows: Value) -> None:
+    def _finish_group(self, group: Value, out: Value, row: Value, rows: Value) -> None:
         """Divide by the sums, turn, and store the rows that there are."""
-        e, n, o = self.e, self.n, self.problem.out
-        for group, total in enumerate(totals):
-            factor = n.reciprocal(total)
-            with e.for_loop(0, self.problem.depth, self.lanes) as loop:
-                tile = [
-                    e.load(
-                        self.turned_result, (loop.index + k) * self.rows + group * self.lanes, self.problem.element, self.lanes
-                    )
-                    * factor
-                    for k in range(self.lanes)
-                ]
-                for k, vector in enumerate(turn(e, tile)):
-                    e.store(vector, self.buffer, loop.index + (group * self.lanes + k) * self.buffer_width)
+        e, n, problem, o = self.e, self.n, self.problem, self.problem.out
+        factors = [n.reciprocal(total) for total in self._vectors_at(self.totals, group)]
+        result = e.offset(self.turned_result, group * self.result_group, problem.element)
+        with e.for_loop(0, problem.depth) as loop:
+            sums = self._vectors_at(result, loop.index)
+            self._store_vectors([s * factor for s, factor in zip(sums, factors)], result, loop.index)
+        self._turn(problem.depth, result, self.rows, False, self.buffer, self.buffer_width)
+        first = group * self.rows
         self._copy(
-            self.buffer, self._buffer_place, self.problem.element, rows, self.problem.depth, o.column == 1,
-            out, lambda r, c: n.place((o.row, o.column), row + r, c), o.memory,
+            e.minimum(rows - first, self.rows), problem.depth, o.column == 1,
+            self.buffer, self._row_major(self.buffer_width), problem.element,
+            out, lambda r, c: n.place((o.row, o.column), e.add(row + first, r), c), o.memory,
         )  # fmt: skip
+
+    def _as_it_is_or_copied(
+        self, operand: Strided, pointer: Value, width: int, start: Value, count: Value
+    ) -> tuple[Value, Place]:
+        """Keys (or values) of a block: where they are, or a copy; and the place of (key in the block, column)."""
+        n = self.n
+        pointer = self.e.offset(pointer, n.index.times(start, n.index.write(operand.row)), operand.memory)
+
+        def place(row: Number, column: Number) -> Number:
+            return n.place((operand.row, operand.column), row, column)
+
+        if operand not in self.copies:
+            return pointer, place
+        target, target_place = self.copies[operand], self._row_major(width)
+        self._copy(
+            count, width, operand.column == 1, pointer, place, operand.memory, target, target_place, self.problem.element,
+            lambda x: self.e.convert(x, self.problem.element),
+        )  # fmt: skip
+        return target, target_place
 
     # -- one block of keys ---------------------------------------------------------------------------------------------------
 
     def _block(
-        self, key: Value, value: Value, mask: Value | None, row: Value, rows: Value, start: Value, count: Value,
-        largest: Sequence[Value], totals: Sequence[Value],
-    ) -> list[Value]:  # fmt: skip
-        """Scores of `count` keys from `start` on, their exponentials, and the values they weigh. The new maxima and sums."""
+        self, group: Value, keys: Value, key_place: Place, values: Value, value_place: Place, mask: Value | None,
+        first: Value, last: Value, start: Value, count: Value,
+    ) -> None:  # fmt: skip
+        """For the group's rows, from `first` on: scores of `count` keys from `start` on, weights, and the values they weigh."""
         e, n, problem = self.e, self.n, self.problem
-        key, key_place = self._narrow_or_as_it_is(problem.key, key, problem.width, start, count)
+        query = e.offset(self.turned_query, group * self.query_group, problem.element)
+        result = e.offset(self.turned_result, group * self.result_group, problem.element)
         if self.masks is not None and mask is not None:
-            self._turn_mask(mask, row, rows, start, count)
-        n.windows(count, problem.broadcast, lambda at, size: self._scores(key, key_place, mask, start, at, size), self._surely())
+            self._turn_mask(mask, self.masks, first, last, start, count)
+        n.windows(
+            count, problem.broadcast, lambda at, size: self._scores(query, keys, key_place, mask, start, at, size), self._surely()
+        )
         if problem.causal:
-            self._hide_later(row, start, count)
+            self._hide_later(first, start, count)
+        largest, totals = self._vectors_at(self.largest, group), self._vectors_at(self.totals, group)
         found = self._maxima(count, largest)
         subtract = [n.finite_maximum(x) for x in found]
         factors = [self._exp(old - new) for old, new in zip(largest, subtract)]
         sums = self._exponentials(count, subtract)
-        value, value_place = self._narrow_or_as_it_is(problem.value, value, problem.depth, start, count)
-        self._weigh(value, value_place, start, count, factors)
-        return [*found, *(n.multiply_add(total, factor, s) for total, factor, s in zip(totals, factors, sums))]
+        self._store_vectors(found, self.largest, group)
+        totals = [n.multiply_add(total, factor, s) for total, factor, s in zip(totals, factors, sums)]
+        self._store_vectors(totals, self.totals, group)
+        self._weigh(result, values, value_place, count, factors)
 
     def _surely(self) -> bool:
         """Whether every block has enough keys for a whole tile."""
@@ -162,35 +245,15 @@ class _Tiles:
         """e^x of an x up to 0, or NaN."""
         return exp_in(self.e, x, self.problem.element)
 
-    def _narrow_or_as_it_is(
-        self, operand: Strided, pointer: Value, width: int, start: Value, count: Value
-    ) -> tuple[Value, Callable[[Number, Number], Number]]:
-        """Keys (or values) of a block: where they are, or converted; and the place of (key in the block, column)."""
-        n = self.n
-        strides = (operand.row, operand.column)
-        pointer = self.e.offset(pointer, n.index.times(start, n.index.write(operand.row)), operand.memory)
-        if operand not in self.converted:
-            return pointer, lambda r, c: n.place(strides, r, c)
-        target = self.converted[operand]
-
-        def place(r: Number, c: Number) -> Number:
-            return n.index.plus(n.index.times(r, width), c)
-
-        self._copy(
-            pointer, lambda r, c: n.place(strides, r, c), operand.memory, count, width, operand.column == 1,
-            target, place, self.problem.element,
-        )  # fmt: skip
-        return target, place
-
     def _scores(
-        self, key: Value, place: Callable[[Number, Number], Number], mask: Value | None, start: Value, at: Number, size: int
+        self, query: Value, key: Value, place: Place, mask: Value | None, start: Value, at: Number, size: int
     ) -> None:
         """scores.T of `size` keys from `at` on in the block, masked."""
         e, n, problem = self.e, self.n, self.problem
         pointers = [e.offset(key, place(n.index.plus(at, j), 0), problem.element) for j in range(size)]
         zeros = [n.splat(0.0)] * (size * self.vectors)
         with e.for_loop(0, problem.width, 1, zeros) as loop:
-            queries = self._vectors_at(self.turned_query, loop.index)
+            queries = self._vectors_at(query, loop.index)
             column = place(0, loop.index)
             sums = []
             for j, pointer in enumerate(pointers):
@@ -233,40 +296,22 @@ class _Tiles:
         addend = e.broadcast(n.load(pointer, place, mask.memory), self.lanes)
         return [addend + score for score in scores]
 
-    def _mask_number(self, pointer: Value, place: Number, lanes: int = 0) -> Value:
-        """What a mask adds: of a bool mask 0 where it keeps, -inf where it hides."""
-        assert self.problem.mask is not None
-        x = self.e.load(pointer, place, self.problem.mask.memory, lanes)
-        if x.element != "i1":
-            return self.e.convert(x, self.problem.element)
-        zero = self.e.constant(0.0, self.problem.element, lanes)
-        return self.e.select(x, zero, NEGATIVE_INFINITY)
-
-    def _turn_mask(self, pointer: Value, row: Value, rows: Value, start: Value, count: Value) -> None:
-        """mask.T of this item's rows and block's keys, as what is added."""
+    def _turn_mask(self, pointer: Value, target: Value, first: Value, last: Value, start: Value, count: Value) -> None:
+        """mask.T of the group's rows and the block's keys as what is added: of a bool mask 0 where it keeps, -inf where it hides."""
         e, n, problem, mask = self.e, self.n, self.problem, self.problem.mask
-        assert mask is not None and self.masks is not None
-        target, strides, last = self.masks, (mask.row, mask.column), row + rows - 1
+        assert mask is not None
 
-        def turn_window(at: Number, size: int) -> None:
-            for group in range(self.vectors):
-                first = row + group * self.lanes
-                if size == 1 or mask.column != 1:
-                    for column in range(size):
-                        in_block = n.index.plus(at, column)
-                        for lane in range(self.lanes):
-                            place = n.place(strides, e.minimum(first + lane, last), start + in_block)
-                            target_place = n.index.plus(n.index.times(in_block, self.rows), group * self.lanes + lane)
-                            e.store(self._mask_number(pointer, place), target, target_place)
-                    continue
-                tile = [
-                    self._mask_number(pointer, n.place(strides, e.minimum(first + k, last), start + at), size)
-                    for k in range(self.lanes)
-                ]
-                for k, vector in enumerate(turn(e, tile)):
-                    e.store(vector, target, n.index.plus(n.index.times(n.index.plus(at, k), self.rows), group * self.lanes))
+        def addend(x: Value) -> Value:
+            if x.element != "i1":
+                return e.convert(x, problem.element)
+            return e.select(x, e.constant(0.0, problem.element, x.lanes), NEGATIVE_INFINITY)
 
-        n.windows(count, self.lanes if mask.column == 1 else 1, turn_window)
+        self._copy(
+            self.rows, count, mask.column == 1,
+            pointer, lambda r, c: n.place((mask.row, mask.column), e.minimum(e.add(first, r), last - 1), e.add(start, c)),
+            mask.memory, self.buffer, self._row_major(self.buffer_width), problem.element, addend,
+        )  # fmt: skip
+        self._turn(count, self.buffer, self.buffer_width, True, target, self.rows)
 
     def _hide_later(self, row: Value, start: Value, count: Value) -> None:
         """-inf where the key comes after the row: of the keys beyond the first row."""
@@ -299,20 +344,17 @@ class _Tiles:
             loop.next(*(total + weight for total, weight in zip(loop.carried, weights)))
         return list(loop.results)
 
-    def _weigh(
-        self, value: Value, place: Callable[[Number, Number], Number], start: Value, count: Value, factors: Sequence[Value]
-    ) -> None:
+    def _weigh(self, result: Value, value: Value, place: Place, count: Value, factors: Sequence[Value]) -> None:
         """result.T = result.T * factors + v.T @ weights.T"""
         whole = self.problem.depth // self.problem.broadcast * self.problem.broadcast
         with self.e.for_loop(0, whole, self.problem.broadcast) as loop:
-            self._weigh_columns(value, place, loop.index, self.problem.broadcast, count, factors)
+            self._weigh_columns(result, value, place, loop.index, self.problem.broadcast, count, factors)
         if whole < self.problem.depth:
-            self._weigh_columns(value, place, whole, self.problem.depth - whole, count, factors)
+            self._weigh_columns(result, value, place, whole, self.problem.depth - whole, count, factors)
 
     def _weigh_columns(
-        self, value: Value, place: Callable[[Number, Number], Number], column: Number, size: int, count: Value,
-        factors: Sequence[Value],
-    ) -> None:  # fmt: skip
+        self, result: Value, value: Value, place: Place, column: Number, size: int, count: Value, factors: Sequence[Value]
+    ) -> None:
         e, n, problem = self.e, self.n, self.problem
         pointers = [e.offset(value, place(0, n.index.plus(column, j)), problem.element) for j in range(size)]
         with e.for_loop(0, count, 1, [n.splat(0.0)] * (size * self.vectors)) as loop:
@@ -326,17 +368,6 @@ class _Tiles:
         for j in range(size):
             found = loop.results[j * self.vectors : (j + 1) * self.vectors]
             line = n.index.plus(column, j)
-            before = self._vectors_at(self.turned_result, line)
+            before = self._vectors_at(result, line)
             after = [n.multiply_add(b, factor, f) for b, factor, f in zip(before, factors, found)]
-            self._store_vectors(after, self.turned_result, line)
-
-
-def turn(e: Emitter, rows: list[Value]) -> list[Value]:
-    """Transpose n vectors of n lanes by log2(n) rounds of interleaving the two halves of the list."""
-    count = len(rows)
-    low = [lane // 2 + (lane % 2) * count for lane in range(count)]
-    high = [lane + count // 2 for lane in low]
-    for _ in range(count.bit_length() - 1):
-        half = count // 2
-        rows = [e.shuffle(rows[k // 2], rows[k // 2 + half], high if k % 2 else low) for k in range(count)]
-    return rows
+            self._store_vectors(after, result, line)
