@@ -85,6 +85,10 @@ def _work_item(
     length = n.value(problem.length)
     blocks = e.div(length + (problem.item_rows - 1), problem.item_rows)
     block, rest = e.rem(item, blocks), e.div(item, blocks)
+    if problem.causal:
+        # first and last in turns, so that any half of the items is about half of the work
+        half = block >> 1
+        block = e.select(e.compare("eq", block & 1, 0), half, blocks - 1 - half)
     offsets: list[Number] = [0] * len(pointers)
     for dimension in reversed(range(len(problem.lead))):
         size = problem.lead[dimension]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from dlcompiler.codegen.cpu.emitter import Emitter, Value
 from dlcompiler.codegen.cpu.indexing import IndexWriter, Number
+from dlcompiler.codegen.cpu.literals import ELEMENT_BITS
 from dlcompiler.codegen.cpu.machine import Machine
 from dlcompiler.codegen.cpu.scalars import element_name
 from dlcompiler.ir.expression import NO_EXTENTS, Dim
@@ -18,8 +19,10 @@ KEYS = 128
 # Query rows of a work item; half as many where heads are wider than WIDE, so that what an item keeps of them stays small.
 ROWS = 64
 WIDE = 128
-# Below this many query rows, lanes that run along rows would be mostly empty.
-FEW_ROWS = 4
+# Up to this many query rows, lanes that run along rows would be mostly empty.
+FEW_ROWS = 7
+# Addresses that differ by a multiple of this share lines of the first cache.
+PAGE = 4096
 NEGATIVE_INFINITY = float("-inf")
 
 
@@ -108,13 +111,18 @@ class Problem:
         """Query rows of a work item."""
         return self.groups * self.group_rows
 
-    def wants_copy(self, operand: Strided) -> bool:
-        """Whether blocks of keys (or values) are copied: to convert them, or because their rows lie so that they push each other
-        out of the first cache.
+    @property
+    def copies_keys(self) -> bool:
+        """Whether blocks of keys are copied: to convert them."""
+        return self.key.memory != self.element
+
+    @property
+    def copies_values(self) -> bool:
+        """Whether blocks of values are copied: to convert them, or because the same column of all rows, which is read in one go,
+        falls into the same few lines of the first cache.
         """
-        if operand.memory != self.element:
-            return True
-        return False
+        step, size = self.value.row, ELEMENT_BITS[self.value.memory] // 8
+        return self.value.memory != self.element or (isinstance(step, int) and step > 0 and step * size % PAGE == 0)
 
     @property
     def argument_names(self) -> list[tuple[str, str]]:

@@ -76,8 +76,8 @@ class _Tiles:
             start = block.index
             left = end - start
             count = e.select(e.compare("le", left, problem.keys + problem.broadcast), left, problem.keys)
-            keys, key_place = self._as_it_is_or_copied(problem.key, key, problem.width, start, count)
-            values, value_place = self._as_it_is_or_copied(problem.value, value, problem.depth, start, count)
+            keys, key_place = self._as_it_is_or_copied(self.copies[0], problem.key, key, problem.width, start, count)
+            values, value_place = self._as_it_is_or_copied(self.copies[1], problem.value, value, problem.depth, start, count)
             with e.for_loop(0, groups) as loop:
                 first = row + loop.index * self.rows
                 # causal: no more keys than the group's last row sees
@@ -104,11 +104,10 @@ class _Tiles:
             widest = max(widest, self.most_keys)
         self.buffer_width = widest
         self.buffer = e.scratch(problem.element, self.rows * widest)
-        self.copies = {
-            operand: e.scratch(problem.element, (problem.keys + problem.broadcast) * width)
-            for operand, width in ((problem.key, problem.width), (problem.value, problem.depth))
-            if problem.wants_copy(operand)
-        }
+        self.copies = [
+            e.scratch(problem.element, (problem.keys + problem.broadcast) * width) if wanted else None
+            for wanted, width in ((problem.copies_keys, problem.width), (problem.copies_values, problem.depth))
+        ]
 
     # -- rows in and out ---------------------------------------------------------------------------------------------------
 
@@ -188,7 +187,7 @@ class _Tiles:
         )  # fmt: skip
 
     def _as_it_is_or_copied(
-        self, operand: Strided, pointer: Value, width: int, start: Value, count: Value
+        self, target: Value | None, operand: Strided, pointer: Value, width: int, start: Value, count: Value
     ) -> tuple[Value, Place]:
         """Keys (or values) of a block: where they are, or a copy; and the place of (key in the block, column)."""
         n = self.n
@@ -197,9 +196,9 @@ class _Tiles:
         def place(row: Number, column: Number) -> Number:
             return n.place((operand.row, operand.column), row, column)
 
-        if operand not in self.copies:
+        if target is None:
             return pointer, place
-        target, target_place = self.copies[operand], self._row_major(width)
+        target_place = self._row_major(width)
         self._copy(
             count, width, operand.column == 1, pointer, place, operand.memory, target, target_place, self.problem.element,
             lambda x: self.e.convert(x, self.problem.element),
