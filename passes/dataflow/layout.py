@@ -32,8 +32,9 @@ def channels_last_strides(shape: tuple[Dim, ...]) -> Strides:
 
 
 def heads_inside_strides(shape: tuple[Dim, ...]) -> Strides:
-    """[N, heads, length, width] stored as [N, length, heads, width]: what attention hands to the projection that follows."""
-    return strides_in_order(shape, (0, 2, 1, 3))
+    """[N, heads..., length, width] stored as [N, length, heads..., width]: what attention hands to the projection that follows."""
+    rank = len(shape)
+    return strides_in_order(shape, (0, rank - 2, *range(1, rank - 2), rank - 1))
 
 
 def is_channels_last(shape: tuple[Dim, ...], strides: Strides) -> bool:
@@ -60,7 +61,7 @@ def assign_layouts(fusion: Fusion) -> dict[Node, Strides]:
                 continue
             if node in wanted:
                 layouts[node] = wanted[node]
-            elif node.op.name == "attention" and node.tensor.rank == 4:
+            elif node.op.name == "attention" and node.tensor.rank >= 4:
                 layouts[node] = heads_inside_strides(node.shape)
             elif node in images or (group.kind == "kernel" and _follows_channels_last(group, node, layouts, fusion)):
                 layouts[node] = channels_last_strides(node.shape)
