@@ -20,7 +20,7 @@ from dlcompiler.codegen.cpu.routines.attention_problem import Numbers, Problem
 from dlcompiler.codegen.cpu.routines.attention_rows import write_rows
 from dlcompiler.codegen.cpu.routines.attention_tiles import write_tiles
 from dlcompiler.ir.expression import floor_div, product
-from dlcompiler.ir.types import TensorType
+from dlcompiler.ir.types import TensorType, f16
 
 if TYPE_CHECKING:
     from dlcompiler.codegen.cpu.indexing import Number
@@ -41,12 +41,13 @@ class Attention:
     """The routine of the op `attention`."""
 
     def applies(self, node: Node, machine: Machine) -> bool:
-        """Heads of a known width up to 256, in any float type, on any machine."""
+        """Heads of a known width up to 256, in any float type that the machine can convert: there it is the quicker one."""
         query, _, value, *mask = (operand.tensor for operand in node.inputs)
-        sizes = (query.shape[-1], value.shape[-1])
-        if not all(isinstance(size, int) and 0 < size <= MAXIMUM_WIDTH for size in sizes):
+        if not machine.has_half_conversion and any(operand.tensor.dtype is f16 for operand in node.inputs):
             return False
-        return not mask or mask[0].rank >= 1
+        sizes = (query.shape[-1], value.shape[-1])
+        known = all(isinstance(size, int) and 0 < size <= MAXIMUM_WIDTH for size in sizes)
+        return known and all(operand.rank > 0 for operand in mask)
 
     def scratch(self, node: Node, machine: Machine) -> Sequence[TensorType]:
         """None: what a thread needs lies on its stack."""
