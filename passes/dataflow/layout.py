@@ -32,7 +32,7 @@ def channels_last_strides(shape: tuple[Dim, ...]) -> Strides:
 
 
 def heads_inside_strides(shape: tuple[Dim, ...]) -> Strides:
-    """[N, heads..., length, width] stored as [N, length, heads..., width]: what attention hands to the projection that follows."""
+    """[N, heads..., length, width] stored as [N, length, heads..., width]: what attention hands to the projection after it."""
     rank = len(shape)
     return strides_in_order(shape, (0, rank - 2, *range(1, rank - 2), rank - 1))
 

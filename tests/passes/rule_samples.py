@@ -159,17 +159,19 @@ FIRES: dict[str, tuple[str, ...]] = {
         """input %q : f32[2, 3, N, 8]; input %k : f32[2, 3, N, 8]; input %v : f32[2, 3, N, 8]; %i = iota {size = N};
         %r = reshape(%i) {shape = (N, 1)}; %m = le(%i, %r); %t = permute(%k) {dims = (0, 1, 3, 2)}; %s = matmul(%q, %t);
         %f = constant -inf : f32[]; %a = where(%m, %s, %f); %w = softmax(%a) {axis = 3}; %y = matmul(%w, %v)""",
-        """input %q : f32[2, 4, 5, 8]; input %k : f32[2, 4, 6, 8]; input %v : f32[2, 4, 6, 8]; %t = permute(%k) {dims = (0, 1, 3, 2)};
-        %s = matmul(%q, %t); %w = softmax(%s) {axis = 3}; %n = isnan(%w); %z = constant 0.0 : f32[]; %o = where(%n, %z, %w);
-        %y = matmul(%o, %v)  # => a row that sees nothing gives zeros""",
-        """input %q : f32[2, 5, 8]; input %k : f32[2, 5, 8]; input %v : f32[2, 5, 8]; input %m : f32[5, 5]; input %p : f32[2, 1, 5];
+        """input %q : f32[2, 4, 5, 8]; input %k : f32[2, 4, 6, 8]; input %v : f32[2, 4, 6, 8];
+        %t = permute(%k) {dims = (0, 1, 3, 2)}; %s = matmul(%q, %t); %w = softmax(%s) {axis = 3}; %n = isnan(%w);
+        %z = constant 0.0 : f32[]; %o = where(%n, %z, %w); %y = matmul(%o, %v)  # => a row that sees nothing gives zeros""",
+        """input %q : f32[2, 5, 8]; input %k : f32[2, 5, 8]; input %v : f32[2, 5, 8]; input %m : f32[5, 5];
+        input %p : f32[2, 1, 5];
         %t = permute(%k) {dims = (0, 2, 1)}; %s = matmul(%q, %t); %a = add(%s, %m); %d = add(%a, %p); %w = softmax(%d) {axis = 2};
         %y = matmul(%w, %v)  # => two masks""",
         """input %q : f32[2, 5, 8]; input %k : f32[2, 5, 8]; input %v : f32[2, 5, 8]; input %m : f32[5, 5];
         %g = constant [true, false, true, true, true] : bool[5]; %f = constant -inf : f32[]; %t = permute(%k) {dims = (0, 2, 1)};
         %s = matmul(%q, %t); %a = where(%g, %s, %f); %d = add(%a, %m); %w = softmax(%d) {axis = 2};
         %y = matmul(%w, %v)  # => one that keeps and one that is added""",
-        """input %q : f32[2, 4, 5, 8]; input %k : f32[2, 4, 6, 8]; input %v : f32[2, 4, 6, 8]; %j = reshape(%k) {shape = (8, 6, 8)};
+        """input %q : f32[2, 4, 5, 8]; input %k : f32[2, 4, 6, 8]; input %v : f32[2, 4, 6, 8];
+        %j = reshape(%k) {shape = (8, 6, 8)};
         %p = permute(%j) {dims = (0, 2, 1)}; %t = reshape(%p) {shape = (2, 4, 8, 6)}; %s = matmul(%q, %t);
         %w = softmax(%s) {axis = 3}; %y = matmul(%w, %v)  # => heads merged around the exchange""",
     ),
@@ -364,7 +366,8 @@ MISSES: dict[str, tuple[str, ...]] = {
         """input %q : f32[2, 6, 8]; input %k : f32[2, 6, 8]; input %v : f32[2, 6, 6]; %t = permute(%k) {dims = (0, 2, 1)};
         %s = matmul(%q, %t); %w = softmax(%s) {axis = 2}; %n = isnan(%w); %z = constant 0.0 : f32[]; %o = where(%n, %z, %w);
         %m = matmul(%o, %v); %y = add(%m, %w)  # => tested weights read elsewhere""",
-        """input %q : f32[2, 5, 8]; input %k : f32[2, 6, 8]; input %v : f32[2, 6, 8]; input %m : f32[5, 6]; input %p : f32[2, 5, 6];
+        """input %q : f32[2, 5, 8]; input %k : f32[2, 6, 8]; input %v : f32[2, 6, 8]; input %m : f32[5, 6];
+        input %p : f32[2, 5, 6];
         %t = permute(%k) {dims = (0, 2, 1)}; %s = matmul(%q, %t); %a = add(%s, %m); %e = exp(%p); %d = mul(%a, %e);
         %w = softmax(%d) {axis = 2}; %y = matmul(%w, %v)  # => masked scores times a tensor""",
     ),

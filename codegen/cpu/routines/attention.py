@@ -78,9 +78,7 @@ class Attention:
         return Written(product(problem.lead) * blocks, max(1, WORTH_A_THREAD // max(cost, 1)), summary)
 
 
-def _work_item(
-    n: Numbers, words: Value, pointers: Sequence[Value], item: Value, many: str | None, few: str | None
-) -> None:
+def _work_item(n: Numbers, words: Value, pointers: Sequence[Value], item: Value, many: str | None, few: str | None) -> None:
     """Find head and rows of a work item, and call the function for them."""
     e, problem = n.e, n.problem
     length = n.value(problem.length)

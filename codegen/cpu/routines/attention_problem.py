@@ -1,4 +1,4 @@
-"""What the kernels of attention are written for: sizes, strides, element types and blocks; and its numbers in an open function."""
+"""What the kernels of attention are written for: sizes, strides, types, blocks; and these as values of an open function."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from dlcompiler.codegen.cpu.machine import Machine
 from dlcompiler.codegen.cpu.scalars import element_name
 from dlcompiler.ir.expression import NO_EXTENTS, Dim
 from dlcompiler.ir.program import RoutineCall, View
-from dlcompiler.ir.types import boolean
 
 # Keys in a block: their scores for one group of rows stay in the first cache.
 KEYS = 128

@@ -96,13 +96,13 @@ class _Rows:
         """Scores of `size` keys (a vector's worth, or one) from `at` on in the block, masked."""
         e, n, k, mask = self.e, self.n, self.problem.key, self.problem.mask
         first = n.index.plus(start, at)
-        products = []
+        products: list[Value] = []
         for j in range(size):
             pointer = e.offset(self.key, n.place((k.row, k.column), n.index.plus(first, j), 0), k.memory)
-            total = None
-            for number, vector in enumerate(queries):
-                keys = n.load(pointer, number * self.lanes, k.memory, self.lanes)
-                total = keys * vector if total is None else n.multiply_add(keys, vector, total)
+            keys = [n.load(pointer, number * self.lanes, k.memory, self.lanes) for number in range(len(queries))]
+            total = keys[0] * queries[0]
+            for part, vector in zip(keys[1:], queries[1:]):
+                total = n.multiply_add(part, vector, total)
             products.append(total)
         scores = add_across(e, products) if size > 1 else e.reduce("add", products[0])
         if mask is not None and self.mask is not None:
@@ -173,7 +173,5 @@ def add_across(e: Emitter, vectors: Sequence[Value]) -> Value:
     lanes = vectors[0].lanes
     even, odd = list(range(0, 2 * lanes, 2)), list(range(1, 2 * lanes, 2))
     while len(vectors) > 1:
-        vectors = [
-            e.shuffle(a, b, even) + e.shuffle(a, b, odd) for a, b in zip(vectors[::2], vectors[1::2])
-        ]
+        vectors = [e.shuffle(a, b, even) + e.shuffle(a, b, odd) for a, b in zip(vectors[::2], vectors[1::2])]
     return vectors[0]

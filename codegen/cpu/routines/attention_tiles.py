@@ -61,9 +61,7 @@ class _Tiles:
     def _padded(self, width: int) -> int:
         return -(-width // self.lanes) * self.lanes
 
-    def write(
-        self, query: Value, key: Value, value: Value, mask: Value | None, out: Value, row: Value, rows: Value
-    ) -> None:
+    def write(self, query: Value, key: Value, value: Value, mask: Value | None, out: Value, row: Value, rows: Value) -> None:
         e, n, problem = self.e, self.n, self.problem
         self._make_scratch(mask)
         groups = e.div(rows + (self.rows - 1), self.rows)
@@ -132,7 +130,9 @@ class _Tiles:
     def _row_major(self, width: int) -> Place:
         return lambda row, column: self.n.index.plus(self.n.index.times(row, width), column)
 
-    def _turn(self, count: Number, source: Value, source_width: int, along_source: bool, target: Value, target_width: int) -> None:
+    def _turn(
+        self, count: Number, source: Value, source_width: int, along_source: bool, target: Value, target_width: int
+    ) -> None:
         """Transpose a strip of tiles: `count` columns of the source, or with `along_source` false as many rows of it."""
         e = self.e
         groups = self.rows // self.lanes
@@ -244,9 +244,7 @@ class _Tiles:
         """e^x of an x up to 0, or NaN."""
         return exp_in(self.e, x, self.problem.element)
 
-    def _scores(
-        self, query: Value, key: Value, place: Place, mask: Value | None, start: Value, at: Number, size: int
-    ) -> None:
+    def _scores(self, query: Value, key: Value, place: Place, mask: Value | None, start: Value, at: Number, size: int) -> None:
         """scores.T of `size` keys from `at` on in the block, masked."""
         e, n, problem = self.e, self.n, self.problem
         pointers = [e.offset(key, place(n.index.plus(at, j), 0), problem.element) for j in range(size)]
@@ -296,7 +294,7 @@ class _Tiles:
         return [addend + score for score in scores]
 
     def _turn_mask(self, pointer: Value, target: Value, first: Value, last: Value, start: Value, count: Value) -> None:
-        """mask.T of the group's rows and the block's keys as what is added: of a bool mask 0 where it keeps, -inf where it hides."""
+        """mask.T of the group's rows and the block's keys as what is added: for a bool mask 0 or -inf."""
         e, n, problem, mask = self.e, self.n, self.problem, self.problem.mask
         assert mask is not None
 
