@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dlcompiler.codegen.cpu.emitter import Emitter, Value
 from dlcompiler.codegen.cpu.indexing import IndexWriter, Number
@@ -86,13 +86,30 @@ class Problem:
         lanes = machine.lanes(8 if wide else 4)
         vectors = 1 if machine.vector_bytes == 64 else 2
         rows = ROWS if max(width, depth) <= WIDE else ROWS // 2
-        return Problem(
+        problem = Problem(
             machine, "f64" if wide else "f32", lanes, lead, q.shape[-2], k.shape[-2],
             width, depth, float(call.attributes["scale"]), bool(call.attributes["causal"]),
             _strided(q, lead), _strided(k, lead), _strided(v, lead), _strided(mask[0], lead) if mask else None,
             _strided(out, lead), call.size_symbols,
             vectors=vectors, broadcast=8 if machine.vector_registers >= 32 else 4, keys=KEYS, few=FEW_ROWS,
             groups=max(1, rows // (vectors * lanes)),
+        )  # fmt: skip
+        return problem._heads_as_rows()
+
+    def _heads_as_rows(self) -> Problem:
+        """With one query row a head, heads that share keys and values are rows of one head, so that these are read once."""
+        if self.length != 1 or not self.lead or self.lead[-1] == 1 or self.causal:
+            return self
+        if self.key.lead[-1] != 0 or self.value.lead[-1] != 0:
+            return self
+
+        def turned(x: Strided) -> Strided:
+            return replace(x, lead=x.lead[:-1], row=x.lead[-1])
+
+        return replace(
+            self, lead=self.lead[:-1], length=self.lead[-1], query=turned(self.query), out=turned(self.out),
+            mask=None if self.mask is None else turned(self.mask),
+            key=replace(self.key, lead=self.key.lead[:-1]), value=replace(self.value, lead=self.value.lead[:-1]),
         )  # fmt: skip
 
     @property

@@ -1,7 +1,7 @@
 """Attention for few query rows, as when a model writes one token after another: each row alone, lanes along the head's width.
 
-All time goes into reading keys and values once, as whole vectors. A vector's worth of keys is done together, so that their
-products are summed across lanes by one tree of shuffles.
+Time goes into reading keys and values, as whole vectors, from far away only once for all rows. A vector's worth of keys is done
+together, so that their products are summed across lanes by one tree of shuffles.
 """
 
 from __future__ import annotations
@@ -20,12 +20,10 @@ ACCUMULATORS = 8
 
 
 def write_rows(e: Emitter, problem: Problem, name: str) -> None:
-    """A function for the rows of one work item, one after the other."""
-    with e.func(name, problem.argument_names) as (words, query, key, value, *rest):
+    """A function for the rows of one work item: at most `problem.few`."""
+    with e.func(name, problem.argument_names, inline=False) as (words, query, key, value, *rest):
         *mask, out, row, rows = rest
-        writer = _Rows(e, problem, words, key, value, mask[0] if mask else None)
-        with e.for_loop(row, row + rows) as loop:
-            writer.row(query, out, loop.index)
+        _Rows(e, problem, words, key, value, mask[0] if mask else None).write(query, out, row, rows)
 
 
 class _Rows:
@@ -36,61 +34,73 @@ class _Rows:
         self.key, self.value, self.mask = key, value, mask
         # a vector may be written behind the last score
         self.scores = e.scratch(problem.element, KEYS + 2 * self.lanes)
-        self.result = e.scratch(problem.element, problem.depth)
+        self.queries = e.scratch(problem.element, problem.few * problem.width)
+        self.results = e.scratch(problem.element, problem.few * problem.depth)
+        self.largest = e.scratch(problem.element, problem.few)
+        self.totals = e.scratch(problem.element, problem.few)
 
-    def row(self, query: Value, out: Value, row: Value) -> None:
-        """One query row."""
+    def write(self, query: Value, out: Value, row: Value, rows: Value) -> None:
         e, n, problem = self.e, self.n, self.problem
-        queries = self._query(query, row)
-        for column in range(0, problem.depth, self.lanes):
-            e.store(n.splat(0.0), self.result, column)
+        with e.for_loop(0, rows) as loop:
+            self._begin(query, row, loop.index)
         seen = n.value(problem.seen)
-        end = e.minimum(seen, row + 1) if problem.causal else seen
+        end = e.minimum(seen, row + rows) if problem.causal else seen
+        # the last block takes what would be too little for a block of its own
         upper = e.maximum(end - self.lanes, e.minimum(end, 1))
-        carried = [e.constant(NEGATIVE_INFINITY, problem.element), e.constant(0.0, problem.element)]
-        with e.for_loop(0, upper, KEYS, carried) as block:
-            start, (largest, total) = block.index, block.carried
+        with e.for_loop(0, upper, KEYS) as block:
+            start = block.index
             left = end - start
             count = e.select(e.compare("le", left, KEYS + self.lanes), left, KEYS)
-            n.windows(count, self.lanes, lambda at, size: self._scores(queries, row, start, at, size), self._surely())
-            # whole vectors from here on: what lies behind the last score weighs nothing
-            e.store(n.splat(NEGATIVE_INFINITY), self.scores, count)
-            found = self._maximum(count, largest)
-            subtract = n.finite_maximum(found)
-            factor = exp_in(e, largest - subtract, problem.element)
-            added = self._exponentials(count, subtract)
-            self._weigh(start, count, factor)
-            block.next(found, n.multiply_add(total, factor, added))
-        factor = n.reciprocal(block.results[1])
-        o = problem.out
-        for column in range(0, problem.depth, self.lanes):
-            vector = e.load(self.result, column, problem.element, self.lanes) * factor
-            if o.column == 1:
-                e.store(e.convert(vector, o.memory), out, n.place((o.row, o.column), row, column))
-                continue
-            for lane in range(self.lanes):
-                number = e.convert(e.extract(vector, lane), o.memory)
-                e.store(number, out, n.place((o.row, o.column), row, column + lane))
+            # one row after the other reads the block's keys and values, which by then are in the second cache
+            with e.for_loop(0, rows) as loop:
+                own = e.minimum(count, row + loop.index + 1 - start) if problem.causal else count
+                with e.if_then(e.compare("gt", own, 0)):
+                    self._block(row, loop.index, start, own)
+        with e.for_loop(0, rows) as loop:
+            self._finish(out, row, loop.index)
+
+    def _begin(self, query: Value, row: Value, number: Value) -> None:
+        """The scaled query; nothing seen so far."""
+        e, n, problem, q = self.e, self.n, self.problem, self.problem.query
+        lanes = self.lanes if q.column == 1 else 0
+        with e.for_loop(0, problem.width, lanes or 1) as loop:
+            x = n.load(query, n.place((q.row, q.column), row + number, loop.index), q.memory, lanes)
+            e.store(x * problem.scale, self.queries, number * problem.width + loop.index)
+        with e.for_loop(0, problem.depth, self.lanes) as loop:
+            e.store(n.splat(0.0), self.results, number * problem.depth + loop.index)
+        e.store(e.constant(NEGATIVE_INFINITY, problem.element), self.largest, number)
+        e.store(e.constant(0.0, problem.element), self.totals, number)
+
+    def _block(self, row: Value, number: Value, start: Value, count: Value) -> None:
+        """One row's scores of `count` keys from `start` on, weights, and the values they weigh."""
+        e, n, problem = self.e, self.n, self.problem
+        queries = [
+            e.load(self.queries, number * problem.width + column, problem.element, self.lanes)
+            for column in range(0, problem.width, self.lanes)
+        ]
+        n.windows(count, self.lanes, lambda at, size: self._scores(queries, row + number, start, at, size), self._surely())
+        # whole vectors from here on: what lies behind the last score weighs nothing
+        e.store(n.splat(NEGATIVE_INFINITY), self.scores, count)
+        largest = e.load(self.largest, number, problem.element)
+        found = self._maximum(count, largest)
+        subtract = n.finite_maximum(found)
+        factor = exp_in(e, largest - subtract, problem.element)
+        added = self._exponentials(count, subtract)
+        self._weigh(e.offset(self.results, number * problem.depth, problem.element), start, count, factor)
+        e.store(found, self.largest, number)
+        e.store(n.multiply_add(e.load(self.totals, number, problem.element), factor, added), self.totals, number)
+
+    def _finish(self, out: Value, row: Value, number: Value) -> None:
+        """Divide by the sum, and store."""
+        e, n, problem, o = self.e, self.n, self.problem, self.problem.out
+        factor = n.reciprocal(e.load(self.totals, number, problem.element))
+        lanes = self.lanes if o.column == 1 else 0
+        with e.for_loop(0, problem.depth, lanes or 1) as loop:
+            x = e.load(self.results, number * problem.depth + loop.index, problem.element, lanes) * factor
+            e.store(e.convert(x, o.memory), out, n.place((o.row, o.column), row + number, loop.index))
 
     def _surely(self) -> bool:
         return isinstance(self.problem.seen, int) and self.problem.seen >= self.lanes and not self.problem.causal
-
-    def _query(self, query: Value, row: Value) -> list[Value]:
-        """The row's vectors, scaled."""
-        e, n, q = self.e, self.n, self.problem.query
-        if q.column == 1:
-            vectors = [
-                n.load(query, n.place((q.row, q.column), row, column), q.memory, self.lanes)
-                for column in range(0, self.problem.width, self.lanes)
-            ]
-        else:
-            copy = e.scratch(self.problem.element, self.problem.width)
-            with e.for_loop(0, self.problem.width) as loop:
-                e.store(n.load(query, n.place((q.row, q.column), row, loop.index), q.memory), copy, loop.index)
-            vectors = [
-                e.load(copy, column, self.problem.element, self.lanes) for column in range(0, self.problem.width, self.lanes)
-            ]
-        return [vector * self.problem.scale for vector in vectors]
 
     def _scores(self, queries: Sequence[Value], row: Value, start: Value, at: Number, size: int) -> None:
         """Scores of `size` keys (a vector's worth, or one) from `at` on in the block, masked."""
@@ -130,7 +140,7 @@ class _Rows:
             loop.next(loop.carried[0] + weights)
         return e.reduce("add", loop.results[0])
 
-    def _weigh(self, start: Value, count: Value, factor: Value) -> None:
+    def _weigh(self, result: Value, start: Value, count: Value, factor: Value) -> None:
         """result = result * factor + weights @ v"""
         e, n, v, problem = self.e, self.n, self.problem.value, self.problem
         columns = list(range(0, problem.depth, self.lanes))
@@ -155,8 +165,8 @@ class _Rows:
                 sums = loop.results
             for position, column in enumerate(own):
                 total = sums[position] + sums[position + len(own)] if together > 1 else sums[position]
-                before = e.load(self.result, column, problem.element, self.lanes)
-                e.store(n.multiply_add(before, e.broadcast(factor, self.lanes), total), self.result, column)
+                before = e.load(result, column, problem.element, self.lanes)
+                e.store(n.multiply_add(before, e.broadcast(factor, self.lanes), total), result, column)
 
 
 def across(e: Emitter, vector: Value, combine) -> Value:

@@ -24,7 +24,7 @@ Place = Callable[[Number, Number], Number]
 def write_tiles(e: Emitter, problem: Problem, name: str) -> None:
     """A function for the rows of one work item."""
     _write_turn(e, problem, f"{name}.turn")
-    with e.func(name, problem.argument_names) as (words, query, key, value, *rest):
+    with e.func(name, problem.argument_names, inline=False) as (words, query, key, value, *rest):
         *mask, out, row, rows = rest
         _Tiles(e, problem, words, f"{name}.turn").write(query, key, value, mask[0] if mask else None, out, row, rows)
 
@@ -33,7 +33,7 @@ def _write_turn(e: Emitter, problem: Problem, name: str) -> None:
     """A function that transposes one tile of lanes by lanes: `name(source, its stride, target, its stride)`."""
     lanes = problem.lanes
     arguments = [("source", "ptr"), ("source_stride", "i64"), ("target", "ptr"), ("target_stride", "i64")]
-    with e.func(name, arguments) as (source, source_stride, target, target_stride):
+    with e.func(name, arguments, inline=False) as (source, source_stride, target, target_stride):
         rows = [e.load(source, source_stride * k, problem.element, lanes) for k in range(lanes)]
         for k, row in enumerate(turn(e, rows)):
             e.store(row, target, target_stride * k)

@@ -222,7 +222,7 @@ def symbolic_views(case: Case, arrays: Sequence[np.ndarray]) -> list[tuple[tuple
 
 
 @every_machine
-@settings(derandomize=True, deadline=None, max_examples=25)
+@settings(derandomize=True, deadline=None, max_examples=16)
 @given(case=cases)
 def test_any_attention_computes_its_meaning(described, case):
     assume(case.dtype is not f16 or described.has_half_conversion)
@@ -246,6 +246,17 @@ def test_no_memory_beside_operands_is_touched(described, at_end, length, seen, w
     )  # fmt: skip
     operands, out = arrays_of(case)
     check([guarded(x, at_end) for x in operands], described, guarded(out, at_end), causal=case.causal)
+
+
+@every_machine
+@pytest.mark.parametrize("mask", [None, (3, 4, 1, 40), (3, 1, 1, 40)], ids=str)
+def test_single_rows_of_heads_that_share_keys(described, mask):
+    rng = np.random.default_rng(0)
+    for heads in (4, 9):
+        operands = [random(rng, shape, f32) for shape in ((3, heads, 1, 16), (3, 1, 40, 16), (3, 1, 40, 32))]
+        if mask is not None:
+            operands.append(random(rng, (3, heads if mask[1] > 1 else 1, 1, 40), f32))
+        check(operands, described)
 
 
 # -- values that are not finite -----------------------------------------------------------------------------------------------
