@@ -41,9 +41,14 @@ class Attention:
     """The routine of the op `attention`."""
 
     def applies(self, node: Node, machine: Machine) -> bool:
-        """Heads of a known width up to 256, in any float type that the machine can convert: there it is the quicker one."""
+        """Heads of a known width up to 256, in float types that the machine converts, where there are fused multiply-adds.
+
+        There it is quicker than the library; without them it takes twice as long (x86-64-v2, 12 heads of 128 x 64: 3.9 ms, the
+        library held to SSE 4.2: 1.8 ms), since the exponential asks the C library for each one.
+        """
         query, _, value, *mask = (operand.tensor for operand in node.inputs)
-        if not machine.has_half_conversion and any(operand.tensor.dtype is f16 for operand in node.inputs):
+        halves = any(operand.tensor.dtype is f16 for operand in node.inputs)
+        if not machine.has_fma or (halves and not machine.has_half_conversion):
             return False
         sizes = (query.shape[-1], value.shape[-1])
         known = all(isinstance(size, int) and 0 < size <= MAXIMUM_WIDTH for size in sizes)

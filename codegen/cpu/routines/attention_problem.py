@@ -42,6 +42,13 @@ def _strided(view: View, lead: tuple[Dim, ...]) -> Strided:
     return Strided(element_name(view.dtype), tuple(steps[:-2]), steps[-2], steps[-1])
 
 
+def _broadcast(machine: Machine) -> int:
+    """As many numbers as leave registers for the sums, and without fused multiply-adds for products."""
+    if machine.vector_registers >= 32:
+        return 8
+    return 6 if machine.has_fma else 4
+
+
 @dataclass(frozen=True)
 class Problem:
     """One call of attention: q[lead, length, width], k[lead, seen, width], v[lead, seen, depth], out[lead, length, depth].
@@ -91,7 +98,7 @@ class Problem:
             width, depth, float(call.attributes["scale"]), bool(call.attributes["causal"]),
             _strided(q, lead), _strided(k, lead), _strided(v, lead), _strided(mask[0], lead) if mask else None,
             _strided(out, lead), call.size_symbols,
-            vectors=vectors, broadcast=8 if machine.vector_registers >= 32 else 4, keys=KEYS, few=FEW_ROWS,
+            vectors=vectors, broadcast=_broadcast(machine), keys=KEYS, few=FEW_ROWS,
             groups=max(1, rows // (vectors * lanes)),
         )  # fmt: skip
         return problem._heads_as_rows()
