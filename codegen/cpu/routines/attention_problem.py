@@ -15,8 +15,9 @@ from dlcompiler.ir.program import RoutineCall, View
 
 # Keys in a block: their scores for one group of rows stay in the first cache.
 KEYS = 128
-# Query rows of a work item; half as many where heads are wider than WIDE, so that what an item keeps of them stays small.
+# Query rows of a work item.
 ROWS = 64
+# Half as many of both where heads are wider than this: what a thread has on its stack stays below 256 KiB.
 WIDE = 128
 # Up to this many query rows, lanes that run along rows would be mostly empty.
 FEW_ROWS = 7
@@ -92,14 +93,14 @@ class Problem:
         assert isinstance(width, int) and isinstance(depth, int)
         lanes = machine.lanes(8 if wide else 4)
         vectors = 1 if machine.vector_bytes == 64 else 2
-        rows = ROWS if max(width, depth) <= WIDE else ROWS // 2
+        part = 1 if max(width, depth) <= WIDE else 2
         problem = Problem(
             machine, "f64" if wide else "f32", lanes, lead, q.shape[-2], k.shape[-2],
             width, depth, float(call.attributes["scale"]), bool(call.attributes["causal"]),
             _strided(q, lead), _strided(k, lead), _strided(v, lead), _strided(mask[0], lead) if mask else None,
             _strided(out, lead), call.size_symbols,
-            vectors=vectors, broadcast=_broadcast(machine), keys=KEYS, few=FEW_ROWS,
-            groups=max(1, rows // (vectors * lanes)),
+            vectors=vectors, broadcast=_broadcast(machine), keys=KEYS // part, few=FEW_ROWS,
+            groups=max(1, ROWS // part // (vectors * lanes)),
         )  # fmt: skip
         return problem._heads_as_rows()
 
