@@ -233,11 +233,12 @@ class _Tiles:
         self._weigh(result, values, value_place, count, factors)
 
     def _surely(self) -> bool:
-        """Whether every block has enough keys for a whole tile."""
+        """Whether every group sees enough keys of every block for a whole tile, if it sees any."""
         problem = self.problem
         enough = isinstance(problem.seen, int) and problem.seen >= problem.broadcast
         if problem.causal:
-            enough = enough and isinstance(problem.length, int) and problem.length >= problem.broadcast
+            # the first group sees as many keys as it has rows
+            enough = enough and isinstance(problem.length, int) and min(problem.length, self.rows) >= problem.broadcast
         return enough
 
     def _exp(self, x: Value) -> Value:
