@@ -8,6 +8,7 @@ import mmap
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pytest
@@ -72,6 +73,12 @@ def random(rng: np.random.Generator, shape: Sequence[int], dtype: DType) -> np.n
 # -- running -----------------------------------------------------------------------------------------------------------------
 
 
+@cache
+def compiled(text: str):
+    """The entry point of a module; many calls differ in their numbers only."""
+    return compile_mlir(text, ["kernel"]).function("kernel")
+
+
 def run(
     operands: Sequence[np.ndarray],
     out: np.ndarray,
@@ -88,7 +95,7 @@ def run(
     slots = [View(Slot(f"x{k}", dtype_of(a), *v, "intermediate"), *v) for k, (a, v) in enumerate(zip(arrays, shown))]
     call = RoutineCall("attention", tuple(slots[:-1]), (slots[-1],), {"scale": scale, "causal": causal})
     text, written = write_kernel(call, described)
-    function = compile_mlir(text, ["kernel"]).function("kernel")
+    function = compiled(text)
     numbers = [(sizes or {})[name] for name in call.size_symbols]
     words = (ctypes.c_int64 * (len(arrays) + len(numbers)))(*(a.ctypes.data for a in arrays), *numbers)
     work = evaluate(written.work, sizes or {})
