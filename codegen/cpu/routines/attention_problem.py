@@ -162,8 +162,14 @@ class Problem:
     @property
     def suits_rows(self) -> bool:
         """Whether keys, values and mask lie as `attention_rows` reads them."""
-        whole = self.width % self.lanes == 0 and self.depth % self.lanes == 0
-        return whole and self.key.column == 1 and self.value.column == 1 and (self.mask is None or self.mask.column in (0, 1))
+        wide = min(self.width, self.depth) >= self.lanes
+        keys = self.key.column == 1 or self.keys_lie_along_lanes
+        return wide and keys and self.value.column == 1 and (self.mask is None or self.mask.column in (0, 1))
+
+    @property
+    def keys_lie_along_lanes(self) -> bool:
+        """Whether keys are the columns of a transposed matrix."""
+        return self.key.row == 1 and self.key.column != 1
 
     def may_be_many(self) -> bool:
         """Whether there may be too many query rows for that."""

@@ -32,10 +32,14 @@ class _Rows:
         self.n = Numbers(e, problem, words)
         self.lanes = problem.lanes
         self.key, self.value, self.mask = key, value, mask
+        # columns of the vectors that cover a row of keys, or of values; the last one is moved back so that it fits
+        self.key_columns = starts(problem.width, self.lanes)
+        self.value_columns = starts(problem.depth, self.lanes)
+        self.result_width = len(self.value_columns) * self.lanes
         # a vector may be written behind the last score
         self.scores = e.scratch(problem.element, KEYS + 2 * self.lanes)
         self.queries = e.scratch(problem.element, problem.few * problem.width)
-        self.results = e.scratch(problem.element, problem.few * problem.depth)
+        self.results = e.scratch(problem.element, problem.few * self.result_width)
         self.largest = e.scratch(problem.element, problem.few)
         self.totals = e.scratch(problem.element, problem.few)
 
@@ -62,23 +66,32 @@ class _Rows:
     def _begin(self, query: Value, row: Value, number: Value) -> None:
         """The scaled query; nothing seen so far."""
         e, n, problem, q = self.e, self.n, self.problem, self.problem.query
-        lanes = self.lanes if q.column == 1 else 0
-        with e.for_loop(0, problem.width, lanes or 1) as loop:
-            x = n.load(query, n.place((q.row, q.column), row + number, loop.index), q.memory, lanes)
-            e.store(x * problem.scale, self.queries, number * problem.width + loop.index)
-        with e.for_loop(0, problem.depth, self.lanes) as loop:
-            e.store(n.splat(0.0), self.results, number * problem.depth + loop.index)
+
+        def scaled(column: Number, lanes: int) -> None:
+            x = n.load(query, n.place((q.row, q.column), row + number, column), q.memory, lanes)
+            e.store(x * problem.scale, self.queries, n.index.plus(number * problem.width, column))
+
+        if q.column == 1:
+            n.windows(problem.width, self.lanes, scaled)
+        else:
+            with e.for_loop(0, problem.width) as loop:
+                scaled(loop.index, 0)
+        with e.for_loop(0, self.result_width, self.lanes) as loop:
+            e.store(n.splat(0.0), self.results, number * self.result_width + loop.index)
         e.store(e.constant(NEGATIVE_INFINITY, problem.element), self.largest, number)
         e.store(e.constant(0.0, problem.element), self.totals, number)
 
     def _block(self, row: Value, number: Value, start: Value, count: Value) -> None:
         """One row's scores of `count` keys from `start` on, weights, and the values they weigh."""
         e, n, problem = self.e, self.n, self.problem
-        queries = [
-            e.load(self.queries, number * problem.width + column, problem.element, self.lanes)
-            for column in range(0, problem.width, self.lanes)
-        ]
-        n.windows(count, self.lanes, lambda at, size: self._scores(queries, row + number, start, at, size), self._surely())
+        query = e.offset(self.queries, number * problem.width, problem.element)
+        products = self._along_keys if problem.keys_lie_along_lanes else self._along_width
+
+        def scores(at: Number, size: int) -> None:
+            first = n.index.plus(start, at)
+            e.store(self._masked(products(query, first, size), row + number, first), self.scores, at)
+
+        n.windows(count, self.lanes, scores, self._surely())
         # whole vectors from here on: what lies behind the last score weighs nothing
         e.store(n.splat(NEGATIVE_INFINITY), self.scores, count)
         largest = e.load(self.largest, number, problem.element)
@@ -86,7 +99,7 @@ class _Rows:
         subtract = n.finite_maximum(found)
         factor = exp_in(e, largest - subtract, problem.element)
         added = self._exponentials(count, subtract)
-        self._weigh(e.offset(self.results, number * problem.depth, problem.element), start, count, factor)
+        self._weigh(e.offset(self.results, number * self.result_width, problem.element), start, count, factor)
         e.store(found, self.largest, number)
         e.store(n.multiply_add(e.load(self.totals, number, problem.element), factor, added), self.totals, number)
 
@@ -94,35 +107,58 @@ class _Rows:
         """Divide by the sum, and store."""
         e, n, problem, o = self.e, self.n, self.problem, self.problem.out
         factor = n.reciprocal(e.load(self.totals, number, problem.element))
-        lanes = self.lanes if o.column == 1 else 0
-        with e.for_loop(0, problem.depth, lanes or 1) as loop:
-            x = e.load(self.results, number * problem.depth + loop.index, problem.element, lanes) * factor
-            e.store(e.convert(x, o.memory), out, n.place((o.row, o.column), row + number, loop.index))
+        for vector, column in enumerate(self.value_columns):
+            source = number * self.result_width + vector * self.lanes
+            if o.column == 1:
+                x = e.load(self.results, source, problem.element, self.lanes) * factor
+                e.store(e.convert(x, o.memory), out, n.place((o.row, o.column), row + number, column))
+                continue
+            with e.for_loop(0, self.lanes) as loop:
+                x = e.load(self.results, source + loop.index, problem.element) * factor
+                e.store(e.convert(x, o.memory), out, n.place((o.row, o.column), row + number, loop.index + column))
 
     def _surely(self) -> bool:
         return isinstance(self.problem.seen, int) and self.problem.seen >= self.lanes and not self.problem.causal
 
-    def _scores(self, queries: Sequence[Value], row: Value, start: Value, at: Number, size: int) -> None:
-        """Scores of `size` keys (a vector's worth, or one) from `at` on in the block, masked."""
-        e, n, k, mask = self.e, self.n, self.problem.key, self.problem.mask
-        first = n.index.plus(start, at)
+    def _along_width(self, query: Value, first: Number, size: int) -> Value:
+        """Products of the query with `size` keys (a vector's worth, or one) from `first` on, whose numbers lie side by side."""
+        e, n, k = self.e, self.n, self.problem.key
+        queries = [self._fresh(column, n.load(query, column, self.problem.element, self.lanes)) for column in self.key_columns]
         products: list[Value] = []
         for j in range(size):
             pointer = e.offset(self.key, n.place((k.row, k.column), n.index.plus(first, j), 0), k.memory)
-            keys = [n.load(pointer, number * self.lanes, k.memory, self.lanes) for number in range(len(queries))]
+            keys = [self._fresh(column, n.load(pointer, column, k.memory, self.lanes)) for column in self.key_columns]
             total = keys[0] * queries[0]
             for part, vector in zip(keys[1:], queries[1:]):
                 total = n.multiply_add(part, vector, total)
             products.append(total)
-        scores = add_across(e, products) if size > 1 else e.reduce("add", products[0])
-        if mask is not None and self.mask is not None:
-            place = n.place((mask.row, mask.column), row, first)
-            given = e.load(self.mask, place, mask.memory, scores.lanes if mask.column == 1 else 0)
-            if mask.memory == "i1":
-                scores = n.hidden(given, scores)
-            else:
-                scores = e.convert(given, self.problem.element) + scores
-        e.store(scores, self.scores, at)
+        return add_across(e, products) if size > 1 else e.reduce("add", products[0])
+
+    def _fresh(self, column: int, vector: Value) -> Value:
+        """A vector of a row that begins at `column`, 0 in lanes that the vector before has too."""
+        shared = -column % self.lanes
+        if not shared:
+            return vector
+        own = self.e.constant([lane >= shared for lane in range(self.lanes)], "i1", self.lanes)
+        return self.e.select(own, vector, 0.0)
+
+    def _along_keys(self, query: Value, first: Number, size: int) -> Value:
+        """The same where keys lie side by side, as the columns of a transposed matrix."""
+        e, n, k, problem = self.e, self.n, self.problem.key, self.problem
+        lanes = size if size > 1 else 0
+        with e.for_loop(0, problem.width, 1, [e.constant(0.0, problem.element, lanes)]) as loop:
+            keys = n.load(self.key, n.place((k.row, k.column), first, loop.index), k.memory, lanes)
+            number = e.load(query, loop.index, problem.element)
+            loop.next(n.multiply_add(e.broadcast(number, lanes) if lanes else number, keys, loop.carried[0]))
+        return loop.results[0]
+
+    def _masked(self, scores: Value, row: Value, first: Number) -> Value:
+        e, n, mask = self.e, self.n, self.problem.mask
+        if mask is None or self.mask is None:
+            return scores
+        place = n.place((mask.row, mask.column), row, first)
+        given = e.load(self.mask, place, mask.memory, scores.lanes if mask.column == 1 else 0)
+        return n.hidden(given, scores) if mask.memory == "i1" else e.convert(given, self.problem.element) + scores
 
     def _maximum(self, count: Value, largest: Value) -> Value:
         e, n = self.e, self.n
@@ -143,9 +179,8 @@ class _Rows:
     def _weigh(self, result: Value, start: Value, count: Value, factor: Value) -> None:
         """result = result * factor + weights @ v"""
         e, n, v, problem = self.e, self.n, self.problem.value, self.problem
-        columns = list(range(0, problem.depth, self.lanes))
-        for panel in range(0, len(columns), ACCUMULATORS):
-            own = columns[panel : panel + ACCUMULATORS]
+        for panel in range(0, len(self.value_columns), ACCUMULATORS):
+            own = self.value_columns[panel : panel + ACCUMULATORS]
             # two keys at a time where one alone has too few sums to hide how long each takes
             together = 2 if len(own) <= ACCUMULATORS // 2 else 1
             sums: Sequence[Value] = [n.splat(0.0)] * (len(own) * together)
@@ -163,10 +198,16 @@ class _Rows:
                             following[place] = n.multiply_add(weight, values, following[place])
                     loop.next(*following)
                 sums = loop.results
-            for position, column in enumerate(own):
+            for position in range(len(own)):
+                line = (panel + position) * self.lanes
                 total = sums[position] + sums[position + len(own)] if together > 1 else sums[position]
-                before = e.load(result, column, problem.element, self.lanes)
-                e.store(n.multiply_add(before, e.broadcast(factor, self.lanes), total), result, column)
+                before = e.load(result, line, problem.element, self.lanes)
+                e.store(n.multiply_add(before, e.broadcast(factor, self.lanes), total), result, line)
+
+
+def starts(width: int, lanes: int) -> list[int]:
+    """Where vectors begin that cover a row of `width` numbers, `lanes` or more."""
+    return [*range(0, width - lanes + 1, lanes), *([width - lanes] if width % lanes else [])]
 
 
 def across(e: Emitter, vector: Value, combine) -> Value:
