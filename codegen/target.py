@@ -19,8 +19,8 @@ GPU_ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_
 
 # Ops that a library runs whole on each kind of target; everything else becomes kernels of our own.
 LIBRARY_OPS = {
-    "cpu": frozenset({"matmul", "linear", "convolution", "attention", "lstm"}),
-    "cuda": frozenset({"matmul", "linear", "convolution", "attention", "lstm"}),
+    "cpu": frozenset({"matmul", "linear", "convolution", "attention"}),
+    "cuda": frozenset({"matmul", "linear", "convolution", "attention", "lstm", "gru", "rnn"}),
 }
 
 

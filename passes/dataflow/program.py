@@ -146,7 +146,7 @@ class _Planner:
             if scratch is None:
                 self.steps.append(P.LibraryCall(node.op.name, reads, writes, attributes, origin))
             else:
-                writes += tuple(self._scratch(f"{node.name}.scratch{k}", type) for k, type in enumerate(scratch))
+                writes += tuple(self._scratch_of_routine(f"{node.name}.scratch{k}", type) for k, type in enumerate(scratch))
                 self.steps.append(P.RoutineCall(node.op.name, reads, writes, attributes, origin))
         else:
             target, arguments = node.attributes["target"], node.attributes["arguments"]
@@ -173,6 +173,18 @@ class _Planner:
         slot = P.Slot(name, type.dtype, type.shape, contiguous_strides(type.shape), "intermediate")
         self.extra_slots.append(slot)
         return slot.view()
+
+    def _scratch_of_routine(self, name: str, type: TensorType) -> P.View:
+        """Scratch memory of the next step; integers, with which threads count, are set to 0 before it."""
+        view = self._scratch(name, type)
+        if type.dtype.is_integer:
+            builder = Builder("clear")
+            zero = builder.expand(builder.constant(0, type.dtype), shape=type.shape)
+            kernel, _, _ = lower_group(
+                f"kernel_{len(self.steps)}", (zero,), (zero,), lambda n: n is not zero, lambda n: view.strides, cost_matters=False
+            )
+            self.steps.append(P.Launch(kernel, (view,), (name,)))
+        return view
 
     def _launch(self, nodes: Sequence[Node], outputs: Sequence[Node], writes: Sequence[P.View]) -> None:
         strides = {node: view.strides for node, view in zip(outputs, writes)}

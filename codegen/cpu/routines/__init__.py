@@ -38,7 +38,7 @@ class Routine(Protocol):
         ...
 
     def scratch(self, node: Node, machine: Machine) -> Sequence[TensorType]:
-        """Memory it wants besides operands and results; row major, shared by all threads."""
+        """Memory it wants besides operands and results; row major, shared by all threads. Integers are 0 when the code starts."""
         ...
 
     def write(self, e: Emitter, call: RoutineCall, machine: Machine, name: str) -> Written:
@@ -48,7 +48,10 @@ class Routine(Protocol):
 
 def routines() -> Mapping[str, Routine]:
     """The routine of each op that has one."""
-    return {}
+    from dlcompiler.codegen.cpu.routines.recurrent import Recurrent
+
+    scan = Recurrent()
+    return {"lstm_scan": scan, "gru_scan": scan, "rnn_scan": scan}
 
 
 def find_routine(node: Node, machine: Machine) -> Routine | None:

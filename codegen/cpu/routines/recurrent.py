@@ -1,0 +1,639 @@
+"""Recurrent layers: the time loop of `lstm_scan`, `gru_scan` and `rnn_scan`, with packed weights and the cell in registers.
+
+The recurrent weight [G*H, H] is packed into panels [H][G gates][one or more vectors of hidden units]: one tile computes all gates of
+some hidden units for some rows of the batch, streaming a panel once, and then makes their new state. The tile starts from the gates
+of the input, and reads the last state where it lies, in the result of the step before.
+
+Threads divide either the batch, each with a packed copy of its own, or the hidden units, where every step needs the whole state of
+the step before: then the parts count themselves off in an atomic counter after each step and wait for the others. That is safe since
+the driver runs the parts of one step on different threads of one team, or all of it as one part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from dlcompiler.codegen.cpu.emitter import Emitter, Value
+from dlcompiler.codegen.cpu.indexing import IndexWriter
+from dlcompiler.codegen.cpu.machine import Machine
+from dlcompiler.codegen.cpu.numerics import at_least, at_most, form, nearest, polynomial, power_of_two, scale
+from dlcompiler.codegen.cpu.routines import Written
+from dlcompiler.codegen.cpu.scalars import element_name
+from dlcompiler.ir.expression import Dim, evaluate, symbols
+from dlcompiler.ir.graph import Node
+from dlcompiler.ir.ops.recurrent import Cell, scanned_cell
+from dlcompiler.ir.program import RoutineCall, View
+from dlcompiler.ir.types import DType, TensorType, i64
+
+# e^x is asked for within these, where it is a normal number; beyond, sigmoid and tanh are 0 or 1 to the last bit that matters
+SIGMOID_RANGE = {"f32": 87.0, "f64": 708.0}
+TANH_RANGE = {"f32": 10.0, "f64": 20.0}
+MOST_ROWS = 8  # of the batch in one tile
+PART_WORK = 1 << 14  # multiply-adds in one step that are worth a thread
+SPINS = 2000  # looks at a counter before the processor is offered to others
+LINE = 8  # counters of two directions lie this many words apart: on different cache lines
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the code of one scan depends on.
+
+    lanes      elements of a vector
+    vectors    vectors of hidden units in a panel, for each gate
+    splits     parts of the batch, if threads divide it; 0 if they divide the hidden units
+    """
+
+    cell: Cell
+    dtype: DType
+    batch: Dim
+    hidden: int
+    reverse: tuple[bool, ...]
+    activation: str
+    lanes: int
+    vectors: int
+    registers: int
+    splits: int
+
+    @property
+    def directions(self) -> int:
+        return len(self.reverse)
+
+    @property
+    def columns(self) -> int:
+        """Vectors of one row of a tile."""
+        return self.cell.gates * self.vectors
+
+    @property
+    def units(self) -> int:
+        """Hidden units of a panel."""
+        return self.vectors * self.lanes
+
+    @property
+    def panels(self) -> int:
+        return -(-self.hidden // self.units)
+
+    @property
+    def panel_elements(self) -> int:
+        return self.hidden * self.columns * self.lanes
+
+    @property
+    def last_units(self) -> int:
+        """Hidden units of the last panel."""
+        return self.hidden - (self.panels - 1) * self.units
+
+    @cached_property
+    def heights(self) -> tuple[int, ...]:
+        """Rows of the tiles that are needed, the highest first: parts of the batch are cut into tiles of these, as even as can be."""
+        most = max(1, min(MOST_ROWS, (self.registers - self.columns - 2) // self.columns))
+        if symbols(self.batch):
+            return (most, 1) if most > 1 else (1,)
+        batch, splits = evaluate(self.batch, {}), max(self.splits, 1)
+        sizes = {batch * (k + 1) // splits - batch * k // splits for k in range(splits)} - {0}
+        largest = max(sizes, default=1)
+        height = -(-largest // -(-largest // most))
+        return tuple(sorted({height, *(size % height for size in sizes)} - {0}, reverse=True))
+
+
+def form_of(op: str, types: Sequence[Any], attributes: Mapping[str, Any], machine: Machine) -> Form:
+    """The form of a scan whose operands have these types (or are these views)."""
+    cell = scanned_cell(op)
+    assert cell is not None, op
+    dtype, (_, batch, hidden) = types[0].dtype, types[0].shape
+    lanes = machine.lanes(dtype.bytes)
+    vectors = 1 if cell.gates > 1 else min(4, -(-hidden // lanes))
+    directions = len(attributes["reverse"])
+    splits = _splits(batch, hidden, directions, machine)
+    return Form(
+        cell, dtype, batch, hidden, tuple(attributes["reverse"]), attributes.get("activation", "tanh"), lanes, vectors,
+        machine.vector_registers, splits,
+    )  # fmt: skip
+
+
+def _splits(batch: Dim, hidden: int, directions: int, machine: Machine) -> int:
+    """Into how many parts to cut the batch; 0 to divide the hidden units instead."""
+    if machine.cores <= directions:
+        return 1
+    return 0
+
+
+class Recurrent:
+    """The routine of the scans of every cell."""
+
+    def applies(self, node: Node, machine: Machine) -> bool:
+        """float32 and float64 with a hidden size that is known."""
+        state = node.inputs[0].tensor
+        return state.dtype.name in ("f32", "f64") and isinstance(state.shape[2], int) and state.shape[2] > 0
+
+    def scratch(self, node: Node, machine: Machine) -> Sequence[TensorType]:
+        """The packed weights; and counters, if threads wait for each other."""
+        shape = form_of(node.op.name, [i.type for i in node.inputs], node.attributes, machine)
+        packed = TensorType(shape.dtype, (shape.directions * max(shape.splits, 1), shape.panels * shape.panel_elements))
+        return [packed] if shape.splits else [packed, TensorType(i64, (shape.directions, LINE))]
+
+    def write(self, e: Emitter, call: RoutineCall, machine: Machine, name: str) -> Written:
+        shape = form_of(call.op, call.reads, call.attributes, machine)
+        _Writer(e, shape, call, name).write()
+        step = evaluate(shape.batch, {}) if not symbols(shape.batch) else 1
+        panel = step * shape.panel_elements
+        if shape.splits:
+            summary = f"{shape.cell.name}: {shape.directions} x {shape.splits} parts of the batch"
+            work, grain = shape.directions * shape.splits, 1
+        else:
+            summary = f"{shape.cell.name}: {shape.directions} x {shape.panels} panels of {shape.units} units, in step"
+            work, grain = shape.directions * shape.panels, -(-PART_WORK // max(panel, 1))
+        return Written(work, grain, f"{summary}; tiles of {'/'.join(map(str, shape.heights))} rows")
+
+
+@dataclass(frozen=True)
+class _Operands:
+    """Views and addresses of one direction. `states` are the initial ones, `lasts` the final ones."""
+
+    gates: tuple[View, Value]
+    weight: tuple[View, Value]
+    bias: tuple[View, Value] | None
+
+
+class _Writer:
+    """Writes the functions of one scan."""
+
+    def __init__(self, e: Emitter, shape: Form, call: RoutineCall, name: str) -> None:
+        self.e, self.shape, self.call, self.name = e, shape, call, name
+        self.element = element_name(shape.dtype)
+        each = 3 if shape.cell.inner_bias else 2
+        states = shape.cell.states
+        self.initial, self.lasts = call.reads[:states], [v for v in call.writes[1 : 1 + states] if v is not None]
+        self.sides = [call.reads[states + d * each : states + (d + 1) * each] for d in range(shape.directions)]
+        y = call.writes[0]
+        assert y is not None
+        self.y = y
+        # how far apart neighbouring units are; 1 but for operands that a caller laid out otherwise
+        self.gate_step = self._unit_step([side[0] for side in self.sides])
+        self.bias_step = self._unit_step([side[2] for side in self.sides]) if shape.cell.inner_bias else 1
+        self.state_step = int(y.strides[2]) if y.strides[2] == self.initial[0].strides[2] else 0
+
+    @staticmethod
+    def _unit_step(views: Sequence[View]) -> int:
+        steps = {view.strides[-1] for view in views}
+        assert len(steps) == 1 and isinstance(next(iter(steps)), int), views
+        return int(steps.pop())
+
+    def write(self) -> None:
+        for last in self._kinds():
+            self._write_cell(last)
+            for height in self.shape.heights:
+                self._write_tile(height, last)
+        self._write_step()
+        for direction in range(self.shape.directions):
+            self._write_pack(direction)
+        self._write_main()
+
+    def _kinds(self) -> tuple[bool, ...]:
+        """Whether panels are full, or the last one with units missing."""
+        partial = self.shape.last_units < self.shape.units
+        return (*((False,) if self.shape.panels > 1 or not partial else ()), *((True,) if partial else ()))
+
+    # -- memory --------------------------------------------------------------------------------------------------------------
+
+    def _mask(self, vector: int, last: bool) -> Value | None:
+        """Which lanes of a panel's vector are hidden units; None for all."""
+        count = (self.shape.last_units if last else self.shape.units) - vector * self.shape.lanes
+        return None if count >= self.shape.lanes else self.e.create_mask(max(count, 0), self.shape.lanes)
+
+    def _read(self, pointer: Value, index: int, step: int, mask: Value | None) -> Value:
+        """A vector of units from `pointer[index * step]` on."""
+        e, lanes = self.e, self.shape.lanes
+        zero = e.constant(0.0, self.element, lanes)
+        if step != 1:
+            every = mask if mask is not None else e.constant(True, "i1", lanes)
+            return e.gather(pointer, index * step, e.constant([step * k for k in range(lanes)], "i64", lanes), every, zero)
+        return e.load(pointer, index, self.element, lanes) if mask is None else e.masked_load(pointer, index, mask, zero)
+
+    def _store(self, value: Value, pointer: Value, index: int, step: int, mask: Value | None) -> None:
+        e, lanes = self.e, self.shape.lanes
+        if step != 1:
+            every = mask if mask is not None else e.constant(True, "i1", lanes)
+            e.scatter(value, pointer, index * step, e.constant([step * k for k in range(lanes)], "i64", lanes), every)
+        elif mask is None:
+            e.store(value, pointer, index)
+        else:
+            e.masked_store(value, pointer, index, mask)
+
+    # -- the cell ------------------------------------------------------------------------------------------------------------
+
+    def _write_cell(self, last: bool) -> None:
+        """One row's new state in one panel, from the sums in `tile`."""
+        e, shape = self.e, self.shape
+        arguments = [(n, "ptr") for n in ("tile", "gates", "h", "y", "c")]
+        with e.func(f"{self.name}_cell{int(last)}", [*arguments, ("h_step", "i64")]) as (tile, gates, h, y, c, h_step):
+            for vector in range(shape.vectors):
+                mask = self._mask(vector, last)
+                first = vector * shape.lanes
+                sums = [
+                    e.load(tile, (gate * shape.vectors + vector) * shape.lanes, self.element, shape.lanes)
+                    for gate in range(shape.cell.gates)
+                ]
+                if shape.cell.name == "lstm":
+                    new_c, new = lstm_cell(e, sums, self._read(c, first, int(self.lasts[1].strides[2]), mask))
+                    self._store(new_c, c, first, int(self.lasts[1].strides[2]), mask)
+                elif shape.cell.name == "gru":
+                    inner = self._read(gates, 2 * shape.hidden + first, self.gate_step, mask)
+                    new = gru_cell(e, sums, inner, self._read_state(h, h_step, first, mask))
+                else:
+                    new = tanh(e, sums[0]) if shape.activation == "tanh" else e.maximum(sums[0], 0.0)
+                self._store(new, y, first, int(self.y.strides[2]), mask)
+
+    def _read_state(self, h: Value, h_step: Value, first: int, mask: Value | None) -> Value:
+        if self.state_step == 1:
+            return self._read(h, first, 1, mask)
+        e, lanes = self.e, self.shape.lanes
+        every = mask if mask is not None else e.constant(True, "i1", lanes)
+        steps = e.mul(e.iota(lanes) + first, h_step)
+        return e.gather(h, 0, steps, every, e.constant(0.0, self.element, lanes))
+
+    # -- one tile ------------------------------------------------------------------------------------------------------------
+
+    def _write_tile(self, height: int, last: bool) -> None:
+        """`height` rows of one panel: the product with the state of the step before, then the cell of each row."""
+        e, shape = self.e, self.shape
+        pointers = [(n, "ptr") for n in ("panel", "h", "h_units", "gates", "y", "c", "bias")]
+        strides = [(n, "i64") for n in ("h_row", "h_step", "gates_row", "y_row", "c_row")]
+        with e.func(f"{self.name}_tile{height}_{int(last)}", [*pointers, *strides]) as values:
+            panel, h, h_units, gates, y, c, bias, h_row, h_step, gates_row, y_row, c_row = values
+            width = shape.columns * shape.lanes
+            tile = e.scratch(self.element, height * width)
+            rows = [e.offset(h, h_row * row if row else 0, self.element) for row in range(height)]
+            gate_rows = [e.offset(gates, gates_row * row if row else 0, self.element) for row in range(height)]
+            sums = self._products(panel, rows, h_step, [self._start(at, bias, last) for at in gate_rows])
+            for row in range(height):
+                for column, total in enumerate(sums[row]):
+                    e.store(total, tile, row * width + column * shape.lanes)
+            with e.for_loop(0, height) as loop:
+                row = loop.index
+                places = [(tile, row * width), (gates, row * gates_row), (h_units, row * h_row), (y, row * y_row), (c, row * c_row)]
+                given = [e.offset(pointer, index, self.element) for pointer, index in places]
+                e.call(f"{self.name}_cell{int(last)}", [*given, h_step])
+
+    def _start(self, gates: Value, bias: Value, last: bool) -> list[Value]:
+        """What a row's sums begin with: the gates of the input and the recurrent bias; of gru's last gate only the bias."""
+        e, shape = self.e, self.shape
+        found = []
+        for gate in range(shape.cell.gates):
+            for vector in range(shape.vectors):
+                mask, at = self._mask(vector, last), gate * shape.hidden + vector * shape.lanes
+                added = self._read(bias, at, self.bias_step, mask) if shape.cell.inner_bias else None
+                if shape.cell.inner_bias and gate == shape.cell.gates - 1:
+                    assert added is not None
+                    found.append(added)
+                    continue
+                value = self._read(gates, at, self.gate_step, mask)
+                found.append(value if added is None else e.add(value, added))
+        return found
+
+    def _products(self, panel: Value, rows: list[Value], h_step: Value, starts: list[list[Value]]) -> list[list[Value]]:
+        """sums[row][column] = start + sum over k of h[row, k] * panel[k, column]."""
+        e, shape = self.e, self.shape
+        count = len(rows) * shape.columns
+        # few sums would wait for each other: then two of each, for even and odd k
+        sets = 2 if count < 8 else 1
+        unroll = 4 if count <= 8 else 2
+        zero = e.constant(0.0, self.element, shape.lanes)
+        flat = [value for start in starts for value in start] + [zero] * (count * (sets - 1))
+        whole = shape.hidden // unroll * unroll
+
+        def advance(sums: list[Value], k: Value | int, offset: int) -> None:
+            at = e.add(k, offset) if isinstance(k, Value) and offset else k if isinstance(k, Value) else k + offset
+            first = at * (shape.columns * shape.lanes)
+            base = (offset % sets) * count
+            weights = [
+                e.load(e.offset(panel, first, self.element), column * shape.lanes, self.element, shape.lanes)
+                for column in range(shape.columns)
+            ]
+            place = at if self.state_step == 1 else at * h_step
+            for row, pointer in enumerate(rows):
+                scalar = e.broadcast(e.load(pointer, place, self.element), shape.lanes)
+                for column, weight in enumerate(weights):
+                    number = base + row * shape.columns + column
+                    sums[number] = self._multiply_add(scalar, weight, sums[number])
+
+        if whole:
+            with e.for_loop(0, whole, unroll, carried=flat) as loop:
+                inside = list(loop.carried)
+                for offset in range(unroll):
+                    advance(inside, loop.index, offset)
+                loop.next(*inside)
+            flat = list(loop.results)
+        for offset in range(shape.hidden - whole):
+            advance(flat, whole, offset)
+        if sets == 2:
+            flat = [e.add(a, b) for a, b in zip(flat[:count], flat[count:])]
+        return [flat[row * shape.columns : (row + 1) * shape.columns] for row in range(len(rows))]
+
+    def _multiply_add(self, a: Value, b: Value, c: Value) -> Value:
+        if self.e.machine is not None and not self.e.machine.has_fma:
+            return a * b + c
+        return self.e.fma(a, b, c)
+
+    # -- one step ------------------------------------------------------------------------------------------------------------
+
+    def _write_step(self) -> None:
+        """One time step of one direction for ranges of rows and panels: a panel is streamed once for all rows."""
+        e, shape = self.e, self.shape
+        pointers = [(n, "ptr") for n in ("packed", "h", "gates", "y", "c", "bias")]
+        numbers = ("h_row", "h_step", "gates_row", "y_row", "c_row", "row_low", "row_high", "panel_low", "panel_high")
+        with e.func(f"{self.name}_step", [*pointers, *((n, "i64") for n in numbers)]) as values:
+            packed, h, gates, y, c, bias, h_row, h_step, gates_row, y_row, c_row, row_low, row_high, panel_low, panel_high = values
+
+            def rows_of(panel: Value, last: bool) -> None:
+                unit = panel * shape.units
+                at = {
+                    "panel": e.offset(packed, panel * shape.panel_elements, self.element),
+                    "h_units": e.offset(h, unit if self.state_step == 1 else unit * h_step, self.element),
+                    "gates": e.offset(gates, unit * self.gate_step, self.element),
+                    "y": e.offset(y, unit * int(self.y.strides[2]), self.element),
+                    "c": e.offset(c, unit * self._c_step(), self.element),
+                    "bias": e.offset(bias, unit * self.bias_step, self.element),
+                }
+                low = row_low
+                for height in shape.heights:
+                    count = e.div(row_high - low, height)
+                    high = low + count * height
+                    with e.for_loop(low, high, height) as loop:
+                        row = loop.index
+                        given = [
+                            at["panel"],
+                            *(e.offset(p, row * s, self.element) for p, s in
+                              ((h, h_row), (at["h_units"], h_row), (at["gates"], gates_row), (at["y"], y_row), (at["c"], c_row))),
+                            at["bias"], h_row, h_step, gates_row, y_row, c_row,
+                        ]  # fmt: skip
+                        e.call(f"{self.name}_tile{height}_{int(last)}", given)
+                    low = high
+
+            kinds = self._kinds()
+            full = shape.panels - (1 if True in kinds else 0)
+            if False in kinds:
+                with e.for_loop(panel_low, e.minimum(panel_high, full)) as loop:
+                    rows_of(loop.index, False)
+            if True in kinds:
+                with e.for_loop(e.maximum(panel_low, full), panel_high) as loop:
+                    rows_of(loop.index, True)
+
+    def _c_step(self) -> int:
+        return int(self.lasts[1].strides[2]) if self.shape.cell.states == 2 else 1
+
+    # -- packing -------------------------------------------------------------------------------------------------------------
+
+    def _write_pack(self, direction: int) -> None:
+        """Panels [panel_low, panel_high) of one direction's weight; lanes beyond the last unit are 0."""
+        e, shape, lanes = self.e, self.shape, self.shape.lanes
+        view = self.sides[direction][1]
+        row_stride, step = view.strides
+        assert isinstance(row_stride, int) and isinstance(step, int), view
+        arguments = [("packed", "ptr"), ("weight", "ptr"), ("panel_low", "i64"), ("panel_high", "i64")]
+        with e.func(f"{self.name}_pack{direction}", arguments) as (packed, weight, low, high):
+            indices = e.constant([row_stride * k for k in range(lanes)], "i64", lanes)
+            zero = e.constant(0.0, self.element, lanes)
+            with e.for_loop(low, high) as loop:
+                panel = e.offset(packed, loop.index * shape.panel_elements, self.element)
+                for column in range(shape.columns):
+                    gate, vector = divmod(column, shape.vectors)
+                    unit = loop.index * shape.units + vector * lanes
+                    source = e.offset(weight, (unit + gate * shape.hidden) * row_stride, self.element)
+                    left = shape.hidden - unit
+                    mask = e.create_mask(left, lanes)
+                    turned = shape.hidden // lanes * lanes if step == 1 else 0
+                    begin = e.select(e.compare("ge", left, lanes), e.constant(turned, "i64"), 0) if turned else 0
+                    if turned:
+                        with e.for_loop(0, begin, lanes) as block:
+                            k = block.index
+                            rows = [e.load(source, k + row * row_stride, self.element, lanes) for row in range(lanes)]
+                            for number, vector_of_k in enumerate(turn(e, rows)):
+                                e.store(vector_of_k, panel, (k + number) * (shape.columns * lanes) + column * lanes)
+                    with e.for_loop(begin, shape.hidden) as one:
+                        gathered = e.gather(source, one.index * step, indices, mask, zero)
+                        e.store(gathered, panel, one.index * (shape.columns * lanes) + column * lanes)
+
+    # -- all steps -----------------------------------------------------------------------------------------------------------
+
+    def _write_main(self) -> None:
+        e, call = self.e, self.call
+        with e.func(self.name, [("args", "ptr"), ("low", "i64"), ("high", "i64")]) as (args, low, high):
+            arguments = call.arguments
+            addresses = e.buffers(args, len(arguments))
+            sizes = {name: e.load(args, len(arguments) + k, "i64") for k, name in enumerate(call.size_symbols)}
+            self.index = IndexWriter(e, sizes.__getitem__, {})
+            self.reads = addresses[: len(call.reads)]
+            self.writes = addresses[len(call.reads) :]
+            if self.shape.splits:
+                self._divide_batch(low, high)
+            else:
+                self._divide_units(low, high)
+
+    def _number(self, dim: Dim) -> Value:
+        """A dimension as an i64."""
+        number = self.index.write(dim)
+        return number if isinstance(number, Value) else self.e.constant(number, "i64")
+
+    def _divide_batch(self, low: Value, high: Value) -> None:
+        e, shape = self.e, self.shape
+        batch, splits = self._number(shape.batch), shape.splits
+        for direction in range(shape.directions):
+            first = direction * splits
+            with e.for_loop(e.maximum(low, first), e.minimum(high, first + splits)) as loop:
+                part = loop.index - first
+                rows = e.div(batch * part, splits), e.div(batch * (part + 1), splits)
+                panels = e.constant(0, "i64"), e.constant(shape.panels, "i64")
+                packed = e.offset(self.writes[-1], loop.index * (shape.panels * shape.panel_elements), self.element)
+                self._begin(direction, packed, rows, panels)
+                with e.for_loop(0, self._number(self.y.shape[0]), carried=self._first_state(direction)) as steps:
+                    steps.next(*self._step(direction, packed, steps.index, steps.carried, rows, panels))
+                self._finish(direction, steps.results, rows, panels)
+
+    def _divide_units(self, low: Value, high: Value) -> None:
+        """Each part has panels of its own, of any direction, and waits after each step for those who have the others."""
+        e, shape = self.e, self.shape
+        rows = e.constant(0, "i64"), self._number(shape.batch)
+        packed, ranges = [], []
+        for direction in range(shape.directions):
+            first = direction * shape.panels
+            start = e.minimum(e.maximum(low - first, 0), shape.panels)
+            ranges.append((start, e.minimum(e.maximum(high - first, 0), shape.panels)))
+            packed.append(e.offset(self.writes[-2], first * shape.panel_elements, self.element))
+            self._begin(direction, packed[-1], rows, ranges[-1])
+        directions = range(shape.directions)
+        carried = [value for direction in directions for value in self._first_state(direction)]
+        count = self._number(self.y.shape[0])
+        with e.for_loop(0, count, carried=carried) as steps:
+            following = []
+            for direction in directions:
+                states = steps.carried[3 * direction : 3 * direction + 3]
+                following += self._step(direction, packed[direction], steps.index, states, rows, ranges[direction])
+                counter = e.offset(self.writes[-1], direction * LINE, "i64")
+                mine = ranges[direction][1] - ranges[direction][0]
+                kinds = "!llvm.ptr, i64"
+                e.op("i64", 0, f"llvm.atomicrmw add {{}}, {{}} acq_rel : {kinds}", counter, mine)
+            for direction in directions:
+                # who has no part of a direction waits for none, and nobody waits after the last step
+                begin, end = ranges[direction]
+                waits = e.bit_and(e.compare("lt", begin, end), e.compare("lt", steps.index + 1, count))
+                with e.if_then(waits):
+                    self._wait(e.offset(self.writes[-1], direction * LINE, "i64"), (steps.index + 1) * shape.panels)
+            steps.next(*following)
+        for direction in directions:
+            self._finish(direction, steps.results[3 * direction : 3 * direction + 3], rows, ranges[direction])
+
+    def _wait(self, counter: Value, wanted: Value) -> None:
+        """Look at the counter until it is `wanted` or more; every so often let other threads run, should one of ours need a core."""
+        e = self.e
+        e.declare("sched_yield", [], "i32")
+        pause = {"x86": '"llvm.x86.sse2.pause"() : () -> ()', "aar": '"llvm.aarch64.hint"(%hint) : (i32) -> ()'}
+        name = e.machine.name[:3] if e.machine is not None else ""
+        zero, one, spins = e.constant(0, "i64"), e.constant(1, "i64"), e.constant(SPINS, "i64")
+        looked, again, inside = e.value("i64"), e.value("i64"), e.value("i64")
+        e.line(f"{looked.name} = scf.while ({inside.name} = {{}}) : (i64) -> i64 {{", zero)
+        seen = e.op("i64", 0, "llvm.load {} atomic acquire {alignment = 8 : i64} : !llvm.ptr -> i64", counter)
+        e.line(f"scf.condition({{}}) {inside.name} : i64", e.compare("lt", seen, wanted))
+        e.line("} do {")
+        e.line(f"^bb0({again.name}: i64):")
+        if name == "x86":
+            e.line(f"llvm.call_intrinsic {pause[name]}")
+        with e.if_then(e.compare("ge", again, spins)):
+            e.call("sched_yield", [], "i32")
+        e.line("scf.yield {} : i64", e.add(again, one))
+        e.line("}")
+
+    # -- pieces of a direction -----------------------------------------------------------------------------------------------
+
+    Range = tuple[Value, Value]
+
+    def _at(self, view: View, pointer: Value, *index: Value | int) -> Value:
+        """The address of the element at the leading indices."""
+        e, place = self.e, self.index
+        offset: Value | int = 0
+        for number, stride in zip(index, view.strides):
+            offset = place.plus(offset, place.times(number, place.write(stride)))
+        return e.offset(pointer, offset, self.element)
+
+    def _operand(self, direction: int, number: int) -> tuple[View, Value]:
+        each = 3 if self.shape.cell.inner_bias else 2
+        position = self.shape.cell.states + direction * each + number
+        return self.call.reads[position], self.reads[position]
+
+    def _begin(self, direction: int, packed: Value, rows: Range, panels: Range) -> None:
+        """Pack the weight, and copy the initial c to where it is kept."""
+        e = self.e
+        e.call(f"{self.name}_pack{direction}", [packed, self._operand(direction, 1)[1], *panels])
+        if self.shape.cell.states == 2:
+            self._copy_units(
+                self.initial[1], self._at(self.initial[1], self.reads[1], direction),
+                self.lasts[1], self._at(self.lasts[1], self.writes[2], direction), rows, panels,
+            )  # fmt: skip
+
+    def _copy_units(self, source_view: View, source: Value, view: View, target: Value, rows: Range, panels: Range) -> None:
+        """Copy rows and units of a [..., B, H] from the addresses of two [B, H] in it."""
+        strides = self._number(source_view.strides[-2]), self._number(source_view.strides[-1])
+        self._copy(source, *strides, view, target, rows, panels)
+
+    def _copy(self, source: Value, row: Value, step: Value, view: View, target: Value, rows: Range, panels: Range) -> None:
+        e, shape = self.e, self.shape
+        low, high = panels[0] * shape.units, e.minimum(panels[1] * shape.units, shape.hidden)
+        with e.for_loop(*rows) as loop:
+            from_row = e.offset(source, loop.index * row, self.element)
+            to_row = self._at_row(view, target, loop.index)
+            with e.for_loop(low, high) as unit:
+                value = e.load(from_row, unit.index * step, self.element)
+                e.store(value, to_row, unit.index * self._number(view.strides[-1]))
+
+    def _at_row(self, view: View, pointer: Value, row: Value) -> Value:
+        return self.e.offset(pointer, row * self._number(view.strides[-2]), self.element)
+
+    def _first_state(self, direction: int) -> list[Value]:
+        """(address, row stride, unit stride) of the initial h."""
+        view = self.initial[0]
+        return [self._at(view, self.reads[0], direction), self._number(view.strides[1]), self._number(view.strides[2])]
+
+    def _step(
+        self, direction: int, packed: Value, number: Value, state: Sequence[Value], rows: Range, panels: Range
+    ) -> list[Value]:
+        """Call the step function for time step `number`; where the new h lies, as `_first_state`."""
+        e, shape = self.e, self.shape
+        at = self._number(self.y.shape[0]) - 1 - number if shape.reverse[direction] else number
+        gates_view, gates = self._operand(direction, 0)
+        y = self._at(self.y, self.writes[0], at, 0, direction * shape.hidden)
+        c = self._at(self.lasts[1], self.writes[2], direction) if shape.cell.states == 2 else y
+        c_row = self._number(self.lasts[1].strides[1]) if shape.cell.states == 2 else e.constant(0, "i64")
+        bias = self._operand(direction, 2)[1] if shape.cell.inner_bias else y
+        h, h_row, h_step = state
+        y_row, y_step = self._number(self.y.strides[1]), self._number(self.y.strides[2])
+        places = [packed, h, self._at(gates_view, gates, at), y, c, bias]
+        e.call(f"{self.name}_step", [*places, h_row, h_step, self._number(gates_view.strides[1]), y_row, c_row, *rows, *panels])
+        return [y, y_row, y_step]
+
+    def _finish(self, direction: int, state: Sequence[Value], rows: Range, panels: Range) -> None:
+        """Copy the last h to its result."""
+        view = self.lasts[0]
+        self._copy(*state, view, self._at(view, self.writes[1], direction), rows, panels)
+
+
+# -- arithmetic of the cells -------------------------------------------------------------------------------------------------
+
+
+def _reduced(e: Emitter, x: Value) -> tuple[Value, Value, Value]:
+    """(e^r - 1, n, n as an integer) with x = n ln 2 + r."""
+    kind = form(x)
+    n, exponent = nearest(e, x, kind.log2e[0])
+    r = e.fma(n, -kind.ln2[1], e.fma(n, -kind.ln2[0], x))
+    return e.fma(polynomial(e, "exp", r, x.element), r, 1.0) * r, n, exponent
+
+
+def one_and_decay(e: Emitter, x: Value) -> tuple[Value, Value]:
+    """(1 + e^-x, e^-x): sigmoid(x) is one divided by the first."""
+    limit = SIGMOID_RANGE[x.element]
+    less_one, n, exponent = _reduced(e, at_most(e, at_least(e, -x, -limit), limit))
+    p = less_one + 1.0
+    has_scale = e.machine is not None and e.machine.has_masks
+    decay = scale(e, p, n, exponent) if has_scale else p * power_of_two(e, exponent, x.element)
+    return decay + 1.0, decay
+
+
+def growth(e: Emitter, x: Value) -> Value:
+    """e^2x - 1 =: g, to the last bits also near 0: tanh(x) is g / (g + 2)."""
+    limit = 2 * TANH_RANGE[x.element]
+    less_one, _, exponent = _reduced(e, at_most(e, at_least(e, x + x, -limit), limit))
+    power = power_of_two(e, exponent, x.element)
+    return e.fma(power, less_one, power - 1.0)
+
+
+def tanh(e: Emitter, x: Value) -> Value:
+    g = growth(e, x)
+    return g / (g + 2.0)
+
+
+def lstm_cell(e: Emitter, sums: Sequence[Value], c: Value) -> tuple[Value, Value]:
+    """(c, h) from the sums of the gates i, f, g, o: three divisions instead of five."""
+    i, f, g, o = sums
+    grown = growth(e, g)
+    new_c = c / one_and_decay(e, f)[0] + grown / ((grown + 2.0) * one_and_decay(e, i)[0])
+    grown_c = growth(e, new_c)
+    return new_c, grown_c / ((grown_c + 2.0) * one_and_decay(e, o)[0])
+
+
+def gru_cell(e: Emitter, sums: Sequence[Value], inner: Value, h: Value) -> Value:
+    """h from the sums of r and z, the recurrent product of n, and n's gate of the input."""
+    r, z, product = sums
+    n = tanh(e, inner + product / one_and_decay(e, r)[0])
+    one, decay = one_and_decay(e, z)
+    return e.fma(n, decay, h) / one
+
+
+def turn(e: Emitter, rows: list[Value]) -> list[Value]:
+    """Transpose n vectors of n lanes by log2(n) rounds of interleaving the two halves of the list."""
+    count = len(rows)
+    low = [lane // 2 + (lane % 2) * count for lane in range(count)]
+    high = [lane + count // 2 for lane in low]
+    for _ in range(count.bit_length() - 1):
+        half = count // 2
+        rows = [e.shuffle(rows[k // 2], rows[k // 2 + half], high if k % 2 else low) for k in range(count)]
+    return rows
