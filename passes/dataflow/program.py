@@ -85,6 +85,7 @@ class _Planner:
         """Computed results live in memory of their own from the start; a view of all of one makes its base a result."""
         wanted = self.graph.output_strides or (None,) * len(self.graph.outputs)
         computed = {node for group in self.fusion.groups if group.kind != "extern" for node in group.outputs}
+        computed |= {n for n in self.graph.nodes if n.op.name == "tuple.get" and n.inputs[0].has(Trait.LIBRARY)}
         for node, strides in zip(self.graph.outputs, wanted):
             base, view = self._base_view(node)
             if base in self.slots or base not in computed or not isinstance(base.type, TensorType):

@@ -34,6 +34,7 @@ TANH_RANGE = {"f32": 10.0, "f64": 20.0}
 MOST_ROWS = 8  # of the batch in one tile
 PART_WORK = 1 << 14  # multiply-adds in one step that are worth a thread
 SPINS = 2000  # looks at a counter before the processor is offered to others
+ROWS_OF_PART = 4  # of the batch, to let each thread have all hidden units of some rows
 LINE = 8  # counters of two directions lie this many words apart: on different cache lines
 
 
@@ -113,10 +114,14 @@ def form_of(op: str, types: Sequence[Any], attributes: Mapping[str, Any], machin
 
 
 def _splits(batch: Dim, hidden: int, directions: int, machine: Machine) -> int:
-    """Into how many parts to cut the batch; 0 to divide the hidden units instead."""
+    """Into how many parts to cut the batch; 0 to divide the hidden units instead.
+
+    Parts of the batch need not wait for each other, but each streams all of the weight: that is worth it for some rows.
+    """
     if machine.cores <= directions:
         return 1
-    return 0
+    parts = -(-machine.cores // directions)
+    return parts if not symbols(batch) and evaluate(batch, {}) >= ROWS_OF_PART * parts else 0
 
 
 class Recurrent:
