@@ -389,23 +389,23 @@ def _attention_math(i, q, k, v, mask=None, dropout=0.0, causal=False, dropout_ma
 # -- recurrent layers ----------------------------------------------------------------------------------------------------------
 
 
-@rule("lstm.input")
+@rule("lstm.input", "dlcompiler.lstm.default")
 def _lstm(i, x, states, weights, has_biases, layers, dropout, train, bidirectional, batch_first):
     return _recurrent(i, "lstm", x, states, weights, has_biases, layers, dropout, train, bidirectional, batch_first)
 
 
-@rule("gru.input")
+@rule("gru.input", "dlcompiler.gru.default")
 def _gru(i, x, state, weights, has_biases, layers, dropout, train, bidirectional, batch_first):
     return _recurrent(i, "gru", x, [state], weights, has_biases, layers, dropout, train, bidirectional, batch_first)
 
 
-@rule("rnn_tanh.input")
+@rule("rnn_tanh.input", "dlcompiler.rnn_tanh.default")
 def _rnn_tanh(i, x, state, weights, has_biases, layers, dropout, train, bidirectional, batch_first):
     settings = has_biases, layers, dropout, train, bidirectional, batch_first
     return _recurrent(i, "rnn", x, [state], weights, *settings, activation="tanh")
 
 
-@rule("rnn_relu.input")
+@rule("rnn_relu.input", "dlcompiler.rnn_relu.default")
 def _rnn_relu(i, x, state, weights, has_biases, layers, dropout, train, bidirectional, batch_first):
     settings = has_biases, layers, dropout, train, bidirectional, batch_first
     return _recurrent(i, "rnn", x, [state], weights, *settings, activation="relu")
