@@ -55,5 +55,5 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
 
 
 def export_decompositions() -> dict[Any, Callable[..., Any]]:
-    """The table for `ExportedProgram.run_decompositions`: an operator that is left out of it stays whole, recurrent layers included."""
+    """The table for `ExportedProgram.run_decompositions`: what is left out of it stays whole, recurrent layers included."""
     return dict(_table())

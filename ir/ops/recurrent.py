@@ -1,9 +1,9 @@
 """Recurrent layers: `lstm`, `gru` and `rnn` as one op each, and the recurrence of one layer that they are made of.
 
-    lstm(x, h0, c0, weights)  -->  for each layer: gates = linear(x, w_input, biases); y, h, c = lstm_scan(h0, c0, gates, w_hidden)
+    lstm(x, h0, c0, weights)  -->  for each layer gates = linear(x, w_input, bias); y, h, c = lstm_scan(h0, c0, gates, w_hidden)
 
-What depends on the input alone is one product for all time steps; only the scan goes step by step. T is the number of steps, B the
-batch, I and H the sizes of the input and the hidden state, D the directions (1 or 2), G the gates of a cell, L the layers.
+What depends on the input alone is one product for all time steps; only the scan goes step by step. T is the number of steps, B
+the batch, I and H the sizes of the input and the hidden state, D the directions (1 or 2), G the gates of a cell, L the layers.
 """
 
 from __future__ import annotations

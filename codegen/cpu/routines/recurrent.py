@@ -1,12 +1,12 @@
 """Recurrent layers: the time loop of `lstm_scan`, `gru_scan` and `rnn_scan`, with packed weights and the cell in registers.
 
-The recurrent weight [G*H, H] is packed into panels [H][G gates][one or more vectors of hidden units]: one tile computes all gates of
-some hidden units for some rows of the batch, streaming a panel once, and then makes their new state. The tile starts from the gates
-of the input, and reads the last state where it lies, in the result of the step before.
+The recurrent weight [G*H, H] is packed into panels [H][gates][one or more vectors of hidden units]: one tile computes all gates
+of some hidden units for some rows of the batch, streaming a panel once, and then makes their new state. The tile starts from the
+gates of the input, and reads the last state where it lies, in the result of the step before.
 
-Threads divide either the batch, each with a packed copy of its own, or the hidden units, where every step needs the whole state of
-the step before: then the parts count themselves off in an atomic counter after each step and wait for the others. That is safe since
-the driver runs the parts of one step on different threads of one team, or all of it as one part.
+Threads divide either the batch, each with a packed copy of its own, or the hidden units. There every step needs the whole state
+of the step before, so the parts count themselves off in an atomic counter after each step and wait for the others. That is safe
+since the driver runs the parts of one step on different threads of one team, or all of it as one part.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from typing import Any
 from dlcompiler.codegen.cpu.emitter import Emitter, Value
 from dlcompiler.codegen.cpu.indexing import IndexWriter
 from dlcompiler.codegen.cpu.machine import Machine
-from dlcompiler.codegen.cpu.numerics import at_least, at_most, form, nearest, polynomial, power_of_two, scale
+from dlcompiler.codegen.cpu.memory import turn
 from dlcompiler.codegen.cpu.routines import Written
+from dlcompiler.codegen.cpu.routines.cells import gru_cell, lstm_cell, tanh
 from dlcompiler.codegen.cpu.scalars import element_name
 from dlcompiler.ir.expression import Dim, evaluate, symbols
 from dlcompiler.ir.graph import Node
@@ -28,9 +29,6 @@ from dlcompiler.ir.ops.recurrent import Cell, scanned_cell
 from dlcompiler.ir.program import RoutineCall, View
 from dlcompiler.ir.types import DType, TensorType, i64
 
-# e^x is asked for within these, where it is a normal number; beyond, sigmoid and tanh are 0 or 1 to the last bit that matters
-SIGMOID_RANGE = {"f32": 87.0, "f64": 708.0}
-TANH_RANGE = {"f32": 10.0, "f64": 20.0}
 MOST_ROWS = 8  # of the batch in one tile
 PART_WORK = 1 << 14  # multiply-adds in one step that are worth a thread
 SPINS = 2000  # looks at a counter before the processor is offered to others
@@ -87,7 +85,7 @@ class Form:
 
     @cached_property
     def heights(self) -> tuple[int, ...]:
-        """Rows of the tiles that are needed, the highest first: parts of the batch are cut into tiles of these, as even as can be."""
+        """Rows of the tiles that are needed, the highest first: parts of the batch are cut into these, as even as can be."""
         most = max(1, min(MOST_ROWS, (self.registers - self.columns - 2) // self.columns))
         if symbols(self.batch):
             return (most, 1) if most > 1 else (1,)
@@ -152,13 +150,8 @@ class Recurrent:
         return Written(work, grain, f"{summary}; tiles of {'/'.join(map(str, shape.heights))} rows")
 
 
-@dataclass(frozen=True)
-class _Operands:
-    """Views and addresses of one direction. `states` are the initial ones, `lasts` the final ones."""
-
-    gates: tuple[View, Value]
-    weight: tuple[View, Value]
-    bias: tuple[View, Value] | None
+# the first of some rows or panels, and the one after the last
+Range = tuple[Value, Value]
 
 
 class _Writer:
@@ -277,8 +270,8 @@ class _Writer:
                     e.store(total, tile, row * width + column * shape.lanes)
             with e.for_loop(0, height) as loop:
                 row = loop.index
-                places = [(tile, row * width), (gates, row * gates_row), (h_units, row * h_row), (y, row * y_row), (c, row * c_row)]
-                given = [e.offset(pointer, index, self.element) for pointer, index in places]
+                places = [(tile, width), (gates, gates_row), (h_units, h_row), (y, y_row), (c, c_row)]
+                given = [e.offset(pointer, row * stride, self.element) for pointer, stride in places]
                 e.call(f"{self.name}_cell{int(last)}", [*given, h_step])
 
     def _start(self, gates: Value, bias: Value, last: bool) -> list[Value]:
@@ -349,7 +342,8 @@ class _Writer:
         pointers = [(n, "ptr") for n in ("packed", "h", "gates", "y", "c", "bias")]
         numbers = ("h_row", "h_step", "gates_row", "y_row", "c_row", "row_low", "row_high", "panel_low", "panel_high")
         with e.func(f"{self.name}_step", [*pointers, *((n, "i64") for n in numbers)]) as values:
-            packed, h, gates, y, c, bias, h_row, h_step, gates_row, y_row, c_row, row_low, row_high, panel_low, panel_high = values
+            packed, h, gates, y, c, bias, h_row, h_step, gates_row, y_row, c_row, *ranges = values
+            row_low, row_high, panel_low, panel_high = ranges
 
             def rows_of(panel: Value, last: bool) -> None:
                 unit = panel * shape.units
@@ -477,8 +471,7 @@ class _Writer:
                 following += self._step(direction, packed[direction], steps.index, states, rows, ranges[direction])
                 counter = e.offset(self.writes[-1], direction * LINE, "i64")
                 mine = ranges[direction][1] - ranges[direction][0]
-                kinds = "!llvm.ptr, i64"
-                e.op("i64", 0, f"llvm.atomicrmw add {{}}, {{}} acq_rel : {kinds}", counter, mine)
+                e.op("i64", 0, "llvm.atomicrmw add {}, {} acq_rel : !llvm.ptr, i64", counter, mine)
             for direction in directions:
                 # who has no part of a direction waits for none, and nobody waits after the last step
                 begin, end = ranges[direction]
@@ -490,11 +483,9 @@ class _Writer:
             self._finish(direction, steps.results[3 * direction : 3 * direction + 3], rows, ranges[direction])
 
     def _wait(self, counter: Value, wanted: Value) -> None:
-        """Look at the counter until it is `wanted` or more; every so often let other threads run, should one of ours need a core."""
+        """Look at the counter until it is `wanted` or more; after many looks give the core away, should one of ours need it."""
         e = self.e
         e.declare("sched_yield", [], "i32")
-        pause = {"x86": '"llvm.x86.sse2.pause"() : () -> ()', "aar": '"llvm.aarch64.hint"(%hint) : (i32) -> ()'}
-        name = e.machine.name[:3] if e.machine is not None else ""
         zero, one, spins = e.constant(0, "i64"), e.constant(1, "i64"), e.constant(SPINS, "i64")
         looked, again, inside = e.value("i64"), e.value("i64"), e.value("i64")
         e.line(f"{looked.name} = scf.while ({inside.name} = {{}}) : (i64) -> i64 {{", zero)
@@ -502,16 +493,14 @@ class _Writer:
         e.line(f"scf.condition({{}}) {inside.name} : i64", e.compare("lt", seen, wanted))
         e.line("} do {")
         e.line(f"^bb0({again.name}: i64):")
-        if name == "x86":
-            e.line(f"llvm.call_intrinsic {pause[name]}")
+        if e.machine is not None and e.machine.name.startswith("x86"):
+            e.line('llvm.call_intrinsic "llvm.x86.sse2.pause"() : () -> ()')
         with e.if_then(e.compare("ge", again, spins)):
             e.call("sched_yield", [], "i32")
         e.line("scf.yield {} : i64", e.add(again, one))
         e.line("}")
 
     # -- pieces of a direction -----------------------------------------------------------------------------------------------
-
-    Range = tuple[Value, Value]
 
     def _at(self, view: View, pointer: Value, *index: Value | int) -> Value:
         """The address of the element at the leading indices."""
@@ -580,65 +569,3 @@ class _Writer:
         """Copy the last h to its result."""
         view = self.lasts[0]
         self._copy(*state, view, self._at(view, self.writes[1], direction), rows, panels)
-
-
-# -- arithmetic of the cells -------------------------------------------------------------------------------------------------
-
-
-def _reduced(e: Emitter, x: Value) -> tuple[Value, Value, Value]:
-    """(e^r - 1, n, n as an integer) with x = n ln 2 + r."""
-    kind = form(x)
-    n, exponent = nearest(e, x, kind.log2e[0])
-    r = e.fma(n, -kind.ln2[1], e.fma(n, -kind.ln2[0], x))
-    return e.fma(polynomial(e, "exp", r, x.element), r, 1.0) * r, n, exponent
-
-
-def one_and_decay(e: Emitter, x: Value) -> tuple[Value, Value]:
-    """(1 + e^-x, e^-x): sigmoid(x) is one divided by the first."""
-    limit = SIGMOID_RANGE[x.element]
-    less_one, n, exponent = _reduced(e, at_most(e, at_least(e, -x, -limit), limit))
-    p = less_one + 1.0
-    has_scale = e.machine is not None and e.machine.has_masks
-    decay = scale(e, p, n, exponent) if has_scale else p * power_of_two(e, exponent, x.element)
-    return decay + 1.0, decay
-
-
-def growth(e: Emitter, x: Value) -> Value:
-    """e^2x - 1 =: g, to the last bits also near 0: tanh(x) is g / (g + 2)."""
-    limit = 2 * TANH_RANGE[x.element]
-    less_one, _, exponent = _reduced(e, at_most(e, at_least(e, x + x, -limit), limit))
-    power = power_of_two(e, exponent, x.element)
-    return e.fma(power, less_one, power - 1.0)
-
-
-def tanh(e: Emitter, x: Value) -> Value:
-    g = growth(e, x)
-    return g / (g + 2.0)
-
-
-def lstm_cell(e: Emitter, sums: Sequence[Value], c: Value) -> tuple[Value, Value]:
-    """(c, h) from the sums of the gates i, f, g, o: three divisions instead of five."""
-    i, f, g, o = sums
-    grown = growth(e, g)
-    new_c = c / one_and_decay(e, f)[0] + grown / ((grown + 2.0) * one_and_decay(e, i)[0])
-    grown_c = growth(e, new_c)
-    return new_c, grown_c / ((grown_c + 2.0) * one_and_decay(e, o)[0])
-
-
-def gru_cell(e: Emitter, sums: Sequence[Value], inner: Value, h: Value) -> Value:
-    """h from the sums of r and z, the recurrent product of n, and n's gate of the input."""
-    r, z, product = sums
-    n = tanh(e, inner + product / one_and_decay(e, r)[0])
-    one, decay = one_and_decay(e, z)
-    return e.fma(n, decay, h) / one
-
-
-def turn(e: Emitter, rows: list[Value]) -> list[Value]:
-    """Transpose n vectors of n lanes by log2(n) rounds of interleaving the two halves of the list."""
-    count = len(rows)
-    low = [lane // 2 + (lane % 2) * count for lane in range(count)]
-    high = [lane + count // 2 for lane in low]
-    for _ in range(count.bit_length() - 1):
-        half = count // 2
-        rows = [e.shuffle(rows[k // 2], rows[k // 2 + half], high if k % 2 else low) for k in range(count)]
-    return rows
