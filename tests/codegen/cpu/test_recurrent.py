@@ -148,7 +148,7 @@ def test_far_and_missing_numbers(op) -> None:
 
 
 def test_equal_input_rows_give_equal_results_wherever_they_are_computed() -> None:
-    """A row's bits do not depend on the height of its tile, the panel or the part of the work."""
+    """A row's bits do not depend on the height of its tile (from two rows on), or the part of the work."""
     random = np.random.default_rng(0)
     row = random.normal(size=(4, 1, 4 * 40)).astype(np.float32)
     weight = random.normal(size=(160, 40)).astype(np.float32) / 6
