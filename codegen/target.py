@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from dlcompiler.ir.types import DType, TensorType, compute_dtype
 
 if TYPE_CHECKING:
     from dlcompiler.ir.graph import Node
+    from dlcompiler.ir.kernel import Buffer, Kernel
 
 CPU_ARCHITECTURES = ("x86-64-v2", "x86-64-v3", "x86-64-v4", "aarch64")
 GPU_ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
@@ -36,6 +37,30 @@ class Target:
     def library_ops(self) -> frozenset[str]:
         """Ops kept whole for a library."""
         return LIBRARY_OPS[self.kind]
+
+    @property
+    def tiles_sums(self) -> bool:
+        """Whether kernels of ours compute matrix products and convolutions as well as a library, or better."""
+        return self.kind == "cpu"
+
+    def contracts(self, kernel: Kernel, fixed: Set[Buffer]) -> bool:
+        """Whether a kernel is a sum of products that our tiles compute, and at least as quickly as a library.
+
+        `fixed`: buffers that keep their contents between calls, so that they are packed once.
+        """
+        if self.kind != "cpu":
+            return False
+        from dlcompiler.codegen.contraction import is_worth_it
+        from dlcompiler.codegen.cpu.compile import machine_of
+
+        return is_worth_it(kernel, fixed, machine_of(self).tiles)
+
+    def panel_width(self, kernel: Kernel, fixed: Set[Buffer]) -> int | None:
+        """How wide the panels should be in which such a kernel reads its columns; None to read them where they lie."""
+        from dlcompiler.codegen.contraction import panel_width
+        from dlcompiler.codegen.cpu.compile import machine_of
+
+        return panel_width(kernel, fixed, machine_of(self).tiles)
 
     def scratch_of_routine(self, node: Node) -> Sequence[TensorType] | None:
         """The scratch memory of the hand-written kernel that computes a graph node; None if there is no such kernel."""

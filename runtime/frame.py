@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from dlcompiler.ir.errors import LaunchError
-from dlcompiler.runtime.plan import ALIGNMENT, ARENA, Aten, Library, Plan, Preparation, Run
+from dlcompiler.runtime.plan import ALIGNMENT, ARENA, PREPARED, Aten, Library, Plan, Run
 from dlcompiler.runtime.tensors import empty_strided, same_layout, tensor_at
 from torch import Tensor
 
@@ -58,6 +58,8 @@ class Frame:
         for k, place in enumerate(self.plan.places):
             if place.base == ARENA:
                 self.tensors[k] = tensor_at(self.arena + place.offset, *place.layout)
+            elif place.base == PREPARED:
+                self.tensors[k] = tensor_at(place.offset, *place.layout)
             elif place.constant is not None:
                 self.tensors[k] = place.constant
 
@@ -133,18 +135,19 @@ class Frame:
         tensor made in inference mode has no counter, so what is made from one is made again in each call.
         """
         shared = self.plan.shared
-        made_from = shared.prepared_from
-        for table, preparation in self._preparation:
-            state = _state(preparation, inputs)
-            number = preparation.record.number
-            if state is not None and made_from.get(number) == state:
-                continue
-            with shared.preparing:  # another call may have done it meanwhile
-                if state is None or made_from.get(number) != state:
+        tensors = [inputs[s] if type(s) is int else s for s in self.plan.sources]
+        state = [None if t.is_inference() else (t.data_ptr(), t._version) for t in tensors]
+        if state == shared.prepared_from and None not in state:
+            return
+        with shared.preparing:
+            before = shared.prepared_from  # another call may have done it meanwhile
+            for table, preparation in self._preparation:
+                changed = before is None or any(state[k] is None or state[k] != before[k] for k in preparation.sources)
+                if changed:
                     self.driver(table, threads)
-                    made_from[number] = state
-                    # held, so that no other tensor comes to lie at the same address unnoticed
-                    shared.sources[number] = [inputs[k].untyped_storage() for k in preparation.inputs]
+            # held, so that no other tensor comes to lie at the same address unnoticed
+            shared.storages = [tensor.untyped_storage() for tensor in tensors]
+            shared.prepared_from = state
 
     def allocate_outputs(self) -> list[Tensor]:
         """Fresh memory for the outputs; library calls see the tensors themselves."""
@@ -233,17 +236,6 @@ class Frame:
         if base in self._watched_externs and address != self._known[base]:
             self._set_tensors(self._watched_externs[base], address)
             self._known[base] = address
-
-
-def _state(preparation: Preparation, inputs: Sequence[Any]) -> tuple[int, ...] | None:
-    """Address and version of every input that prepared memory is made from; None if one of them has no version."""
-    state: list[int] = []
-    for position in preparation.inputs:
-        tensor = inputs[position]
-        if tensor.is_inference():
-            return None
-        state += (tensor.data_ptr(), tensor._version)
-    return tuple(state)
 
 
 def _describe(value: Any) -> str:

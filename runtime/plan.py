@@ -17,7 +17,7 @@ from dlcompiler.ir.expression import Evaluator
 from dlcompiler.ir.interpret import concrete
 from dlcompiler.ir.program import AtenCall, Code, CompiledKernel, Launch, LibraryCall, Placement, Program, RoutineCall, Slot, View
 from dlcompiler.runtime.aten import prepare_aten
-from dlcompiler.runtime.constants import constant_tensors
+from dlcompiler.runtime.constants import constant_tensors, tensor_behind
 from dlcompiler.runtime.library import Call, Operand, Routine, prepare
 from dlcompiler.runtime.tensors import Shape, torch_dtype
 from torch import Tensor
@@ -64,10 +64,10 @@ class LaunchRecord(NamedTuple):
 
 
 class Preparation(NamedTuple):
-    """A launch that fills prepared memory, and the positions of the inputs it is made from: none if it is made once for ever."""
+    """A launch that fills prepared memory, and which of `Plan.sources` that is made from: none if it runs once for ever."""
 
     record: LaunchRecord
-    inputs: tuple[int, ...]
+    sources: tuple[int, ...]
 
 
 class Run(NamedTuple):
@@ -114,8 +114,8 @@ class Shared:
     """What all plans of one executable share: constants by address, packed weights, compiled code, prepared memory.
 
     prepared       the address of each prepared slot
-    prepared_from  for each launch of the preparation: addresses and versions of what its memory was made from last
-    sources        and the storages these lay in
+    prepared_from  address and version of each of `Plan.sources` when memory was prepared last; None before
+    storages       and the storages that these lay in
     """
 
     program: Program
@@ -124,8 +124,8 @@ class Shared:
     constants: dict[Slot, Tensor] = field(init=False)
     held: list[Any] = field(init=False)
     prepared: dict[Slot, int] = field(init=False)
-    prepared_from: dict[int, tuple[int, ...] | None] = field(default_factory=dict)
-    sources: dict[int, list[Any]] = field(default_factory=dict)
+    prepared_from: list[tuple[int, int] | None] | None = None
+    storages: list[Any] = field(default_factory=list)
     preparing: threading.Lock = field(default_factory=threading.Lock)
     _packed: dict[tuple, Tensor] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -181,6 +181,8 @@ class Plan:
         self.bases = self.first_extern + len(self.externs)
         self.written_inputs = self._find_written_inputs()
         self.sections = self._sections()
+        # what prepared memory is made from: positions of inputs, and tensors of a model that constants share memory with
+        self.sources: tuple[int | Tensor, ...] = ()
         self.preparation = self._preparation()
         self.dropped = self._find_dropped()
         self.results = tuple(self._result(view) for view in program.outputs)
@@ -276,17 +278,25 @@ class Plan:
         return LaunchRecord(number, kernel.address, tuple(words), work, max(kernel.grain, 1), max(kernel.multiple, 1))
 
     def _preparation(self) -> tuple[Preparation, ...]:
-        """The launches that fill prepared memory, and the inputs that each is made from."""
+        """The launches that fill prepared memory, and what each is made from, also through what others have prepared."""
         records: list[Preparation] = []
-        made_from: dict[Slot, frozenset[int]] = {}
+        sources: list[int | Tensor] = []
+        made_from: dict[Slot, tuple[int, ...]] = {}
+
+        def number_of(slot: Slot) -> tuple[int, ...]:
+            if slot not in made_from:
+                source: int | Tensor | None = slot.position
+                if slot.role == "constant":
+                    source = tensor_behind(self.program.constants[slot.position])
+                made_from[slot] = () if source is None else (len(sources),)
+                sources.extend(() if source is None else (source,))
+            return made_from[slot]
+
         for step, kernel in zip(self.program.preparation, self.shared.code.preparation, strict=True):
-            inputs: set[int] = set()
-            for view in step.reads:
-                inputs |= made_from.get(view.slot, frozenset())
-                if view.slot.role == "input":
-                    inputs.add(view.slot.position)
-            made_from.update((view.slot, frozenset(inputs)) for view in step.writes)
-            records.append(Preparation(self._record(len(records), step, kernel), tuple(sorted(inputs))))
+            numbers = sorted({n for view in step.reads for n in number_of(view.slot)})
+            made_from.update((view.slot, tuple(numbers)) for view in step.writes)
+            records.append(Preparation(self._record(len(records), step, kernel), tuple(numbers)))
+        self.sources = tuple(sources)
         return tuple(records)
 
     def _library(self, number: int, step: LibraryCall) -> Library:

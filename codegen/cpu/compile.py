@@ -7,7 +7,9 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dlcompiler.codegen.contraction import schedule_contraction
 from dlcompiler.codegen.cpu import scalars
+from dlcompiler.codegen.cpu.contraction import ContractionWriter
 from dlcompiler.codegen.cpu.emitter import Emitter
 from dlcompiler.codegen.cpu.machine import Machine, host, machine
 from dlcompiler.codegen.cpu.routines import routines
@@ -76,6 +78,10 @@ def _write(e: Emitter, unit: Unit, described: Machine, name: str) -> WrittenKern
         routine = routines()[unit.op]
         written = routine.write(e, unit, described, name)
         return WrittenKernel(name, written.work, written.grain, written.summary, written.multiple)
+    contraction = schedule_contraction(unit, described.tiles)
+    if contraction is not None:
+        ContractionWriter(e, unit, contraction, described).write(name)
+        return WrittenKernel(name, contraction.work, contraction.grain, str(contraction))
     schedule = _schedule(unit, described)
     KernelWriter(e, unit, schedule, described).write(name)
     return WrittenKernel(name, schedule.work, schedule.grain, str(schedule))

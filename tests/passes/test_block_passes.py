@@ -120,6 +120,7 @@ def test_attention_is_found_however_it_is_written(scale, mask):
 def test_attention_stays_written_out_where_no_library_has_it():
     class Bare:
         library_ops = frozenset({"matmul"})
+        tiles_sums = False
 
     graph, inputs = attention_graph("div", "added")
     result = optimize(graph, Bare())
