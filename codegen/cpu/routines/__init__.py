@@ -8,14 +8,14 @@ work. An op without a routine that applies goes to a library.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from dlcompiler.codegen.cpu.emitter import Emitter
 from dlcompiler.codegen.cpu.machine import Machine
 from dlcompiler.ir.expression import Dim
-from dlcompiler.ir.graph import Node
+from dlcompiler.ir.graph import Builder, Node
 from dlcompiler.ir.program import RoutineCall
 from dlcompiler.ir.types import TensorType
 
@@ -43,6 +43,18 @@ class Routine(Protocol):
 
     def write(self, e: Emitter, call: RoutineCall, machine: Machine, name: str) -> Written:
         """Write the function `name` into an open module."""
+        ...
+
+
+@runtime_checkable
+class Packs(Protocol):
+    """A routine that reads some operands in an arrangement of its own."""
+
+    def packing(self, node: Node, machine: Machine) -> Mapping[int, Callable[[Builder, Node], Node]]:
+        """For these operands, how each is written with views; the code is given that, stored row major, in the operand's place.
+
+        It is stored once for what stays the same between calls, else in each call.
+        """
         ...
 
 

@@ -1,17 +1,18 @@
 """Recurrent layers: the time loop of `lstm_scan`, `gru_scan` and `rnn_scan`, with packed weights and the cell in registers.
 
-The recurrent weight [G*H, H] is packed into panels [H][gates][one or more vectors of hidden units]: one tile computes all gates
-of some hidden units for some rows of the batch, streaming a panel once, and then makes their new state. The tile starts from the
-gates of the input, and reads the last state where it lies, in the result of the step before.
+The recurrent weight [G*H, H] is read in panels [H][gates][one or more vectors of hidden units], made by the planner
+(`Packs.packing`): one tile computes all gates of some hidden units for some rows of the batch, streaming a panel once, and then
+makes their new state. It starts from the gates of the input, and reads the last state where it lies, in the result of the step
+before.
 
-Threads divide either the batch, each with a packed copy of its own, or the hidden units. There every step needs the whole state
-of the step before, so the parts count themselves off in an atomic counter after each step and wait for the others. That is safe
-since the driver runs the parts of one step on different threads of one team, or all of it as one part.
+Threads divide either the batch, or the hidden units. There every step needs the whole state of the step before, so the parts
+count themselves off in an atomic counter after each step and wait for the others. That is safe since the driver runs the parts
+of one step on different threads of one team, or all of it as one part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,12 +20,11 @@ from typing import Any
 from dlcompiler.codegen.cpu.emitter import Emitter, Value
 from dlcompiler.codegen.cpu.indexing import IndexWriter
 from dlcompiler.codegen.cpu.machine import Machine
-from dlcompiler.codegen.cpu.memory import turn
 from dlcompiler.codegen.cpu.routines import Written
 from dlcompiler.codegen.cpu.routines.cells import gru_cell, lstm_cell, tanh
 from dlcompiler.codegen.cpu.scalars import element_name
 from dlcompiler.ir.expression import Dim, evaluate, symbols
-from dlcompiler.ir.graph import Node
+from dlcompiler.ir.graph import Builder, Node
 from dlcompiler.ir.ops.recurrent import Cell, scanned_cell
 from dlcompiler.ir.program import RoutineCall, View
 from dlcompiler.ir.types import DType, TensorType, i64
@@ -77,6 +77,18 @@ class Form:
     @property
     def panel_elements(self) -> int:
         return self.hidden * self.columns * self.lanes
+
+    def operand(self, direction: int, number: int) -> int:
+        """The position of the gates (0), weight (1) or bias (2) of a direction."""
+        return self.cell.states + direction * (3 if self.cell.inner_bias else 2) + number
+
+    def panels_of(self, b: Builder, weight: Node) -> Node:
+        """A weight [gates * H, H] as [panels, H, gates, vectors, lanes], with zeros beyond the last unit."""
+        gates, hidden = self.cell.gates, self.hidden
+        blocks = b.reshape(weight, shape=(gates, hidden, hidden))
+        padded = b.pad(blocks, low=(0, 0, 0), high=(0, self.panels * self.units - hidden, 0), value=0)
+        units = b.reshape(padded, shape=(gates, self.panels, self.vectors, self.lanes, hidden))
+        return b.permute(units, dims=(1, 4, 0, 2, 3))
 
     @property
     def last_units(self) -> int:
@@ -131,10 +143,14 @@ class Recurrent:
         return state.dtype.name in ("f32", "f64") and isinstance(state.shape[2], int) and state.shape[2] > 0
 
     def scratch(self, node: Node, machine: Machine) -> Sequence[TensorType]:
-        """The packed weights; and counters, if threads wait for each other."""
+        """Counters, if threads wait for each other."""
         shape = form_of(node.op.name, [i.type for i in node.inputs], node.attributes, machine)
-        packed = TensorType(shape.dtype, (shape.directions * max(shape.splits, 1), shape.panels * shape.panel_elements))
-        return [packed] if shape.splits else [packed, TensorType(i64, (shape.directions, LINE))]
+        return [] if shape.splits else [TensorType(i64, (shape.directions, LINE))]
+
+    def packing(self, node: Node, machine: Machine) -> Mapping[int, Callable[[Builder, Node], Node]]:
+        """The recurrent weights in panels."""
+        shape = form_of(node.op.name, [i.type for i in node.inputs], node.attributes, machine)
+        return {shape.operand(direction, 1): shape.panels_of for direction in range(shape.directions)}
 
     def write(self, e: Emitter, call: RoutineCall, machine: Machine, name: str) -> Written:
         shape = form_of(call.op, call.reads, call.attributes, machine)
@@ -160,22 +176,20 @@ class _Writer:
     def __init__(self, e: Emitter, shape: Form, call: RoutineCall, name: str) -> None:
         self.e, self.shape, self.call, self.name = e, shape, call, name
         self.element = element_name(shape.dtype)
-        each = 3 if shape.cell.inner_bias else 2
         states = shape.cell.states
         self.initial, self.lasts = call.reads[:states], [v for v in call.writes[1 : 1 + states] if v is not None]
-        self.sides = [call.reads[states + d * each : states + (d + 1) * each] for d in range(shape.directions)]
         y = call.writes[0]
         assert y is not None
         self.y = y
         # how far apart neighbouring units are; 1 but for operands that a caller laid out otherwise
-        self.gate_step = self._unit_step([side[0] for side in self.sides])
-        self.bias_step = self._unit_step([side[2] for side in self.sides]) if shape.cell.inner_bias else 1
+        self.gate_step = self._unit_step(0)
+        self.bias_step = self._unit_step(2) if shape.cell.inner_bias else 1
         self.state_step = int(y.strides[2]) if y.strides[2] == self.initial[0].strides[2] else 0
 
-    @staticmethod
-    def _unit_step(views: Sequence[View]) -> int:
-        steps = {view.strides[-1] for view in views}
-        assert len(steps) == 1 and isinstance(next(iter(steps)), int), views
+    def _unit_step(self, number: int) -> int:
+        """The distance of neighbouring units in the gates (0) or biases (2) of all directions."""
+        steps = {self.call.reads[self.shape.operand(d, number)].strides[-1] for d in range(self.shape.directions)}
+        assert len(steps) == 1 and isinstance(next(iter(steps)), int), self.call
         return int(steps.pop())
 
     def write(self) -> None:
@@ -184,8 +198,6 @@ class _Writer:
             for height in self.shape.heights:
                 self._write_tile(height, last)
         self._write_step()
-        for direction in range(self.shape.directions):
-            self._write_pack(direction)
         self._write_main()
 
     def _kinds(self) -> tuple[bool, ...]:
@@ -382,38 +394,6 @@ class _Writer:
     def _c_step(self) -> int:
         return int(self.lasts[1].strides[2]) if self.shape.cell.states == 2 else 1
 
-    # -- packing -------------------------------------------------------------------------------------------------------------
-
-    def _write_pack(self, direction: int) -> None:
-        """Panels [panel_low, panel_high) of one direction's weight; lanes beyond the last unit are 0."""
-        e, shape, lanes = self.e, self.shape, self.shape.lanes
-        view = self.sides[direction][1]
-        row_stride, step = view.strides
-        assert isinstance(row_stride, int) and isinstance(step, int), view
-        arguments = [("packed", "ptr"), ("weight", "ptr"), ("panel_low", "i64"), ("panel_high", "i64")]
-        with e.func(f"{self.name}_pack{direction}", arguments) as (packed, weight, low, high):
-            indices = e.constant([row_stride * k for k in range(lanes)], "i64", lanes)
-            zero = e.constant(0.0, self.element, lanes)
-            with e.for_loop(low, high) as loop:
-                panel = e.offset(packed, loop.index * shape.panel_elements, self.element)
-                for column in range(shape.columns):
-                    gate, vector = divmod(column, shape.vectors)
-                    unit = loop.index * shape.units + vector * lanes
-                    source = e.offset(weight, (unit + gate * shape.hidden) * row_stride, self.element)
-                    left = shape.hidden - unit
-                    mask = e.create_mask(left, lanes)
-                    turned = shape.hidden // lanes * lanes if step == 1 else 0
-                    begin = e.select(e.compare("ge", left, lanes), e.constant(turned, "i64"), 0) if turned else 0
-                    if turned:
-                        with e.for_loop(0, begin, lanes) as block:
-                            k = block.index
-                            rows = [e.load(source, k + row * row_stride, self.element, lanes) for row in range(lanes)]
-                            for number, vector_of_k in enumerate(turn(e, rows)):
-                                e.store(vector_of_k, panel, (k + number) * (shape.columns * lanes) + column * lanes)
-                    with e.for_loop(begin, shape.hidden) as one:
-                        gathered = e.gather(source, one.index * step, indices, mask, zero)
-                        e.store(gathered, panel, one.index * (shape.columns * lanes) + column * lanes)
-
     # -- all steps -----------------------------------------------------------------------------------------------------------
 
     def _write_main(self) -> None:
@@ -444,8 +424,8 @@ class _Writer:
                 part = loop.index - first
                 rows = e.div(batch * part, splits), e.div(batch * (part + 1), splits)
                 panels = e.constant(0, "i64"), e.constant(shape.panels, "i64")
-                packed = e.offset(self.writes[-1], loop.index * (shape.panels * shape.panel_elements), self.element)
-                self._begin(direction, packed, rows, panels)
+                packed = self._operand(direction, 1)[1]
+                self._begin(direction, rows, panels)
                 with e.for_loop(0, self._number(self.y.shape[0]), carried=self._first_state(direction)) as steps:
                     steps.next(*self._step(direction, packed, steps.index, steps.carried, rows, panels))
                 self._finish(direction, steps.results, rows, panels)
@@ -459,8 +439,8 @@ class _Writer:
             first = direction * shape.panels
             start = e.minimum(e.maximum(low - first, 0), shape.panels)
             ranges.append((start, e.minimum(e.maximum(high - first, 0), shape.panels)))
-            packed.append(e.offset(self.writes[-2], first * shape.panel_elements, self.element))
-            self._begin(direction, packed[-1], rows, ranges[-1])
+            packed.append(self._operand(direction, 1)[1])
+            self._begin(direction, rows, ranges[-1])
         directions = range(shape.directions)
         carried = [value for direction in directions for value in self._first_state(direction)]
         count = self._number(self.y.shape[0])
@@ -511,14 +491,11 @@ class _Writer:
         return e.offset(pointer, offset, self.element)
 
     def _operand(self, direction: int, number: int) -> tuple[View, Value]:
-        each = 3 if self.shape.cell.inner_bias else 2
-        position = self.shape.cell.states + direction * each + number
+        position = self.shape.operand(direction, number)
         return self.call.reads[position], self.reads[position]
 
-    def _begin(self, direction: int, packed: Value, rows: Range, panels: Range) -> None:
-        """Pack the weight, and copy the initial c to where it is kept."""
-        e = self.e
-        e.call(f"{self.name}_pack{direction}", [packed, self._operand(direction, 1)[1], *panels])
+    def _begin(self, direction: int, rows: Range, panels: Range) -> None:
+        """Copy the initial c to where it is kept."""
         if self.shape.cell.states == 2:
             self._copy_units(
                 self.initial[1], self._at(self.initial[1], self.reads[1], direction),

@@ -15,7 +15,7 @@ from dlcompiler.codegen.cpu.machine import Machine
 from dlcompiler.codegen.cpu.routines import find_routine
 from dlcompiler.ir.expression import Dim, evaluate, symbol
 from dlcompiler.ir.graph import Builder
-from dlcompiler.ir.interpret import evaluate_op
+from dlcompiler.ir.interpret import evaluate_op, interpret_graph
 from dlcompiler.ir.ops import lookup
 from dlcompiler.ir.ops.recurrent import CELLS
 from dlcompiler.ir.program import RoutineCall, Slot, View
@@ -59,6 +59,13 @@ def run_routine(
     node = builder(op, *inputs, **attributes)
     routine = find_routine(node, machine)
     assert routine is not None
+    operands = list(operands)
+    for position, arrange in routine.packing(node, machine).items():
+        build = Builder("packing")
+        packed = arrange(build, build.input("weight", node.inputs[position].tensor))
+        graph = build.finish([packed])
+        operands[position] = np.ascontiguousarray(interpret_graph(graph, [operands[position]])[0])
+        shapes[position] = operands[position].shape
     written_types = [*node.type.elements, *routine.scratch(node, machine)]
     results = [np.zeros([evaluate(d, sizes) for d in t.shape], t.dtype.numpy) for t in written_types]
     results = [r if r.dtype.kind == "i" else np.full_like(r, np.nan) for r in results]
@@ -156,8 +163,6 @@ def test_equal_input_rows_give_equal_results_wherever_they_are_computed() -> Non
     for batch, cores in ((13, 1), (13, 2), (13, 3)):
         states = [np.zeros((1, batch, 40), np.float32)] * 2
         machine = dataclasses.replace(machines()[0], cores=cores)
-        y = run_routine(
-            "lstm_scan", [*states, np.repeat(row, batch, 1), weight], {"reverse": (False,)}, machine, cuts=(0.4, 0.7)
-        )
+        y = run_routine("lstm_scan", [*states, np.repeat(row, batch, 1), weight], {"reverse": (False,)}, machine, cuts=(0.4, 0.7))
         results += list(y[0].transpose(1, 0, 2))
     assert all(np.array_equal(results[0], other) for other in results)
