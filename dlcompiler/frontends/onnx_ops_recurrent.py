@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from dlcompiler.frontends.onnx_registry import Call, operator
 from dlcompiler.ir.graph import Node
@@ -76,7 +77,7 @@ def _default_activations(call: Call, layer: _Layer, names: tuple[str, ...]) -> b
     return plain and not call.attribute("activation_alpha") and not call.attribute("activation_beta")
 
 
-def _whole(call: Call, layer: _Layer, name: str, order: tuple[int, ...], **attributes: object) -> tuple[Node, ...]:
+def _whole(call: Call, layer: _Layer, name: str, order: tuple[int, ...], **attributes: Any) -> tuple[Node, ...]:
     """The op `name`, whose k-th gate is ONNX's gate number `order[k]`."""
     gates = len(order)
 

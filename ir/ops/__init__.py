@@ -57,7 +57,7 @@ class Op:
     infer: Infer
     evaluate: Callable[..., Any] | None = None
     element: Callable[[KernelBuilder, Node, tuple], Value] | None = None
-    expand: Callable[[Builder, tuple[Node, ...], Attributes], Node] | None = None
+    expand: Callable[[Builder, tuple[Node, ...], Attributes], Any] | None = None
     traits: frozenset[Trait] = frozenset()
 
     def has(self, trait: Trait) -> bool:

@@ -9,6 +9,8 @@ with several results gives one node for each, which take the places of the `tupl
 
 from __future__ import annotations
 
+from typing import Any
+
 from dlcompiler.ir.graph import Graph, Node
 from dlcompiler.ir.ops import Trait
 from dlcompiler.ir.types import TensorType
@@ -33,10 +35,11 @@ def decompose(graph: Graph, context: Context) -> Graph:
         if node.op.name == "tuple.get" and _is_expandable(node.inputs[0], kept_whole):
             source, key = node.inputs[0], (node.inputs[0], node.attributes["index"])
             if key not in results and source not in refused:
-                values = source.op.expand(rewriter, source.inputs, source.attributes)
+                values = _expansion(rewriter, source)
                 if values is None:
                     refused.add(source)
                 else:
+                    assert isinstance(values, tuple), source
                     results.update(((source, index), each) for index, each in enumerate(values))
                     context.counts[source.op.name] += 1
             value = results.get(key)
@@ -44,13 +47,18 @@ def decompose(graph: Graph, context: Context) -> Graph:
             if value is not None:
                 results[key] = node
         elif _is_expandable(node, kept_whole) and isinstance(node.type, TensorType):
-            value = node.op.expand(rewriter, node.inputs, node.attributes)
+            value = _expansion(rewriter, node)
             context.counts[node.op.name] += 1
         if value is None:
             rewriter.keep(node)
         else:
             rewriter.replace(node, rewriter.detached(value, node))
     return rewriter.finish()
+
+
+def _expansion(rewriter: GraphRewriter, node: Node) -> Any:
+    assert node.op.expand is not None
+    return node.op.expand(rewriter, node.inputs, node.attributes)
 
 
 def _is_expandable(node: Node, kept_whole: frozenset[str]) -> bool:

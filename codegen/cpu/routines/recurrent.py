@@ -82,13 +82,14 @@ class Form:
         """The position of the gates (0), weight (1) or bias (2) of a direction."""
         return self.cell.states + direction * (3 if self.cell.inner_bias else 2) + number
 
-    def panels_of(self, b: Builder, weight: Node) -> Node:
-        """A weight [gates * H, H] as [panels, H, gates, vectors, lanes], with zeros beyond the last unit."""
-        gates, hidden = self.cell.gates, self.hidden
-        blocks = b.reshape(weight, shape=(gates, hidden, hidden))
-        padded = b.pad(blocks, low=(0, 0, 0), high=(0, self.panels * self.units - hidden, 0), value=0)
-        units = b.reshape(padded, shape=(gates, self.panels, self.vectors, self.lanes, hidden))
-        return b.permute(units, dims=(1, 4, 0, 2, 3))
+    def panels_of(self, b: Builder, operand: Node) -> Node:
+        """A weight [gates * H, H] as [panels, H, gates, vectors, lanes], with zeros beyond the last unit; a bias without its H."""
+        gates, rest = self.cell.gates, operand.shape[1:]
+        none = (0,) * len(rest)
+        blocks = b.reshape(operand, shape=(gates, self.hidden, *rest))
+        padded = b.pad(blocks, low=(0, 0, *none), high=(0, self.panels * self.units - self.hidden, *none), value=0)
+        units = b.reshape(padded, shape=(gates, self.panels, self.vectors, self.lanes, *rest))
+        return b.permute(units, dims=(1, 4, 0, 2, 3) if rest else (1, 0, 2, 3))
 
     @property
     def last_units(self) -> int:
@@ -134,6 +135,12 @@ def _splits(batch: Dim, hidden: int, directions: int, machine: Machine) -> int:
     return parts if not symbols(batch) and evaluate(batch, {}) >= ROWS_OF_PART * parts else 0
 
 
+def known(dim: Dim) -> int:
+    """A dimension that is a number."""
+    assert isinstance(dim, int), dim
+    return dim
+
+
 class Recurrent:
     """The routine of the scans of every cell."""
 
@@ -148,9 +155,10 @@ class Recurrent:
         return [] if shape.splits else [TensorType(i64, (shape.directions, LINE))]
 
     def packing(self, node: Node, machine: Machine) -> Mapping[int, Callable[[Builder, Node], Node]]:
-        """The recurrent weights in panels."""
+        """The recurrent weights and biases in panels."""
         shape = form_of(node.op.name, [i.type for i in node.inputs], node.attributes, machine)
-        return {shape.operand(direction, 1): shape.panels_of for direction in range(shape.directions)}
+        numbers = (1, 2) if shape.cell.inner_bias else (1,)
+        return {shape.operand(d, number): shape.panels_of for d in range(shape.directions) for number in numbers}
 
     def write(self, e: Emitter, call: RoutineCall, machine: Machine, name: str) -> Written:
         shape = form_of(call.op, call.reads, call.attributes, machine)
@@ -182,15 +190,12 @@ class _Writer:
         assert y is not None
         self.y = y
         # how far apart neighbouring units are; 1 but for operands that a caller laid out otherwise
-        self.gate_step = self._unit_step(0)
-        self.bias_step = self._unit_step(2) if shape.cell.inner_bias else 1
-        self.state_step = int(y.strides[2]) if y.strides[2] == self.initial[0].strides[2] else 0
-
-    def _unit_step(self, number: int) -> int:
-        """The distance of neighbouring units in the gates (0) or biases (2) of all directions."""
-        steps = {self.call.reads[self.shape.operand(d, number)].strides[-1] for d in range(self.shape.directions)}
-        assert len(steps) == 1 and isinstance(next(iter(steps)), int), self.call
-        return int(steps.pop())
+        steps = {known(call.reads[shape.operand(d, 0)].strides[-1]) for d in range(shape.directions)}
+        assert len(steps) == 1, call
+        self.gate_step = steps.pop()
+        self.y_step = known(y.strides[2])
+        self.c_step = known(self.lasts[1].strides[2]) if states == 2 else 1
+        self.state_step = self.y_step if self.y_step == self.initial[0].strides[2] else 0
 
     def write(self) -> None:
         for last in self._kinds():
@@ -246,14 +251,14 @@ class _Writer:
                     for gate in range(shape.cell.gates)
                 ]
                 if shape.cell.name == "lstm":
-                    new_c, new = lstm_cell(e, sums, self._read(c, first, int(self.lasts[1].strides[2]), mask))
-                    self._store(new_c, c, first, int(self.lasts[1].strides[2]), mask)
+                    new_c, new = lstm_cell(e, sums, self._read(c, first, self.c_step, mask))
+                    self._store(new_c, c, first, self.c_step, mask)
                 elif shape.cell.name == "gru":
                     inner = self._read(gates, 2 * shape.hidden + first, self.gate_step, mask)
                     new = gru_cell(e, sums, inner, self._read_state(h, h_step, first, mask))
                 else:
                     new = tanh(e, sums[0]) if shape.activation == "tanh" else e.maximum(sums[0], 0.0)
-                self._store(new, y, first, int(self.y.strides[2]), mask)
+                self._store(new, y, first, self.y_step, mask)
 
     def _read_state(self, h: Value, h_step: Value, first: int, mask: Value | None) -> Value:
         if self.state_step == 1:
@@ -281,9 +286,8 @@ class _Writer:
                 for column, total in enumerate(sums[row]):
                     e.store(total, tile, row * width + column * shape.lanes)
             with e.for_loop(0, height) as loop:
-                row = loop.index
-                places = [(tile, width), (gates, gates_row), (h_units, h_row), (y, y_row), (c, c_row)]
-                given = [e.offset(pointer, row * stride, self.element) for pointer, stride in places]
+                places = [(tile, e.constant(width, "i64")), (gates, gates_row), (h_units, h_row), (y, y_row), (c, c_row)]
+                given = [e.offset(pointer, loop.index * stride, self.element) for pointer, stride in places]
                 e.call(f"{self.name}_cell{int(last)}", [*given, h_step])
 
     def _start(self, gates: Value, bias: Value, last: bool) -> list[Value]:
@@ -293,7 +297,8 @@ class _Writer:
         for gate in range(shape.cell.gates):
             for vector in range(shape.vectors):
                 mask, at = self._mask(vector, last), gate * shape.hidden + vector * shape.lanes
-                added = self._read(bias, at, self.bias_step, mask) if shape.cell.inner_bias else None
+                column = gate * shape.vectors + vector
+                added = e.load(bias, column * shape.lanes, self.element, shape.lanes) if shape.cell.inner_bias else None
                 if shape.cell.inner_bias and gate == shape.cell.gates - 1:
                     assert added is not None
                     found.append(added)
@@ -313,8 +318,8 @@ class _Writer:
         flat = [value for start in starts for value in start] + [zero] * (count * (sets - 1))
         whole = shape.hidden // unroll * unroll
 
-        def advance(sums: list[Value], k: Value | int, offset: int) -> None:
-            at = e.add(k, offset) if isinstance(k, Value) and offset else k if isinstance(k, Value) else k + offset
+        def advance(sums: list[Value], k: Value, offset: int) -> None:
+            at = k + offset if offset else k
             first = at * (shape.columns * shape.lanes)
             base = (offset % sets) * count
             weights = [
@@ -336,7 +341,7 @@ class _Writer:
                 loop.next(*inside)
             flat = list(loop.results)
         for offset in range(shape.hidden - whole):
-            advance(flat, whole, offset)
+            advance(flat, e.constant(whole, "i64"), offset)
         if sets == 2:
             flat = [e.add(a, b) for a, b in zip(flat[:count], flat[count:])]
         return [flat[row * shape.columns : (row + 1) * shape.columns] for row in range(len(rows))]
@@ -363,9 +368,9 @@ class _Writer:
                     "panel": e.offset(packed, panel * shape.panel_elements, self.element),
                     "h_units": e.offset(h, unit if self.state_step == 1 else unit * h_step, self.element),
                     "gates": e.offset(gates, unit * self.gate_step, self.element),
-                    "y": e.offset(y, unit * int(self.y.strides[2]), self.element),
-                    "c": e.offset(c, unit * self._c_step(), self.element),
-                    "bias": e.offset(bias, unit * self.bias_step, self.element),
+                    "y": e.offset(y, unit * self.y_step, self.element),
+                    "c": e.offset(c, unit * self.c_step, self.element),
+                    "bias": e.offset(bias, panel * (shape.columns * shape.lanes), self.element),
                 }
                 low = row_low
                 for height in shape.heights:
@@ -390,9 +395,6 @@ class _Writer:
             if True in kinds:
                 with e.for_loop(e.maximum(panel_low, full), panel_high) as loop:
                     rows_of(loop.index, True)
-
-    def _c_step(self) -> int:
-        return int(self.lasts[1].strides[2]) if self.shape.cell.states == 2 else 1
 
     # -- all steps -----------------------------------------------------------------------------------------------------------
 
@@ -497,18 +499,14 @@ class _Writer:
     def _begin(self, direction: int, rows: Range, panels: Range) -> None:
         """Copy the initial c to where it is kept."""
         if self.shape.cell.states == 2:
-            self._copy_units(
-                self.initial[1], self._at(self.initial[1], self.reads[1], direction),
-                self.lasts[1], self._at(self.lasts[1], self.writes[2], direction), rows, panels,
-            )  # fmt: skip
+            begin, kept = self.initial[1], self.lasts[1]
+            source = self._at(begin, self.reads[1], direction), self._number(begin.strides[1]), self._number(begin.strides[2])
+            self._copy(source, kept, self._at(kept, self.writes[2], direction), rows, panels)
 
-    def _copy_units(self, source_view: View, source: Value, view: View, target: Value, rows: Range, panels: Range) -> None:
-        """Copy rows and units of a [..., B, H] from the addresses of two [B, H] in it."""
-        strides = self._number(source_view.strides[-2]), self._number(source_view.strides[-1])
-        self._copy(source, *strides, view, target, rows, panels)
-
-    def _copy(self, source: Value, row: Value, step: Value, view: View, target: Value, rows: Range, panels: Range) -> None:
+    def _copy(self, state: Sequence[Value], view: View, target: Value, rows: Range, panels: Range) -> None:
+        """Copy rows and units of a state, (address, row stride, unit stride), to an address in a view [..., B, H]."""
         e, shape = self.e, self.shape
+        source, row, step = state
         low, high = panels[0] * shape.units, e.minimum(panels[1] * shape.units, shape.hidden)
         with e.for_loop(*rows) as loop:
             from_row = e.offset(source, loop.index * row, self.element)
@@ -545,4 +543,4 @@ class _Writer:
     def _finish(self, direction: int, state: Sequence[Value], rows: Range, panels: Range) -> None:
         """Copy the last h to its result."""
         view = self.lasts[0]
-        self._copy(*state, view, self._at(view, self.writes[1], direction), rows, panels)
+        self._copy(state, view, self._at(view, self.writes[1], direction), rows, panels)
