@@ -83,7 +83,7 @@ class Form:
         return self.cell.states + direction * (3 if self.cell.inner_bias else 2) + number
 
     def panels_of(self, b: Builder, operand: Node) -> Node:
-        """A weight [gates * H, H] as [panels, H, gates, vectors, lanes], with zeros beyond the last unit; a bias without its H."""
+        """A weight [gates * H, H] as [panels, H, gates, vectors, lanes], zeros beyond the last unit; a bias without its H."""
         gates, rest = self.cell.gates, operand.shape[1:]
         none = (0,) * len(rest)
         blocks = b.reshape(operand, shape=(gates, self.hidden, *rest))
