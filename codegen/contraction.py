@@ -176,6 +176,9 @@ def is_worth_it(kernel: K.Kernel, fixed: Set[K.Buffer], machine: TileMachine) ->
     if found is None or any(load.dtype is not found.reduce.dtype for load in (found.load, *loads_under(found.columns))):
         return False
     rows = product(size_estimate(kernel.extents[a]) for a in found.row_axes)
+    lanes = machine.vector_bytes // found.reduce.dtype.bytes
+    if found.batch_axes and not found.is_lanewise and 2 * size_estimate(kernel.extents[found.vector]) <= lanes:
+        return False  # groups of few channels leave most lanes empty
     width = panel_width(kernel, fixed, machine)
     if width is None:
         # one row: the sums of a matrix's rows, which every kernel computes well

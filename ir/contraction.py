@@ -16,7 +16,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from dlcompiler.ir import kernel as K
-from dlcompiler.ir.expression import Dim, evaluate, floor_div, linear_coefficients, modulo, recombine, substitute, symbol, symbols
+from dlcompiler.ir.expression import (
+    Dim,
+    evaluate,
+    floor_div,
+    linear_coefficients,
+    modulo,
+    recombine,
+    substitute,
+    symbol,
+    symbol_name,
+    symbols,
+    terms_of,
+)
 from dlcompiler.ir.types import boolean, contiguous_strides
 
 
@@ -284,12 +296,52 @@ def with_operands(value: K.Value, operands: tuple[K.Value, ...]) -> K.Value:
     return value
 
 
-def moved(root: K.Value, axes: Mapping[str, Dim], bounds: tuple[K.Bound, ...] = ()) -> K.Value:
-    """A value with other expressions in place of axes; its loads are made under further bounds."""
+def split_groups(kernel: K.Kernel) -> K.Kernel:
+    """An axis of which parts belong to different groups, as two axes: x[div(i, 8)], w[i] over i < 32 --> x[g], w[8*g + o].
+
+    So a grouped convolution is a contraction: the groups are a batch axis. The same kernel where there is no such axis.
+    """
+    extents = kernel.extents
+    for load in (value for value in kernel.values if isinstance(value, K.Load)):
+        for atom in (a for e in load.index for monomial in terms_of(e) for a in monomial if a.kind in ("div", "mod")):
+            axis, size = symbol_name(atom.operands[0]), atom.operands[1]
+            if axis in extents and isinstance(size, int) and isinstance(extents[axis], int) and extents[axis] % size == 0:
+                return _split_axis(kernel, axis, size)
+    return kernel
+
+
+def _split_axis(kernel: K.Kernel, axis: str, size: int) -> K.Kernel:
+    group = _fresh(f"{axis}g", kernel.extents)
+    count = kernel.extents[axis]
+    axes = []
+    for each in kernel.axes:
+        axes += [K.Axis(group, floor_div(count, size)), K.Axis(axis, size)] if each.name == axis else [each]
+    extents = {a.name: a.extent for a in axes}
+    place = {axis: symbol(group) * size + symbol(axis)}
     done: dict[K.Value, K.Value] = {}
+    stores = tuple(
+        K.Store(s.buffer, tuple(substitute(e, place, extents) for e in s.index), moved(s.value, place, (), extents, done))
+        for s in kernel.stores
+    )
+    return kernel.replace(axes=tuple(axes), stores=stores)
+
+
+def moved(
+    root: K.Value,
+    axes: Mapping[str, Dim],
+    bounds: tuple[K.Bound, ...] = (),
+    extents: Mapping[str, Dim] | None = None,
+    done: dict[K.Value, K.Value] | None = None,
+) -> K.Value:
+    """A value with other expressions in place of axes; its loads are made under further bounds.
+
+    `extents` of the axes in those expressions, which make them simpler; `done`: what was moved before, to share it.
+    """
+    done = {} if done is None else done
+    extents = extents or {}
 
     def bound(each: K.Bound) -> K.Bound:
-        return K.Bound(substitute(each.expression, axes), substitute(each.extent, axes))
+        return K.Bound(substitute(each.expression, axes, extents), substitute(each.extent, axes, extents))
 
     def rebuilt(value: K.Value) -> K.Value:
         if value in done:
@@ -299,10 +351,10 @@ def moved(root: K.Value, axes: Mapping[str, Dim], bounds: tuple[K.Bound, ...] = 
             case K.Load():
                 guard = (*(bound(b) for b in value.guard), *bounds)
                 result: K.Value = K.Load(
-                    value.dtype, value.buffer, tuple(substitute(e, axes) for e in value.index), guard, operands
+                    value.dtype, value.buffer, tuple(substitute(e, axes, extents) for e in value.index), guard, operands
                 )
             case K.Index():
-                result = K.Index(value.dtype, substitute(value.expression, axes))
+                result = K.Index(value.dtype, substitute(value.expression, axes, extents))
             case K.Within():
                 result = K.Within(value.dtype, tuple(bound(b) for b in value.bounds))
             case _:

@@ -14,6 +14,7 @@ import re
 from collections.abc import Hashable, Sequence, Set
 from dataclasses import dataclass, field
 
+from dlcompiler.ir.contraction import split_groups
 from dlcompiler.ir.expression import Dim
 from dlcompiler.ir.graph import Graph, Node
 from dlcompiler.ir.kernel import Buffer, Kernel
@@ -295,7 +296,7 @@ class _Fuser:
             return self._is_inlined(node) and node not in read
 
         kernel, reads, _ = lower_group("trial", nodes, outputs, inlined, strides, cost_matters)
-        return kernel, list(reads)
+        return (split_groups(kernel) if is_grouped(nodes) else kernel), list(reads)
 
     def _is_inlined(self, node: Node) -> bool:
         return (is_virtual(node) and node not in self.kept_views) or node in self.free
@@ -374,6 +375,11 @@ class _Fuser:
                 continue
             return True
         return False
+
+
+def is_grouped(nodes: Sequence[Node]) -> bool:
+    """Whether a convolution in several groups, of more than one channel each, is among the nodes."""
+    return any(n.op.name == "convolution" and 1 < n.attributes["groups"] < n.inputs[0].shape[1] for n in nodes)
 
 
 def fixed_buffers(kernel: Kernel, reads: Sequence[Node], fixed: Set[Node]) -> frozenset[Buffer]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Protocol
 
 from dlcompiler.ir import program as P
-from dlcompiler.ir.contraction import find_contraction, pack_columns
+from dlcompiler.ir.contraction import find_contraction, pack_columns, split_groups
 from dlcompiler.ir.errors import VerifyError
 from dlcompiler.ir.expression import Dim
 from dlcompiler.ir.graph import Builder, Graph, Node
@@ -21,7 +21,7 @@ from dlcompiler.ir.kernel import Buffer, Kernel
 from dlcompiler.ir.ops import Trait, lookup
 from dlcompiler.ir.ops.view import view_strides
 from dlcompiler.ir.types import TensorType, TupleType, contiguous_strides
-from dlcompiler.passes.block.fuse import Fusion, Group, fixed_buffers, fuse
+from dlcompiler.passes.block.fuse import Fusion, Group, fixed_buffers, fuse, is_grouped
 from dlcompiler.passes.block.lower import lower_group
 from dlcompiler.passes.dataflow.in_place import find_aliases
 from dlcompiler.passes.dataflow.layout import assign_layouts
@@ -298,6 +298,8 @@ class _Planner:
             lambda node: strides[node] if node in strides else self.layouts[node],
             cost_matters=False,
         )
+        if is_grouped(nodes):
+            kernel = split_groups(kernel)
         return kernel, reads, tuple(given[node] if node in given else self.slot(node).view() for node in reads)
 
     def _pack(self, kernel: Kernel, views: tuple[P.View, ...], fixed: frozenset[Buffer]) -> tuple[Kernel, tuple[P.View, ...]]:
