@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from dlcompiler.ir.scalar import SCALARS
 from dlcompiler.ir.types import DType, TensorType, compute_dtype
 
 if TYPE_CHECKING:
-    from dlcompiler.ir.graph import Node
+    from dlcompiler.ir.graph import Builder, Node
     from dlcompiler.ir.kernel import Buffer, Kernel
 
 CPU_ARCHITECTURES = ("x86-64-v2", "x86-64-v3", "x86-64-v4", "aarch64")
@@ -20,8 +20,8 @@ GPU_ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_
 
 # Ops that a library runs whole on each kind of target; everything else becomes kernels of our own.
 LIBRARY_OPS = {
-    "cpu": frozenset({"matmul", "linear", "convolution", "attention", "lstm"}),
-    "cuda": frozenset({"matmul", "linear", "convolution", "attention", "lstm"}),
+    "cpu": frozenset({"matmul", "linear", "convolution", "attention"}),
+    "cuda": frozenset({"matmul", "linear", "convolution", "attention", "lstm", "gru", "rnn"}),
 }
 
 
@@ -72,6 +72,15 @@ class Target:
         machine = machine_of(self)
         routine = find_routine(node, machine)
         return None if routine is None else routine.scratch(node, machine)
+
+    def packing_of_routine(self, node: Node) -> Mapping[int, Callable[[Builder, Node], Node]]:
+        """Operands that this kernel reads in an arrangement of its own, and how to write that with views."""
+        from dlcompiler.codegen.cpu.compile import machine_of
+        from dlcompiler.codegen.cpu.routines import Packs, find_routine
+
+        machine = machine_of(self)
+        routine = find_routine(node, machine)
+        return routine.packing(node, machine) if isinstance(routine, Packs) else {}
 
     def spells(self, op: str, dtype: DType) -> bool:
         """Whether kernels for this target can compute the graph op on (or to) elements of `dtype`; a library has to otherwise."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from dlcompiler.codegen.target import Target, parse_target
-from dlcompiler.frontends.fx import decompositions, import_fx, result_kinds
+from dlcompiler.frontends.fx import decompositions, import_fx, keep_recurrent_layers_whole, result_kinds
 from dlcompiler.frontends.fx_location import input_names
 from dlcompiler.ir.errors import OptionError, UnsupportedError
 from dlcompiler.ir.graph import Graph
@@ -78,6 +78,7 @@ class Backend:
         resolved = _resolve(mode, options, unknown)
         name, key = _names(graph_module)
         called = input_names(graph_module)
+        keep_recurrent_layers_whole(graph_module, example_inputs)
 
         def compiler(part: str) -> Callable[..., Any]:
             suffix = f"_{part}" if part else ""

@@ -9,6 +9,7 @@
 First `*address = bases[index] + bytes` for every patch: addresses that change from call to call. Then for every step
 `function(words, low, high)`, so that [low, high) covers [0, work). Steps run in order; one step's parts run on at most `threads`
 threads of the OpenMP pool that torch uses, in one parallel region for the whole run, with a barrier between steps that need one.
+Each part of a step has a thread of its own, so that parts may wait for each other (routines/recurrent.py does).
 """
 
 from __future__ import annotations

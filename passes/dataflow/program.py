@@ -9,7 +9,7 @@ results take over the memory of operands that die, and intermediates get offsets
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Protocol
 
 from dlcompiler.ir import program as P
@@ -51,6 +51,10 @@ class PlanTarget(Protocol):
         """The scratch memory of the hand-written kernel that computes a graph node; None if there is no such kernel."""
         ...
 
+    def packing_of_routine(self, node: Node) -> Mapping[int, Callable[[Builder, Node], Node]]:
+        """Operands that this kernel reads in an arrangement of its own, and how to write that with views."""
+        ...
+
 
 class WithoutRoutines:
     """A target whose library computes everything that is no kernel."""
@@ -65,6 +69,9 @@ class WithoutRoutines:
 
     def scratch_of_routine(self, node: Node) -> None:
         return None
+
+    def packing_of_routine(self, node: Node) -> Mapping[int, Callable[[Builder, Node], Node]]:
+        return {}
 
 
 class _Planner:
@@ -144,6 +151,7 @@ class _Planner:
         """Computed results live in memory of their own from the start; a view of all of one makes its base a result."""
         wanted = self.graph.output_strides or (None,) * len(self.graph.outputs)
         computed = {node for group in self.fusion.groups if group.kind != "extern" for node in group.outputs}
+        computed |= {n for n in self.graph.nodes if n.op.name == "tuple.get" and n.inputs[0].has(Trait.LIBRARY)}
         for node, strides in zip(self.graph.outputs, wanted):
             base, view = self._base_view(node)
             if base in self.slots or base not in computed or not isinstance(base.type, TensorType):
@@ -200,14 +208,18 @@ class _Planner:
             return
         (node,) = group.nodes
         origin = (_origin(node),)
-        reads = tuple(self._operand(node, k) for k in range(len(node.inputs)))
+        scratch = self.target.scratch_of_routine(node) if group.kind == "library" else None
+        packing = self.target.packing_of_routine(node) if scratch is not None else {}
+        reads = tuple(
+            self._arranged(node.inputs[k], packing[k]) if k in packing else self._operand(node, k)
+            for k in range(len(node.inputs))
+        )
         if group.kind == "library":
-            scratch = self.target.scratch_of_routine(node)
             writes, attributes = self._results(node), dict(node.attributes)
             if scratch is None:
                 self.steps.append(P.LibraryCall(node.op.name, reads, writes, attributes, origin))
             else:
-                writes += tuple(self._scratch(f"{node.name}.scratch{k}", type) for k, type in enumerate(scratch))
+                writes += tuple(self._scratch_of_routine(f"{node.name}.scratch{k}", type) for k, type in enumerate(scratch))
                 self.steps.append(P.RoutineCall(node.op.name, reads, writes, attributes, origin))
         else:
             target, arguments = node.attributes["target"], node.attributes["arguments"]
@@ -234,6 +246,30 @@ class _Planner:
         slot = P.Slot(name, type.dtype, type.shape, contiguous_strides(type.shape), "intermediate")
         self.extra_slots.append(slot)
         return slot.view()
+
+    def _arranged(self, operand: Node, arrange: Callable[[Builder, Node], Node]) -> P.View:
+        """An operand as a routine wants it, stored once if it stays the same between calls."""
+        node = arrange(Builder(operand.name), operand)
+        is_ready = operand in self.fusion.fixed and self._reads_of(operand) <= self.prepared_nodes
+        role: P.Role = "prepared" if is_ready else "intermediate"
+        slot = P.Slot(
+            f"{operand.name}.packed{len(self.extra_slots)}", node.dtype, node.shape, contiguous_strides(node.shape), role
+        )
+        self.extra_slots.append(slot)
+        self._launch((node,), (node,), (slot.view(),))
+        return slot.view()
+
+    def _scratch_of_routine(self, name: str, type: TensorType) -> P.View:
+        """Scratch memory of the next step; integers, with which threads count, are set to 0 before it."""
+        view = self._scratch(name, type)
+        if type.dtype.is_integer:
+            builder = Builder("clear")
+            zero = builder.expand(builder.constant(0, type.dtype), shape=type.shape)
+            kernel, _, _ = lower_group(
+                f"kernel_{len(self.steps)}", (zero,), (zero,), lambda n: n is not zero, lambda n: view.strides, cost_matters=False
+            )
+            self.steps.append(P.Launch(kernel, (view,), (name,)))
+        return view
 
     def _launch(self, nodes: Sequence[Node], outputs: Sequence[Node], writes: Sequence[P.View]) -> None:
         given = {node.inputs[0]: self._operand(node, 0) for node in nodes if wants_channels_last(node)}

@@ -8,14 +8,14 @@ work. An op without a routine that applies goes to a library.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from dlcompiler.codegen.cpu.emitter import Emitter
 from dlcompiler.codegen.cpu.machine import Machine
 from dlcompiler.ir.expression import Dim
-from dlcompiler.ir.graph import Node
+from dlcompiler.ir.graph import Builder, Node
 from dlcompiler.ir.program import RoutineCall
 from dlcompiler.ir.types import TensorType
 
@@ -38,7 +38,7 @@ class Routine(Protocol):
         ...
 
     def scratch(self, node: Node, machine: Machine) -> Sequence[TensorType]:
-        """Memory it wants besides operands and results; row major, shared by all threads."""
+        """Memory it wants besides operands and results; row major, shared by all threads. Integers are 0 when the code starts."""
         ...
 
     def write(self, e: Emitter, call: RoutineCall, machine: Machine, name: str) -> Written:
@@ -46,11 +46,25 @@ class Routine(Protocol):
         ...
 
 
+@runtime_checkable
+class Packs(Protocol):
+    """A routine that reads some operands in an arrangement of its own."""
+
+    def packing(self, node: Node, machine: Machine) -> Mapping[int, Callable[[Builder, Node], Node]]:
+        """For these operands, how each is written with views; the code is given that, stored row major, in the operand's place.
+
+        It is stored once for what stays the same between calls, else in each call.
+        """
+        ...
+
+
 def routines() -> Mapping[str, Routine]:
     """The routine of each op that has one."""
     from dlcompiler.codegen.cpu.routines.attention import Attention
+    from dlcompiler.codegen.cpu.routines.recurrent import Recurrent
 
-    return {"attention": Attention()}
+    scan = Recurrent()
+    return {"attention": Attention(), "lstm_scan": scan, "gru_scan": scan, "rnn_scan": scan}
 
 
 def find_routine(node: Node, machine: Machine) -> Routine | None:
