@@ -7,7 +7,7 @@ data and prints on one line.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from dlcompiler.ir import kernel as K
@@ -141,10 +141,17 @@ def _accesses(kernel: K.Kernel) -> list[Access]:
     return found
 
 
-def _merge_axes(kernel: K.Kernel) -> tuple[dict[str, Dim], list[Access]]:
-    """Merge an outer axis into the inner one it continues: x[i*8 + j] over i < 4, j < 8 --> x[j] over j < 32."""
-    axes, accesses = dict(kernel.extents), _accesses(kernel)
-    fixed = _index_uses(kernel)
+def merge_axes(
+    kernel: K.Kernel, known: Mapping[K.Load, Access] | None = None, keep: frozenset[str] = frozenset()
+) -> tuple[dict[str, Dim], list[Access]]:
+    """Merge an outer axis into the inner one it continues: x[i*8 + j] over i < 4, j < 8 --> x[j] over j < 32.
+
+    `known` are accesses that are not what the load's index says; axes in `keep` are not merged.
+    """
+    known = known or {}
+    axes = dict(kernel.extents)
+    accesses = [known.get(a.statement, a) if isinstance(a.statement, K.Load) else a for a in _accesses(kernel)]
+    fixed = _index_uses(kernel) | keep
     reduced = kernel.reduced_axes
     merged = True
     while merged:
@@ -177,7 +184,7 @@ def _without_axis(access: Access, axis: str) -> Access:
     return Access(access.statement, substitute(access.offset, {axis: 0}), coefficients)
 
 
-def _size(extent: Dim) -> int:
+def size_estimate(extent: Dim) -> int:
     """An extent for the cost model, at least 1: symbolic sizes count as 256."""
     if isinstance(extent, int):
         return max(extent, 1)
@@ -191,7 +198,7 @@ def _vector_cost(axis: str, extent: Dim, accesses: Iterable[Access], lanes: int)
         stride = access.stride(axis)
         weight = 1.5 if isinstance(access.statement, K.Store) else 1.0
         total += weight * (0.2 if stride == 0 else 1.0 if stride == 1 else 2.0 if stride == -1 else 6.0)
-    size = _size(extent)
+    size = size_estimate(extent)
     used = size / (-(-size // lanes) * lanes)
     return total / max(used, 1e-3)
 
@@ -247,7 +254,7 @@ def _transposed_axis(
     if len(wanted) != 1:
         return None
     (axis,) = wanted
-    return axis if axis not in reduced and _size(axes[axis]) >= lanes // 2 else None
+    return axis if axis not in reduced and size_estimate(axes[axis]) >= lanes // 2 else None
 
 
 def access_is_conditional(access: Access) -> bool:
@@ -287,7 +294,7 @@ def schedule_kernel(kernel: K.Kernel, vector_bytes: int, cache_bytes: int = 1 <<
 
     Deterministic; never looks at data.
     """
-    axes, accesses = _merge_axes(kernel)
+    axes, accesses = merge_axes(kernel)
     reduced = kernel.reduced_axes & frozenset(axes)
     lanes = _lane_count(kernel, vector_bytes)
     order = _memory_order(axes, accesses)
@@ -301,16 +308,16 @@ def schedule_kernel(kernel: K.Kernel, vector_bytes: int, cache_bytes: int = 1 <<
     rows = tuple(a for a in order if a not in reduced and a != vector)
     inner = tuple(a for a in order if a in reduced and a != vector) + ((vector,) if vector in reduced else ())
     if vector is not None and unroll_axis == vector:
-        unroll = max(1, min(unroll, -(-_size(axes[vector]) // lanes)))
+        unroll = max(1, min(unroll, -(-size_estimate(axes[vector]) // lanes)))
     block = None
-    row_elements = product(_size(axes[a]) for a in rows)
+    row_elements = product(size_estimate(axes[a]) for a in rows)
     if vector is not None and vector not in reduced:
-        per_element = product(_size(axes[a]) for a in inner)
+        per_element = product(size_estimate(axes[a]) for a in inner)
         step = lanes * (unroll if unroll_axis == vector else 1)
         target = max(BLOCK_ELEMENTS // max(per_element, 1), step)
         if reduced:
             target = step
-        if _size(axes[vector]) > target and (row_elements < 64 or reduced or not isinstance(axes[vector], int)):
+        if size_estimate(axes[vector]) > target and (row_elements < 64 or reduced or not isinstance(axes[vector], int)):
             block = -(-target // step) * step
     tile = unroll * TILES_SIDE_BY_SIDE if unroll_axis != vector else 1
     return Schedule(
@@ -332,8 +339,8 @@ def _grain(
     kernel: K.Kernel, axes: dict[str, Dim], rows: tuple[str, ...], vector: str | None, block: int | None, tile: int
 ) -> int:
     """Work items below which one thread does them all."""
-    elements = product(_size(e) for a, e in axes.items() if a not in rows) * tile
+    elements = product(size_estimate(e) for a, e in axes.items() if a not in rows) * tile
     if block is not None and vector is not None:
-        elements = elements // max(_size(axes[vector]), 1) * block
+        elements = elements // max(size_estimate(axes[vector]), 1) * block
     weight = 1 + sum(8 if isinstance(v, K.Compute) and v.op in EXPENSIVE else 1 for v in kernel.values) / 8
     return max(1, int(GRAIN_ELEMENTS / weight / max(elements, 1)))

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dlcompiler.ir.errors import OptionError
 from dlcompiler.ir.scalar import SCALARS
-from dlcompiler.ir.types import DType, compute_dtype
+from dlcompiler.ir.types import DType, TensorType, compute_dtype
+
+if TYPE_CHECKING:
+    from dlcompiler.ir.graph import Builder, Node
+    from dlcompiler.ir.kernel import Buffer, Kernel
 
 CPU_ARCHITECTURES = ("x86-64-v2", "x86-64-v3", "x86-64-v4", "aarch64")
 GPU_ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 
 # Ops that a library runs whole on each kind of target; everything else becomes kernels of our own.
 LIBRARY_OPS = {
-    "cpu": frozenset({"matmul", "linear", "convolution", "attention", "lstm"}),
-    "cuda": frozenset({"matmul", "linear", "convolution", "attention", "lstm"}),
+    "cpu": frozenset({"matmul", "linear", "convolution", "attention"}),
+    "cuda": frozenset({"matmul", "linear", "convolution", "attention", "lstm", "gru", "rnn"}),
 }
 
 
@@ -31,6 +37,50 @@ class Target:
     def library_ops(self) -> frozenset[str]:
         """Ops kept whole for a library."""
         return LIBRARY_OPS[self.kind]
+
+    @property
+    def tiles_sums(self) -> bool:
+        """Whether kernels of ours compute matrix products and convolutions as well as a library, or better."""
+        return self.kind == "cpu"
+
+    def contracts(self, kernel: Kernel, fixed: Set[Buffer]) -> bool:
+        """Whether a kernel is a sum of products that our tiles compute, and at least as quickly as a library.
+
+        `fixed`: buffers that keep their contents between calls, so that they are packed once.
+        """
+        if self.kind != "cpu":
+            return False
+        from dlcompiler.codegen.contraction import is_worth_it
+        from dlcompiler.codegen.cpu.compile import machine_of
+
+        return is_worth_it(kernel, fixed, machine_of(self).tiles)
+
+    def panel_width(self, kernel: Kernel, fixed: Set[Buffer]) -> int | None:
+        """How wide the panels should be in which such a kernel reads its columns; None to read them where they lie."""
+        from dlcompiler.codegen.contraction import panel_width
+        from dlcompiler.codegen.cpu.compile import machine_of
+
+        return panel_width(kernel, fixed, machine_of(self).tiles)
+
+    def scratch_of_routine(self, node: Node) -> Sequence[TensorType] | None:
+        """The scratch memory of the hand-written kernel that computes a graph node; None if there is no such kernel."""
+        if self.kind != "cpu":
+            return None
+        from dlcompiler.codegen.cpu.compile import machine_of
+        from dlcompiler.codegen.cpu.routines import find_routine
+
+        machine = machine_of(self)
+        routine = find_routine(node, machine)
+        return None if routine is None else routine.scratch(node, machine)
+
+    def packing_of_routine(self, node: Node) -> Mapping[int, Callable[[Builder, Node], Node]]:
+        """Operands that this kernel reads in an arrangement of its own, and how to write that with views."""
+        from dlcompiler.codegen.cpu.compile import machine_of
+        from dlcompiler.codegen.cpu.routines import Packs, find_routine
+
+        machine = machine_of(self)
+        routine = find_routine(node, machine)
+        return routine.packing(node, machine) if isinstance(routine, Packs) else {}
 
     def spells(self, op: str, dtype: DType) -> bool:
         """Whether kernels for this target can compute the graph op on (or to) elements of `dtype`; a library has to otherwise."""

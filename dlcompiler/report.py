@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlcompiler.ir.graph import Graph, Node
 from dlcompiler.ir.ops import Trait
-from dlcompiler.ir.program import AtenCall, Launch, LibraryCall, Placement, Program
+from dlcompiler.ir.program import AtenCall, Launch, LibraryCall, Placement, Program, RoutineCall
 
 if TYPE_CHECKING:
     from dlcompiler.options import Options
@@ -211,9 +211,9 @@ def record(
                distinct ones were reused
     code_key   names the user's code (frame), so that a second compilation of it is called a recompilation, with the reason
     """
-    launches = [step for step in program.steps if isinstance(step, Launch)]
+    launches = [step for step in program.steps if isinstance(step, Launch | RoutineCall)]
     distinct = _distinct_kernels(program)
-    library = Counter(step.op for step in program.steps if isinstance(step, LibraryCall))
+    library = Counter(step.op for step in program.steps if type(step) is LibraryCall)
     aten = _aten_nodes(program)
     computed = sum(not node.has(Trait.SOURCE) for node in program.graph.nodes if node.op.name != "tuple.get")
     placement = program.placement

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from dlcompiler.codegen.target import Target, parse_target
-from dlcompiler.frontends.fx import decompositions, import_fx, result_kinds
+from dlcompiler.frontends.fx import decompositions, import_fx, keep_recurrent_layers_whole, result_kinds
 from dlcompiler.frontends.fx_location import input_names
 from dlcompiler.ir.errors import OptionError, UnsupportedError
 from dlcompiler.ir.graph import Graph
@@ -78,13 +78,15 @@ class Backend:
         resolved = _resolve(mode, options, unknown)
         name, key = _names(graph_module)
         called = input_names(graph_module)
+        keep_recurrent_layers_whole(graph_module, example_inputs)
 
         def compiler(part: str) -> Callable[..., Any]:
             suffix = f"_{part}" if part else ""
 
             def compile_part(module: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-                mine = called if part != "backward" else ()
-                return self._compile_part(module, name + suffix, f"{key}{suffix}" if key else None, resolved, mine)
+                is_backward = part == "backward"
+                mine, parameters = ((), ()) if is_backward else (called, _parameters())
+                return self._compile_part(module, name + suffix, f"{key}{suffix}" if key else None, resolved, mine, parameters)
 
             return compile_part
 
@@ -101,14 +103,20 @@ class Backend:
             return ours(graph_module, example_inputs)
 
     def _compile_part(
-        self, module: torch.fx.GraphModule, name: str, key: str | None, options: Options, called: Sequence[str]
+        self,
+        module: torch.fx.GraphModule,
+        name: str,
+        key: str | None,
+        options: Options,
+        called: Sequence[str],
+        parameters: Collection[int],
     ) -> Callable[..., Any]:
         """One of AOTAutograd's graphs as a boxed function: a list of arguments, which it empties, to a list of results."""
         timings = Timings()
         try:
             target = _target_of(module)
             with timings.stage("import"):
-                graph = import_fx(module, name=name, called=called)
+                graph = import_fx(module, name=name, called=called, parameters=parameters)
                 kinds = result_kinds(module)
             run = self.compile(graph, target, options, timings, key)
         except UnsupportedError as error:
@@ -116,6 +124,13 @@ class Backend:
                 raise
             return _run_by_torch(module, name, error, options)
         return _boxed(run, kinds)
+
+
+def _parameters() -> Collection[int]:
+    """Positions of the inputs of the forward graph being compiled that AOTAutograd knows as a module's own tensors."""
+    context = torch._guards.TracingContext.try_get()
+    metadata = None if context is None else context.fw_metadata
+    return () if metadata is None else frozenset(metadata.static_input_indices or ())
 
 
 def _compile_graph(graph: Graph, target: Target, options: Options, timings: Timings, key: str | None) -> Run:

@@ -17,7 +17,7 @@ import dlcompiler
 DUMPS = Path("build/demo-dump")
 
 
-def milliseconds(call: Callable[[], object], rounds: int = 15) -> float:
+def milliseconds(call: Callable[[], object], rounds: int = 7) -> float:
     """Median time of a call, after two that are not counted."""
     for _ in range(2):
         call()

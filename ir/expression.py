@@ -307,7 +307,7 @@ def _term_bound(monomial: Monomial, coefficient: int, extents: Extents) -> Dim:
             term = term * (extents[atom.operands[0]] - 1 if coefficient > 0 else 0)
         elif atom.kind == "mod":
             term = term * (atom.operands[1] - 1 if coefficient > 0 else 0)
-        elif atom.kind == "div" and coefficient > 0 and isinstance(atom.operands[1], int):
+        elif atom.kind == "div" and coefficient > 0:
             term = term * floor_div(upper_bound(atom.operands[0], extents), atom.operands[1], extents)
         else:
             term = term * _from_terms({(atom,): 1})
@@ -404,6 +404,8 @@ def floor_div(value: Dim, divisor: Dim, extents: Extents = NO_EXTENTS) -> Dim:
     quotient, rest = _split(value, divisor)
     if rest == 0 or (is_non_negative(rest, extents) and is_below(rest, divisor, extents)):
         return quotient
+    if rest == -1:
+        return quotient - 1
     common = _common_factor(rest, divisor, extents)
     if common is not None and isinstance(divisor, int):
         g, high, _ = common

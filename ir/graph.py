@@ -177,9 +177,18 @@ class Builder:
         self._names[hint] = 1 if count is None else count + 1
         return hint if count is None else self.fresh_name(f"{hint}_{count}")
 
-    def input(self, name: str, type: TensorType, strides: tuple[Dim, ...] | None = None, location: str | None = None) -> Node:
-        """A tensor input; `strides` in elements, None for row major."""
-        attributes = {} if strides is None else {"strides": tuple(strides)}
+    def input(
+        self,
+        name: str,
+        type: TensorType,
+        strides: tuple[Dim, ...] | None = None,
+        location: str | None = None,
+        is_parameter: bool = False,
+    ) -> Node:
+        """A tensor input; `strides` in elements, None for row major. A parameter is the same tensor in nearly every call."""
+        attributes: dict[str, Any] = {} if strides is None else {"strides": tuple(strides)}
+        if is_parameter:
+            attributes["parameter"] = True
         node = Node(lookup("input"), (), attributes, type, self.fresh_name(name), location)
         self.inputs.append(node)
         return node

@@ -158,11 +158,12 @@ def interpret_program(
     each has memory of its own. Memory starts as NaN bits; `inputs` are not changed.
     """
     memory = _Memory(program, inputs, bindings or bind_inputs(program.graph, inputs))
+    for step in program.preparation:
+        interpret_kernel(step.kernel, memory.arguments(step), memory.sizes(step))
     for number, step in enumerate(program.steps):
         match step:
             case Launch():
-                arrays = {b.name: memory.array(v) for b, v in zip(step.kernel.buffers, step.arguments)}
-                sizes = {s: memory.bindings[s] for s in step.kernel.size_symbols}
+                arrays, sizes = memory.arguments(step), memory.sizes(step)
                 if launch is None:
                     interpret_kernel(step.kernel, arrays, sizes)
                 else:
@@ -209,6 +210,14 @@ class _Memory:
         for slot in program.slots:
             if slot.role == "constant":
                 self.array(slot.view())[...] = np.asarray(program.constants[slot.position])
+
+    def arguments(self, step: Launch) -> dict[str, np.ndarray]:
+        """A launch's buffers by name."""
+        return {b.name: self.array(v) for b, v in zip(step.kernel.buffers, step.arguments)}
+
+    def sizes(self, step: Launch) -> dict[str, int]:
+        """The sizes that a launch is given."""
+        return {s: self.bindings[s] for s in step.kernel.size_symbols}
 
     def array(self, view: View) -> np.ndarray:
         """The memory that a view sees, as a writable array of its shape."""

@@ -18,7 +18,7 @@ from dlcompiler.ir.graph import Event, Graph
 from dlcompiler.ir.kernel import Kernel
 from dlcompiler.ir.types import DType, contiguous_strides
 
-Role = Literal["input", "output", "constant", "intermediate", "extern"]
+Role = Literal["input", "output", "constant", "intermediate", "extern", "prepared"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +28,7 @@ class Slot:
     role      input: memory of argument `position`. output: memory allocated afresh by each call for result `position` of the
               outputs' own slots. constant: `Program.constants[position]`. intermediate: lives in the arena between its first
               and last use. extern: a tensor that an aten call allocates and that is dropped after its last use.
+              prepared: kept between calls; made by `Program.preparation` from inputs and constants, and again when those change.
     strides   in elements
     """
 
@@ -112,6 +113,28 @@ class LibraryCall:
 
 
 @dataclass(frozen=True, eq=False)
+class RoutineCall(LibraryCall):
+    """Run a hand-written kernel of ours for one op: compiled code that is started like a Launch, in the same parallel region.
+
+    Writes beyond the op's results are scratch memory of the kernel.
+    """
+
+    @property
+    def arguments(self) -> tuple[View, ...]:
+        """Every view the code is given, in order: reads, then writes that exist."""
+        return (*self.reads, *(view for view in self.writes if view is not None))
+
+    @cached_property
+    def size_symbols(self) -> tuple[str, ...]:
+        """Sizes that must be given at launch, sorted by name."""
+        found: set[str] = set()
+        for view in self.arguments:
+            for dim in (*view.shape, *view.strides):
+                found |= symbols(dim)
+        return tuple(sorted(found))
+
+
+@dataclass(frozen=True, eq=False)
 class AtenCall:
     """Run an ATen operator that allocates its results (`writes` are extern slots; None for a result that is not a tensor).
 
@@ -134,8 +157,8 @@ class CompiledKernel:
     """Machine code of one kernel: a C function `void kernel(void **words, int64_t low, int64_t high)`.
 
     It does the iterations [low, high) of the parallel range [0, work), and may be called for disjoint parts by several threads.
-    `words` holds one 8-byte word for each of `kernel.buffers`, its first element's address (with no alignment beyond the
-    element's own), then one for each of `kernel.size_symbols`, its value as an int64.
+    `words` holds one 8-byte word for each of `kernel.buffers` (of a RoutineCall: of its `arguments`), its first element's address
+    (with no alignment beyond the element's own), then one for each of its `size_symbols`, its value as an int64.
 
     address      of the function, valid while `keep_alive` lives
     work         iterations; may be symbolic, in the program's sizes
@@ -157,13 +180,15 @@ class CompiledKernel:
 class Code:
     """What codegen attaches to a program for a CPU.
 
-    kernels   one for each step: a CompiledKernel for a Launch (identical kernels may share one), None for the other steps
+    kernels   one for each step: a CompiledKernel for a Launch or RoutineCall (identical ones may share it), None for the others
+    preparation  the same for each step of the program's preparation
     driver    address of the C function that starts a run of launches; see `codegen.cpu.driver`
     """
 
     kernels: tuple[CompiledKernel | None, ...]
     driver: int
     keep_alive: Any = None
+    preparation: tuple[CompiledKernel, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -191,6 +216,7 @@ class Program:
     constants  arrays (NumPy, or torch tensors) that constant slots hold
     aliases    an intermediate -> the one whose memory it takes over in place (its last reader writes it)
     placement  for a program without symbols; else made for each binding when first called
+    preparation  launches that fill prepared slots from inputs and constants: before the first call, and when those have changed
     code       what codegen attached; None before
     """
 
@@ -206,6 +232,7 @@ class Program:
     code: Code | None = None
     refusals: tuple[str, ...] = ()
     history: tuple[Event, ...] = ()
+    preparation: tuple[Launch, ...] = ()
 
     @cached_property
     def lifetimes(self) -> dict[Slot, tuple[int, int]]:

@@ -52,6 +52,7 @@ class _Check:
         if len(self.slots) != len(program.slots):
             self.fail("a slot is listed twice", -1)
         self.inputs()
+        self.preparation()
         for number, step in enumerate(program.steps):
             for view in (*step.reads, *step.writes):
                 if view is not None:
@@ -73,6 +74,18 @@ class _Check:
             if view.slot.role == "intermediate":
                 self.fail(f"output {view.slot.name} lies in the arena, which the next call overwrites", len(program.steps))
         self.aliases()
+
+    def preparation(self) -> None:
+        """Prepared slots are written by the preparation alone, out of what is there before the first step."""
+        for step in self.program.preparation:
+            verify_kernel(step.kernel)
+            for view in step.reads:
+                if view.slot not in self.written:
+                    self.fail(f"the preparation reads {view.slot!r}, which is not there before the first step", -1)
+            for view in step.writes:
+                if view.slot.role != "prepared":
+                    self.fail(f"the preparation writes {view.slot!r}", -1)
+                self.written.add(view.slot)
 
     def inputs(self) -> None:
         program = self.program
@@ -145,8 +158,8 @@ class _Check:
         for view in step.writes:
             if view is None:
                 continue
-            if view.slot.role == "constant":
-                self.fail(f"constant {view.slot.name} is written", number)
+            if view.slot.role in ("constant", "prepared"):
+                self.fail(f"{view.slot.role} {view.slot.name} is written", number)
             if (view.slot.role == "extern") != is_extern:
                 self.fail(f"{view.slot!r} is written by a {type(step).__name__}", number)
             if not isinstance(step, Launch) and self.root(view.slot) in touched:

@@ -16,6 +16,11 @@ class PassTarget(Protocol):
         """Ops that a library runs whole; composites among them are not expanded."""
         ...
 
+    @property
+    def tiles_sums(self) -> bool:
+        """Whether kernels of ours compute matrix products and convolutions well."""
+        ...
+
 
 class PassOptions(Protocol):
     """What passes ask of the options of a compilation."""

@@ -22,6 +22,7 @@ from dlcompiler.passes.node.constant_folding import fold_constants
 from dlcompiler.passes.node.dead_code import remove_dead_code
 from dlcompiler.passes.node.decompose import decompose
 from dlcompiler.passes.node.replace_ops import replace_ops
+from dlcompiler.passes.node.transposed_convolution import split_transposed_convolutions
 from dlcompiler.passes.node.views import canonicalize_views
 
 Observer = Callable[[str, Graph], None]
@@ -43,6 +44,7 @@ COMMON_SUBEXPRESSIONS = Pass("common-subexpressions", merge_common_subexpression
 SIMPLIFY = Pass("simplify", simplify)
 REPLACE_OPS = Pass("replace-ops", replace_ops, level=2)
 PATTERNS = Pass("patterns", match_patterns, level=2)
+TRANSPOSED_CONVOLUTIONS = Pass("transposed-convolutions", split_transposed_convolutions, level=2)
 MERGE_LINEARS = Pass("merge-linears", merge_linears, level=3)
 DECOMPOSE = Pass("decompose", decompose, level=0)
 
@@ -66,7 +68,10 @@ PIPELINE: tuple[Pass, ...] = (
     # and then part of the convolution before it
     PATTERNS,
     MERGE_LINEARS,
+    # after scales and shifts have become part of them
+    TRANSPOSED_CONVOLUTIONS,
     CONSTANT_FOLDING,
+    VIEWS,
     # last, after everything that makes nodes
     COMMON_SUBEXPRESSIONS,
     DEAD_CODE,

@@ -25,6 +25,13 @@ def constant_tensors(program: Program) -> tuple[dict[Slot, Tensor], list[Any]]:
     return tensors, held
 
 
+def tensor_behind(value: Any) -> Tensor | None:
+    """The torch tensor whose memory a constant shares; None for an array of its own, which nobody changes."""
+    while isinstance(value, np.ndarray):
+        value = value.base
+    return value if isinstance(value, Tensor) else None
+
+
 def _tensor_of(slot: Slot, value: Tensor | np.ndarray) -> Tensor:
     if isinstance(value, Tensor):
         address, strides, dtype = value.data_ptr(), value.stride(), value.dtype

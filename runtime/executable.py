@@ -138,6 +138,8 @@ class _Runner:
             replaced = self._take_inputs(frame, inputs)
             outputs = frame.allocate_outputs()
             threads = torch.get_num_threads()
+            if self.plan.preparation:
+                frame.prepare(inputs, threads)
             if self.plan.uses_torch:
                 _run_with_torch(frame, threads, times)
             elif times is None:

@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from dlcompiler.ir.errors import LaunchError
-from dlcompiler.runtime.plan import ARENA, Aten, Library, Plan, Run
+from dlcompiler.runtime.plan import ALIGNMENT, ARENA, PREPARED, Aten, Library, Plan, Run
 from dlcompiler.runtime.tensors import empty_strided, same_layout, tensor_at
 from torch import Tensor
 
-ALIGNMENT = 64
 # As codegen's driver reads them: function, words, work, grain, multiple; base, bytes, address; six words a run.
 STEP_WORDS, PATCH_WORDS, RUN_WORDS = 5, 3, 6
 
@@ -48,6 +47,8 @@ class Frame:
             (self._table(section) if isinstance(section, Run) else 0, section, plan.dropped.get(k, ()))
             for k, section in enumerate(plan.sections)
         ]
+        # what fills prepared memory: its record in the driver's tables, its number, the inputs it is made from
+        self._preparation = [(self._table(Run((p.record,))), p) for p in plan.preparation]
         self._singles: dict[int, int] = {}
         self.externs: dict[int, Tensor] = {}
 
@@ -57,6 +58,8 @@ class Frame:
         for k, place in enumerate(self.plan.places):
             if place.base == ARENA:
                 self.tensors[k] = tensor_at(self.arena + place.offset, *place.layout)
+            elif place.base == PREPARED:
+                self.tensors[k] = tensor_at(place.offset, *place.layout)
             elif place.constant is not None:
                 self.tensors[k] = place.constant
 
@@ -124,6 +127,27 @@ class Frame:
         with torch.inference_mode(False):
             for k in positions:
                 self.tensors[k] = tensor_at(address + places[k].offset, *places[k].layout)
+
+    def prepare(self, inputs: Sequence[Any], threads: int) -> None:
+        """Fill prepared memory whose inputs have moved or changed since it was filled; their addresses are set.
+
+        An input changes when its version counter does, which every in-place operation moves (but not one on `tensor.data`). A
+        tensor made in inference mode has no counter, so what is made from one is made again in each call.
+        """
+        shared = self.plan.shared
+        tensors = [inputs[s] if type(s) is int else s for s in self.plan.sources]
+        state = [None if t.is_inference() else (t.data_ptr(), t._version) for t in tensors]
+        if state == shared.prepared_from and None not in state:
+            return
+        with shared.preparing:
+            before = shared.prepared_from  # another call may have done it meanwhile
+            for table, preparation in self._preparation:
+                changed = before is None or any(state[k] is None or state[k] != before[k] for k in preparation.sources)
+                if changed:
+                    self.driver(table, threads)
+            # held, so that no other tensor comes to lie at the same address unnoticed
+            shared.storages = [tensor.untyped_storage() for tensor in tensors]
+            shared.prepared_from = state
 
     def allocate_outputs(self) -> list[Tensor]:
         """Fresh memory for the outputs; library calls see the tensors themselves."""

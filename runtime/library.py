@@ -337,14 +337,19 @@ def _mask_view(call: Call, mask: Operand, lead: int) -> int:
     return call.views.view(mask, (*(1,) * missing, *mask.shape), (*(0,) * missing, *mask.strides)).position
 
 
-def _lstm(call: Call) -> Routine:
-    x, h0, c0, *weights = (operand.position for operand in call.reads)
+def _recurrent(call: Call) -> Routine:
+    """`lstm`, `gru` and `rnn` by torch's functions of these names."""
+    name, a = call.op, call.attributes
+    function = getattr(torch, f"rnn_{a['activation']}" if name == "rnn" else name)
+    states = 2 if name == "lstm" else 1
+    x, *rest = (operand.position for operand in call.reads)
+    initial, weights = rest[:states], rest[states:]
     outs = [operand.position for operand in call.writes]
-    a = call.attributes
     settings = (bool(a["has_biases"]), int(a["layers"]), 0.0, False, bool(a["bidirectional"]), bool(a["batch_first"]))
 
     def run(tensors: Sequence[Tensor]) -> None:
-        results = torch.lstm(tensors[x], [tensors[h0], tensors[c0]], [tensors[w] for w in weights], *settings)
+        given = [tensors[h] for h in initial]
+        results = function(tensors[x], given if states > 1 else given[0], [tensors[w] for w in weights], *settings)
         for out, result in zip(outs, results):
             tensors[out].copy_(result)
 
@@ -356,5 +361,7 @@ ROUTINES: dict[str, Callable[[Call], Routine]] = {
     "linear": _linear,
     "convolution": _convolution,
     "attention": _attention,
-    "lstm": _lstm,
+    "lstm": _recurrent,
+    "gru": _recurrent,
+    "rnn": _recurrent,
 }

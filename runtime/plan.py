@@ -15,15 +15,17 @@ import torch
 from dlcompiler.ir.errors import LaunchError
 from dlcompiler.ir.expression import Evaluator
 from dlcompiler.ir.interpret import concrete
-from dlcompiler.ir.program import AtenCall, Code, Launch, LibraryCall, Placement, Program, Slot, View
+from dlcompiler.ir.program import AtenCall, Code, CompiledKernel, Launch, LibraryCall, Placement, Program, RoutineCall, Slot, View
 from dlcompiler.runtime.aten import prepare_aten
-from dlcompiler.runtime.constants import constant_tensors
+from dlcompiler.runtime.constants import constant_tensors, tensor_behind
 from dlcompiler.runtime.library import Call, Operand, Routine, prepare
 from dlcompiler.runtime.tensors import Shape, torch_dtype
 from torch import Tensor
 
+ALIGNMENT = 64  # of memory that is allocated for a program, in bytes
 ARENA = -1  # the "base" of what lies in the arena
-CONSTANT = -2  # and of what lies in a constant
+CONSTANT = -2  # of what lies in a constant
+PREPARED = -3  # and of what the preparation has made
 
 
 class Layout(NamedTuple):
@@ -59,6 +61,13 @@ class LaunchRecord(NamedTuple):
     work: int
     grain: int
     multiple: int
+
+
+class Preparation(NamedTuple):
+    """A launch that fills prepared memory, and which of `Plan.sources` that is made from: none if it runs once for ever."""
+
+    record: LaunchRecord
+    sources: tuple[int, ...]
 
 
 class Run(NamedTuple):
@@ -102,18 +111,45 @@ class Result(NamedTuple):
 
 @dataclass
 class Shared:
-    """What all plans of one executable share: constants by address, packed weights, compiled code."""
+    """What all plans of one executable share: constants by address, packed weights, compiled code, prepared memory.
+
+    prepared       the address of each prepared slot
+    prepared_from  address and version of each of `Plan.sources` when memory was prepared last; None before
+    storages       and the storages that these lay in
+    """
 
     program: Program
     code: Code
     pack: bool = True
     constants: dict[Slot, Tensor] = field(init=False)
     held: list[Any] = field(init=False)
+    prepared: dict[Slot, int] = field(init=False)
+    prepared_from: list[tuple[int, int] | None] | None = None
+    storages: list[Any] = field(default_factory=list)
+    preparing: threading.Lock = field(default_factory=threading.Lock)
     _packed: dict[tuple, Tensor] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.constants, self.held = constant_tensors(self.program)
+        self.prepared = self._allocate_prepared()
+
+    def _allocate_prepared(self) -> dict[Slot, int]:
+        """Memory for every prepared slot, in one piece."""
+        offsets: dict[Slot, int] = {}
+        end = 0
+        for slot in self.program.slots:
+            if slot.role == "prepared":
+                assert isinstance(slot.bytes, int), slot
+                offsets[slot] = end
+                end += -(-slot.bytes // ALIGNMENT) * ALIGNMENT
+        if not offsets:
+            return {}
+        with torch.inference_mode(False):
+            memory = torch.empty(end + ALIGNMENT, dtype=torch.uint8, device="cpu")
+        self.held.append(memory)
+        start = -(-memory.data_ptr() // ALIGNMENT) * ALIGNMENT
+        return {slot: start + offset for slot, offset in offsets.items()}
 
     def packed(self, key: tuple, make: Callable[[], Tensor]) -> Tensor | None:
         if not self.pack:
@@ -145,6 +181,9 @@ class Plan:
         self.bases = self.first_extern + len(self.externs)
         self.written_inputs = self._find_written_inputs()
         self.sections = self._sections()
+        # what prepared memory is made from: positions of inputs, and tensors of a model that constants share memory with
+        self.sources: tuple[int | Tensor, ...] = ()
+        self.preparation = self._preparation()
         self.dropped = self._find_dropped()
         self.results = tuple(self._result(view) for view in program.outputs)
         self.uses_torch = any(not isinstance(s, Run) for s in self.sections)
@@ -169,6 +208,8 @@ class Plan:
             return ARENA, self.placement.offsets[slot]
         if slot.role == "constant":
             return CONSTANT, self.shared.constants[slot].data_ptr()
+        if slot.role == "prepared":
+            return PREPARED, self.shared.prepared[slot]
         return self._bases[slot], 0
 
     def operand(self, view: View) -> Operand:
@@ -207,7 +248,7 @@ class Plan:
         sections: list[Section] = []
         launches: list[LaunchRecord] = []
         for number, step in enumerate(self.program.steps):
-            if isinstance(step, Launch):
+            if isinstance(step, Launch | RoutineCall):
                 launches.append(self._launch(number, step))
                 continue
             if launches:
@@ -218,18 +259,45 @@ class Plan:
             sections.append(Run(tuple(launches)))
         return tuple(sections)
 
-    def _launch(self, number: int, step: Launch) -> LaunchRecord:
+    def _launch(self, number: int, step: Launch | RoutineCall) -> LaunchRecord:
         kernel = self.shared.code.kernels[number]
         if kernel is None:
-            raise LaunchError(f"step {number}, {step.kernel.name}, has no code")
+            name = step.kernel.name if isinstance(step, Launch) else step.op
+            raise LaunchError(f"step {number}, {name}, has no code")
+        return self._record(number, step, kernel)
+
+    def _record(self, number: int, step: Launch | RoutineCall, kernel: CompiledKernel) -> LaunchRecord:
         words = []
         for view in step.arguments:
             base, start = self.position(view.slot)
             value = start + self.number(view.offset) * view.dtype.bytes
-            words.append(Word(None if base == CONSTANT else base, value))
-        words += [Word(None, self.bindings[name]) for name in step.kernel.size_symbols]
+            words.append(Word(None if base in (CONSTANT, PREPARED) else base, value))
+        sizes = step.kernel.size_symbols if isinstance(step, Launch) else step.size_symbols
+        words += [Word(None, self.bindings[name]) for name in sizes]
         work = self.number(kernel.work)
         return LaunchRecord(number, kernel.address, tuple(words), work, max(kernel.grain, 1), max(kernel.multiple, 1))
+
+    def _preparation(self) -> tuple[Preparation, ...]:
+        """The launches that fill prepared memory, and what each is made from, also through what others have prepared."""
+        records: list[Preparation] = []
+        sources: list[int | Tensor] = []
+        made_from: dict[Slot, tuple[int, ...]] = {}
+
+        def number_of(slot: Slot) -> tuple[int, ...]:
+            if slot not in made_from:
+                source: int | Tensor | None = slot.position
+                if slot.role == "constant":
+                    source = tensor_behind(self.program.constants[slot.position])
+                made_from[slot] = () if source is None else (len(sources),)
+                sources.extend(() if source is None else (source,))
+            return made_from[slot]
+
+        for step, kernel in zip(self.program.preparation, self.shared.code.preparation, strict=True):
+            numbers = sorted({n for view in step.reads for n in number_of(view.slot)})
+            made_from.update((view.slot, tuple(numbers)) for view in step.writes)
+            records.append(Preparation(self._record(len(records), step, kernel), tuple(numbers)))
+        self.sources = tuple(sources)
+        return tuple(records)
 
     def _library(self, number: int, step: LibraryCall) -> Library:
         reads, writes = ([self.operand(view) for view in views] for views in (step.reads, step.writes))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from dlcompiler.ir.program import Launch, LibraryCall, Program, Step
+from dlcompiler.ir.program import Launch, LibraryCall, Program, RoutineCall, Step
 
 
 class Steppable(Protocol):
@@ -49,6 +49,8 @@ def describe(step: Step) -> tuple[str, str]:
     """(kind, name) of a step."""
     if isinstance(step, Launch):
         return "kernel", step.kernel.name
+    if isinstance(step, RoutineCall):
+        return "routine", step.op
     return ("library", step.op) if isinstance(step, LibraryCall) else ("aten", step.target)
 
 

@@ -446,36 +446,73 @@ def _():
     yield Sample("attention", (array(f32, 1, 3, 2), array(f32, 1, 0, 2), array(f32, 1, 0, 4)), _ATTENTION, exact=False)
 
 
-_LSTM = {"layers": 1, "bidirectional": False, "has_biases": True, "batch_first": False}
-_LSTM_TYPES = (T(f32, 4, 2, 3), T(f32, 1, 2, 5), T(f32, 1, 2, 5), T(f32, 20, 3), T(f32, 20, 5), T(f32, 20), T(f32, 20))
+def _recurrent_types(gates: int, states: int) -> tuple[TensorType, ...]:
+    """Operands of a whole layer: 4 steps, a batch of 2, 3 inputs, 5 hidden units."""
+    state = (T(f32, 1, 2, 5),) * states
+    return (T(f32, 4, 2, 3), *state, T(f32, 5 * gates, 3), T(f32, 5 * gates, 5), T(f32, 5 * gates), T(f32, 5 * gates))
 
 
-@record(
-    "lstm",
-    (_LSTM_TYPES[:-1], _LSTM, ShapeError),
-    ((T(f32, 4, 3), *_LSTM_TYPES[1:]), _LSTM, ShapeError),
-    ((T(f32, 4, 2, 4), *_LSTM_TYPES[1:]), _LSTM, ShapeError),
-    ((*_LSTM_TYPES[:1], T(f32, 2, 2, 5), *_LSTM_TYPES[2:]), _LSTM, ShapeError),
-    ((*_LSTM_TYPES[:-1], T(f64, 20)), _LSTM, DTypeError),
-    (tuple(t.with_dtype(i32) for t in _LSTM_TYPES), _LSTM, DTypeError),
-)
-def _():
-    for dtype in (f32, f64, bf16):
-        for layers, bidirectional, biases, batch_first in (
-            (1, False, True, False),
-            (2, True, True, True),
-            (2, False, False, False),
-        ):
+def _recurrent_layer(name: str, gates: int, states: int, *kinds: dict[str, Any]) -> None:
+    """The record of a whole layer; `kinds` are the attributes that only some layers have."""
+    types = _recurrent_types(gates, states)
+    given = {"layers": 1, "bidirectional": False, "has_biases": True, "batch_first": False, **kinds[0]}
+
+    @record(
+        name,
+        (types[:-1], given, ShapeError),
+        ((T(f32, 4, 3), *types[1:]), given, ShapeError),
+        ((T(f32, 4, 2, 4), *types[1:]), given, ShapeError),
+        ((*types[:1], T(f32, 2, 2, 5), *types[2:]), given, ShapeError),
+        ((*types[:-1], T(f64, 5 * gates)), given, DTypeError),
+        (tuple(t.with_dtype(i32) for t in types), given, DTypeError),
+    )
+    def _():
+        layouts = ((1, False, True, False), (2, True, True, True), (2, False, False, False))
+        for dtype, (layers, bidirectional, biases, batch_first), kind in itertools.product((f32, f64, bf16), layouts, kinds):
             directions = 1 + bidirectional
             weights = []
             for layer, direction in itertools.product(range(layers), range(directions)):
                 width = 3 if layer == 0 else 5 * directions
-                shapes = [(20, width), (20, 5)] + ([(20,), (20,)] if biases else [])
+                shapes = [(5 * gates, width), (5 * gates, 5)] + ([(5 * gates,), (5 * gates,)] if biases else [])
                 weights += [array(dtype, *s, seed=layer * 2 + direction, low=-1, high=1) for s in shapes]
-            states = [array(dtype, layers * directions, 2, 5, seed=k, low=-1, high=1) for k in (7, 8)]
+            initial = [array(dtype, layers * directions, 2, 5, seed=k, low=-1, high=1) for k in range(7, 7 + states)]
             x = array(dtype, *((2, 4, 3) if batch_first else (4, 2, 3)))
             attributes = {"layers": layers, "bidirectional": bidirectional, "has_biases": biases, "batch_first": batch_first}
-            yield Sample("lstm", (x, *states, *weights), attributes, exact=False)
+            yield Sample(name, (x, *initial, *weights), attributes | kind, exact=False)
+
+
+def _recurrent_scan(name: str, gates: int, states: int, biased: bool, *kinds: dict[str, Any]) -> None:
+    """The record of the recurrence of one layer."""
+    each = (T(f32, 4, 2, 5 * gates), T(f32, 5 * gates, 5), T(f32, 5 * gates))[: 3 if biased else 2]
+    types = ((T(f32, 1, 2, 5),) * states) + each
+    given = {"reverse": (False,), **kinds[0]}
+
+    @record(
+        name,
+        (types[:-1], given, ShapeError),
+        (types, {**given, "reverse": ()}, ShapeError),
+        (types, {**given, "reverse": (False, True)}, ShapeError),
+        ((T(f32, 2, 5), *types[1:]), given, ShapeError),
+        ((*types[:states], T(f32, 4, 3, 5 * gates), *types[states + 1 :]), given, ShapeError),
+        ((*types[:-1], types[-1].with_dtype(f64)), given, DTypeError),
+        (tuple(t.with_dtype(i32) for t in types), given, DTypeError),
+    )
+    def _():
+        for dtype, reverse, kind in itertools.product((f32, f64, bf16), ((False,), (True,), (False, True)), kinds):
+            initial = [array(dtype, len(reverse), 2, 5, seed=k, low=-1, high=1) for k in range(states)]
+            operands = [array(dtype, *t.shape, seed=9 + d, low=-1, high=1) for d in range(len(reverse)) for t in each]
+            yield Sample(name, (*initial, *operands), {"reverse": reverse} | kind, exact=False)
+        empty = [np.zeros((1, 2, 5), np.float32)] * states + [np.zeros((0, *t.shape[1:]), np.float32) for t in each[:1]]
+        yield Sample(name, (*empty, *(array(f32, *t.shape) for t in each[1:])), given, exact=False)
+
+
+_RNN_KINDS = {"activation": "tanh"}, {"activation": "relu"}
+_recurrent_layer("lstm", 4, 2, {})
+_recurrent_layer("gru", 3, 1, {})
+_recurrent_layer("rnn", 1, 1, *_RNN_KINDS)
+_recurrent_scan("lstm_scan", 4, 2, False, {})
+_recurrent_scan("gru_scan", 3, 1, True, {})
+_recurrent_scan("rnn_scan", 1, 1, False, *_RNN_KINDS)
 
 
 # -- reductions --------------------------------------------------------------------------------------------------------------

@@ -1,21 +1,43 @@
-"""Compiles the kernels of a program for a CPU: each distinct kernel once in this process, and once on this machine's disk."""
+"""Compiles what a program runs on a CPU: each distinct kernel once in this process, and once on this machine's disk."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from dlcompiler.codegen.cache import Store
+from dlcompiler.codegen.contraction import schedule_contraction
 from dlcompiler.codegen.cpu import scalars
+from dlcompiler.codegen.cpu.contraction import ContractionWriter
 from dlcompiler.codegen.cpu.emitter import Emitter
 from dlcompiler.codegen.cpu.machine import Machine, host, machine
 from dlcompiler.codegen.cpu.machine_code import find_functions
+from dlcompiler.codegen.cpu.routines import routines
 from dlcompiler.codegen.cpu.writer import KernelWriter
 from dlcompiler.codegen.schedule import Schedule, schedule_kernel
 from dlcompiler.codegen.target import Target
 from dlcompiler.ir import kernel as K
-from dlcompiler.ir.program import Code, CompiledKernel, Launch, Program
+from dlcompiler.ir.expression import Dim, parse_dim
+from dlcompiler.ir.program import Code, CompiledKernel, Launch, Program, RoutineCall, Step
+from dlcompiler.ir.text.values import show_attributes, show_dims
+
+# What is compiled: a loop nest that Kernel IR describes, or a call of a hand-written kernel.
+Unit = K.Kernel | RoutineCall
+
+
+@dataclass(frozen=True)
+class WrittenKernel:
+    """A kernel as text, before it is machine code; `summary` says on one line how it runs."""
+
+    name: str
+    work: Dim
+    grain: int
+    summary: str
+    multiple: int = 1
+
 
 # Kernels of this process: what they compute, for which machine -> machine code. Guarded by the lock.
 _compiled: dict[str, CompiledKernel] = {}
@@ -44,9 +66,14 @@ def machine_of(target: Target) -> Machine:
     return host() if target.host else machine(target.arch)
 
 
-def kernel_key(kernel: K.Kernel, described: Machine) -> str:
+def kernel_key(unit: Unit, described: Machine) -> str:
     """What makes two kernels the same code: everything but their names and origins."""
-    text = str(kernel.replace(name="kernel", origin=()))
+    if isinstance(unit, RoutineCall):
+        views = [f"{v.dtype}{show_dims(v.shape)}{show_dims(v.strides)}" for v in unit.arguments]
+        # some are written for a number of cores (not of threads: it is this machine's)
+        text = f"{unit.op} {described.cores} {len(unit.reads)} {' '.join(views)} {show_attributes(unit.attributes)}"
+    else:
+        text = str(unit.replace(name="kernel", origin=()))
     return hashlib.sha256(f"{described.name} {described.cache_bytes}\n{text}".encode()).hexdigest()[:24]
 
 
@@ -55,46 +82,72 @@ def _schedule(kernel: K.Kernel, described: Machine) -> Schedule:
     return schedule_kernel(kernel, described.vector_bytes, described.cache_bytes[2] if streams else 1 << 62)
 
 
-def write_kernel(kernel: K.Kernel, described: Machine, name: str = "kernel") -> tuple[str, Schedule]:
-    """One kernel as a module of MLIR text, and the schedule it follows."""
-    schedule = _schedule(kernel, described)
+def _write(e: Emitter, unit: Unit, described: Machine, name: str) -> WrittenKernel:
+    """Write the function of one kernel or routine into an open module."""
+    if isinstance(unit, RoutineCall):
+        routine = routines()[unit.op]
+        written = routine.write(e, unit, described, name)
+        return WrittenKernel(name, written.work, written.grain, written.summary, written.multiple)
+    contraction = schedule_contraction(unit, described.tiles)
+    if contraction is not None:
+        ContractionWriter(e, unit, contraction, described).write(name)
+        return WrittenKernel(name, contraction.work, contraction.grain, str(contraction))
+    schedule = _schedule(unit, described)
+    KernelWriter(e, unit, schedule, described).write(name)
+    return WrittenKernel(name, schedule.work, schedule.grain, str(schedule))
+
+
+def write_kernel(unit: Unit, described: Machine, name: str = "kernel") -> tuple[str, WrittenKernel]:
+    """One kernel as a module of MLIR text, and how it runs."""
     e = Emitter(machine=described)
-    KernelWriter(e, kernel, schedule, described).write(name)
-    return e.text(), schedule
+    written = _write(e, unit, described, name)
+    return e.text(), written
 
 
-def compile_kernels(kernels: Sequence[K.Kernel], target: Target, store: Store | None = None) -> list[CompiledKernel]:
+def compile_kernels(kernels: Sequence[Unit], target: Target, store: Store | None = None) -> list[CompiledKernel]:
     """Machine code for each kernel, in order. Equal kernels share one, and so do those that this process or `store` has."""
     described = machine_of(target)
     keys = [kernel_key(kernel, described) for kernel in kernels]
     with _lock:
         new = {f"k{key}": kernel for key, kernel in zip(keys, kernels) if key not in _compiled}
         if new:
-            schedules = {name: _schedule(kernel, described) for name, kernel in new.items()}
 
-            def write(missing: Sequence[str]) -> str:
+            def write(missing: Sequence[str]) -> tuple[str, dict[str, str]]:
                 e = Emitter(machine=described)
-                for name in missing:
-                    KernelWriter(e, new[name], schedules[name], described).write(name)
-                return e.text()
+                facts = {name: _facts(_write(e, new[name], described, name)) for name in missing}
+                return e.text(), facts
 
             for name, function in find_functions(list(new), write, store).items():
-                schedule = schedules[name]
+                work, grain, multiple = json.loads(function.facts)
                 _compiled[name[1:]] = CompiledKernel(
-                    name, function.address, schedule.work, schedule.grain, text="", keep_alive=function.code
+                    name, function.address, parse_dim(work), grain, multiple, keep_alive=function.code
                 )  # fmt: skip
                 _made["compiled" if function.compiled else "loaded"] += 1
         return [_compiled[key] for key in keys]
+
+
+def _facts(written: WrittenKernel) -> str:
+    """What a launch has to know of a kernel, as text that is kept beside its code."""
+    return json.dumps([str(written.work), written.grain, written.multiple])
 
 
 def emit_program(program: Program, target: Target, store: Store | None = None) -> Program:
     """Attach machine code for every launch, and the driver that starts them, from `store` where it has them."""
     from dlcompiler.codegen.cpu.driver import compile_driver, driver_address
 
-    launches = [step.kernel for step in program.steps if isinstance(step, Launch)]
-    codes = iter(compile_kernels(launches, target, store))
-    kernels = tuple(next(codes) if isinstance(step, Launch) else None for step in program.steps)
-    return program.replace(code=Code(kernels, driver_address(store), keep_alive=compile_driver(store)))
+    units = [_unit(step) for step in (*program.preparation, *program.steps)]
+    codes = iter(compile_kernels([unit for unit in units if unit is not None], target, store))
+    kernels = tuple(None if unit is None else next(codes) for unit in units)
+    first = len(program.preparation)
+    code = Code(kernels[first:], driver_address(store), keep_alive=compile_driver(store), preparation=kernels[:first])
+    return program.replace(code=code)
+
+
+def _unit(step: Step) -> Unit | None:
+    """What is compiled for a step, None for what a library runs."""
+    if isinstance(step, Launch):
+        return step.kernel
+    return step if isinstance(step, RoutineCall) else None
 
 
 def unspelled(op: str, dtype) -> bool:

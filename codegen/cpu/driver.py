@@ -9,6 +9,7 @@
 First `*address = bases[index] + bytes` for every patch: addresses that change from call to call. Then for every step
 `function(words, low, high)`, so that [low, high) covers [0, work). Steps run in order; one step's parts run on at most `threads`
 threads of the OpenMP pool that torch uses, in one parallel region for the whole run, with a barrier between steps that need one.
+Each part of a step has a thread of its own, so that parts may wait for each other (routines/recurrent.py does).
 """
 
 from __future__ import annotations
@@ -184,7 +185,7 @@ def compile_driver(store: Store | None = None) -> LoadedObject:
             libraries = libgomp()
             text = driver_text(threads=bool(libraries))
             name = "driver_" + hashlib.sha256(text.encode()).hexdigest()[:24]
-            found = find_functions([name], lambda _: text.replace("@driver", f"@{name}"), store, libraries)
+            found = find_functions([name], lambda _: (text.replace("@driver", f"@{name}"), {}), store, libraries)
             _compiled.append(LoadedObject({"driver": found[name].address}, found[name].code))
         return _compiled[0]
 

@@ -107,11 +107,17 @@ class Emitter:
 
     @contextmanager
     def func(
-        self, name: str, arguments: Sequence[tuple[str, str]], public: bool = False, result: str | None = None
+        self,
+        name: str,
+        arguments: Sequence[tuple[str, str]],
+        public: bool = False,
+        result: str | None = None,
+        inline: bool = True,
     ) -> Iterator[tuple[Value, ...]]:
         """Open a function and give its arguments as Values; `arguments` are (name, element). `ret` ends one that has a `result`.
 
         Functions are internal to the module unless `public`; `jit.compile_mlir` finds its entry points either way.
+        One that is not `inline` stays a function of its own: less code to compile where a call costs nothing beside its work.
         """
         if self._open_function is not None:
             raise ValueError(f"function {name} opened inside {self._open_function}")
@@ -123,7 +129,9 @@ class Emitter:
             self.line("llvm.return")
         signature = ", ".join(f"{value.name}: {value.type}" for value in values)
         returns = f" -> {Value('', result).type}" if result else ""
-        attributes = f" attributes {{{self.attributes}}}" if self.attributes else ""
+        words = [self.attributes] if self.attributes else []
+        words += [] if inline else ['passthrough = ["noinline"]']
+        attributes = f" attributes {{{', '.join(words)}}}" if words else ""
         constants = [
             f"{value.name} = arith.constant {text}" for text, value in self._constants.items() if value.name in self._used
         ]
@@ -327,8 +335,7 @@ class Emitter:
         return self.op(a.element, a.lanes, f"{name} {{}}, {{}} : {a.type}", a, b)
 
     def cast(self, operation: str, x: Value, element: str) -> Value:
-        """One arith cast (`arith.extf`, `arith.fptosi`, ...) to the element, as it is; `convert` knows which are right.
-        """
+        """One arith cast (`arith.extf`, `arith.fptosi`, ...) to the element, as it is; `convert` knows which are right."""
         return self.op(element, x.lanes, f"{operation} {{}} : {x.type} to {Value('', element, x.lanes).type}", x)
 
     def bitcast(self, x: Value, element: str) -> Value:
@@ -544,8 +551,7 @@ class Emitter:
     def if_else(
         self, condition: Value, then: Callable[[], Sequence[Value]], otherwise: Callable[[], Sequence[Value]]
     ) -> tuple[Value, ...]:
-        """The values of `then()` if the scalar condition holds, else those of `otherwise()`; only one of the two runs.
-        """
+        """The values of `then()` if the scalar condition holds, else those of `otherwise()`; only one of the two runs."""
         outer, sides, types = self._lines, [], []
         for body in (then, otherwise):
             self._lines = []

@@ -6,12 +6,13 @@ from dlcompiler.codegen.cpu.compile import machine_of, write_kernel
 from dlcompiler.codegen.cpu.jit import COMPILING, LOWER_TO_LLVM, mlir_context
 from dlcompiler.codegen.target import Target
 from dlcompiler.ir.kernel import Kernel
+from dlcompiler.ir.program import RoutineCall
 
 
-def kernel_listing(kernel: Kernel, target: Target) -> dict[str, str]:
+def kernel_listing(kernel: Kernel | RoutineCall, target: Target) -> dict[str, str]:
     """`{"schedule": one line, "mlir": the kernel as written, "llvm": the same in MLIR's LLVM dialect}`."""
-    text, schedule = write_kernel(kernel, machine_of(target))
-    return {"schedule": f"{schedule}\n", "mlir": text, "llvm": lower_to_llvm(text)}
+    text, written = write_kernel(kernel, machine_of(target))
+    return {"schedule": f"{written.summary}\n", "mlir": text, "llvm": lower_to_llvm(text)}
 
 
 def lower_to_llvm(text: str) -> str:

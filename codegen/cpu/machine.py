@@ -1,7 +1,12 @@
 """Facts about CPUs. The compiler is told its machine; only `host()` and `processor()` look at the live one."""
 
+from __future__ import annotations
+
+import functools
 from dataclasses import dataclass
 from pathlib import Path
+
+from dlcompiler.codegen.contraction import TileMachine
 
 V2_FLAGS = frozenset({"sse4_2", "ssse3", "popcnt", "cx16"})
 V3_FLAGS = V2_FLAGS | {"avx", "avx2", "fma", "f16c", "bmi1", "bmi2", "movbe"}
@@ -25,6 +30,11 @@ class Machine:
     features: tuple[str, ...] = ()
     cores: int = 1
     cache_bytes: tuple[int, int, int] = (32 << 10, 512 << 10, 8 << 20)
+
+    @property
+    def tiles(self) -> TileMachine:
+        """What schedules of contractions ask of a machine."""
+        return TileMachine(self.vector_bytes, self.vector_registers, self.has_masks)
 
     def lanes(self, element_bytes: int) -> int:
         """How many elements of `element_bytes` one vector register holds."""
@@ -87,6 +97,7 @@ def level_of_flags(architecture: str, flags: frozenset[str]) -> str:
     raise ValueError("an x86-64-v2 processor (SSE4.2) is the least that is supported")
 
 
+@functools.cache
 def host() -> Machine:
     """The live machine: its level, number of usable cores and cache sizes. Nothing else in `codegen` asks for them."""
     import dataclasses

@@ -26,10 +26,15 @@ from dlcompiler.codegen.cpu.relocations import ObjectFileError
 
 @dataclass(frozen=True)
 class Function:
-    """A function of `code`, which has to live as long as it is called. `compiled`: by this process, now."""
+    """A function of `code`, which has to live as long as it is called.
+
+    facts     what its writer said of it, for whoever calls it
+    compiled  by this process, now
+    """
 
     name: str
     code: LoadedObject
+    facts: str
     compiled: bool
 
     @property
@@ -63,20 +68,18 @@ _lock = threading.Lock()
 
 def find_functions(
     names: Sequence[str],
-    write: Callable[[Sequence[str]], str],
+    write: Callable[[Sequence[str]], tuple[str, Mapping[str, str]]],
     store: Store | None = None,
     libraries: Sequence[str] = (),
 ) -> dict[str, Function]:
-    """Each name's function. `write` gives the MLIR text of a module that defines those that have to be compiled.
+    """Each name's function.
 
+    write       gives the MLIR text of a module that defines those that have to be compiled, and the facts of each
     libraries   files of shared libraries that the functions call into
     Of several processes that ask for the same names at once, one compiles them. Raises as `jit.compile_mlir`.
     """
-    from dlcompiler.codegen.cpu.jit import compile_mlir
-
     if store is None:
-        code = compile_mlir(write(names), list(names), libraries=libraries).code
-        return {name: Function(name, code, True) for name in names}
+        return _compile(names, write, libraries)[0]
     entries = {name: entry_name("function", fingerprint(), name) for name in names}
     found = _load(entries, store, libraries)
     if len(found) == len(names):
@@ -85,21 +88,34 @@ def find_functions(
         found |= _load({name: entry for name, entry in entries.items() if name not in found}, store, libraries)
         missing = [name for name in names if name not in found]
         if missing:
-            module = compile_mlir(write(missing), missing, libraries=libraries)
-            found |= {name: Function(name, module.code, True) for name in missing}
-            if module.object is not None:
-                _keep(module.object, {name: entries[name] for name in missing}, store)
+            compiled, data = _compile(missing, write, libraries)
+            found |= compiled
+            if data is not None:
+                _keep(data, {entries[name]: function.facts for name, function in compiled.items()}, store)
     return found
+
+
+def _compile(
+    names: Sequence[str], write: Callable[[Sequence[str]], tuple[str, Mapping[str, str]]], libraries: Sequence[str]
+) -> tuple[dict[str, Function], bytes | None]:
+    """The functions, compiled in one module, and the object that holds them."""
+    from dlcompiler.codegen.cpu.jit import compile_mlir
+
+    text, facts = write(names)
+    module = compile_mlir(text, list(names), libraries=libraries)
+    return {name: Function(name, module.code, facts.get(name, ""), True) for name in names}, module.object
 
 
 def _load(entries: Mapping[str, str], store: Store, libraries: Sequence[str]) -> dict[str, Function]:
     """The functions that are on disk, whole."""
     found = {}
     for name, entry in entries.items():
-        held_by = store.get(entry)
-        code = _load_object(held_by.decode(), store, libraries) if held_by is not None else None
-        if code is not None and name in code.addresses:
-            found[name] = Function(name, code, False)
+        payload = store.get(entry)
+        if payload is not None:
+            held_by, _, facts = payload.decode().partition("\n")
+            code = _load_object(held_by, store, libraries)
+            if code is not None and name in code.addresses:
+                found[name] = Function(name, code, facts, False)
     return found
 
 
@@ -119,9 +135,9 @@ def _load_object(name: str, store: Store, libraries: Sequence[str]) -> LoadedObj
         return code
 
 
-def _keep(data: bytes, entries: Mapping[str, str], store: Store) -> None:
-    """The object first, so that whoever finds a function finds its code."""
+def _keep(data: bytes, facts: Mapping[str, str], store: Store) -> None:
+    """The object first, so that whoever finds a function finds its code. `facts` by entry."""
     name = entry_name("object", data)
     store.put(name, data)
-    for entry in entries.values():
-        store.put(entry, name.encode())
+    for entry, text in facts.items():
+        store.put(entry, f"{name}\n{text}".encode())

@@ -15,7 +15,8 @@ _KEPT_WHOLE = (
     "var", "std", "std_mean", "stack", "split", "unbind", "tril", "triu", "roll", "eye", "floor_divide", "clamp_min", "clamp_max",
     "masked_fill", "select_scatter", "unsafe_split", "unsafe_split_with_sizes", "take", "t", "transpose", "rsub", "ones",
     "new_full", "new_ones", "new_zeros", "ones_like", "fill", "arange", "_unsafe_index", "expand_copy", "adaptive_avg_pool1d",
-    "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "reshape", "narrow", "linear", "lstm",
+    "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "reshape", "narrow", "linear", "lstm", "gru", "rnn_tanh",
+    "rnn_relu",
 )  # fmt: skip
 # Operators outside torch's core table whose parts we have rules for
 _BROKEN_UP = (
@@ -54,5 +55,5 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
 
 
 def export_decompositions() -> dict[Any, Callable[..., Any]]:
-    """The table for `ExportedProgram.run_decompositions`: an operator that is left out of it stays whole, `lstm` included."""
+    """The table for `ExportedProgram.run_decompositions`: what is left out of it stays whole, recurrent layers included."""
     return dict(_table())

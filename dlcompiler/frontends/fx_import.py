@@ -8,7 +8,7 @@ live in tables by subject (`fx_pointwise`, `fx_view`, ...). An operator without 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,12 +55,14 @@ def import_fx(
     constants: Mapping[str, Any] | None = None,
     mutations: Mapping[int, str] | None = None,
     called: Sequence[str] = (),
+    parameters: Collection[int] = (),
 ) -> Graph:
     """The Graph of an ATen-level FX graph.
 
     inputs     a fake tensor, SymInt or int for each placeholder; None: the placeholders' own `meta["val"]`
     constants  placeholders that are not arguments but known: tensors (frozen parameters; memory is shared) or Python values
     called     what the user calls each placeholder, for messages
+    parameters positions of placeholders that are a module's own tensors, the same ones in nearly every call
     mutations  results that are not outputs but new values of placeholders: position -> name (torch.export's signature)
 
     Results that are not tensors stand among the outputs as 0-d tensors (a SymInt as i64) or are left out (None): see
@@ -70,6 +72,7 @@ def import_fx(
     placeholders = [str(n.target) for n in graph_module.graph.nodes if n.op == "placeholder"]
     if len(placeholders) == len(called):
         importer.called = dict(zip(placeholders, called))
+    importer.parameters = frozenset(name for k, name in enumerate(placeholders) if k in parameters)
     return importer.run(inputs)
 
 
@@ -112,6 +115,7 @@ class Importer:
         self.constants = constants
         self.mutations = mutations
         self.called: Mapping[str, str] = {}
+        self.parameters: frozenset[str] = frozenset()
         self.b = Builder(name)
         self.values: dict[torch.fx.Node, Any] = {}
         self.writebacks: dict[Node, Node] = {}
@@ -151,7 +155,10 @@ class Importer:
         example = self.meta if given is None else next(given)
         if isinstance(example, torch.Tensor):
             self._remember_hints((*example.shape, *example.stride()))
-            return self.b.input(name, type_of_fake(example), strides_of_fake(example), f"input {self.called.get(name, name)}")
+            called, is_parameter = self.called.get(name, name), str(node.target) in self.parameters
+            return self.b.input(
+                name, type_of_fake(example), strides_of_fake(example), f"input {called}", is_parameter=is_parameter
+            )
         if isinstance(example, int | torch.SymInt) and not isinstance(example, bool):
             self._remember_hints((example,))
             dim = dim_from_torch(example)

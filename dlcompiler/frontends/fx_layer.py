@@ -389,15 +389,38 @@ def _attention_math(i, q, k, v, mask=None, dropout=0.0, causal=False, dropout_ma
 # -- recurrent layers ----------------------------------------------------------------------------------------------------------
 
 
-@rule("lstm.input")
+@rule("lstm.input", "dlcompiler.lstm.default")
 def _lstm(i, x, states, weights, has_biases, layers, dropout, train, bidirectional, batch_first):
+    return _recurrent(i, "lstm", x, states, weights, has_biases, layers, dropout, train, bidirectional, batch_first)
+
+
+@rule("gru.input", "dlcompiler.gru.default")
+def _gru(i, x, state, weights, has_biases, layers, dropout, train, bidirectional, batch_first):
+    return _recurrent(i, "gru", x, [state], weights, has_biases, layers, dropout, train, bidirectional, batch_first)
+
+
+@rule("rnn_tanh.input", "dlcompiler.rnn_tanh.default")
+def _rnn_tanh(i, x, state, weights, has_biases, layers, dropout, train, bidirectional, batch_first):
+    settings = has_biases, layers, dropout, train, bidirectional, batch_first
+    return _recurrent(i, "rnn", x, [state], weights, *settings, activation="tanh")
+
+
+@rule("rnn_relu.input", "dlcompiler.rnn_relu.default")
+def _rnn_relu(i, x, state, weights, has_biases, layers, dropout, train, bidirectional, batch_first):
+    settings = has_biases, layers, dropout, train, bidirectional, batch_first
+    return _recurrent(i, "rnn", x, [state], weights, *settings, activation="relu")
+
+
+def _recurrent(i, name, x, states, weights, has_biases, layers, dropout, train, bidirectional, batch_first, **activation):
+    """A recurrent layer whole, as torch orders its weights."""
     directions = 2 if bidirectional else 1
     if dropout and train and layers > 1:
-        raise NoRule("an lstm with dropout")
+        raise NoRule(f"{name} with dropout")
     if len(weights) != layers * directions * (4 if has_biases else 2):
-        raise NoRule("an lstm with projections")
-    whole = i.b.lstm(
-        x, *states, *weights,
+        raise NoRule(f"{name} with projections")
+    whole = i.b(
+        name, x, *states, *weights,
         layers=layers, bidirectional=bool(bidirectional), has_biases=bool(has_biases), batch_first=bool(batch_first),
+        **activation,
     )  # fmt: skip
     return i.elements(whole)

@@ -1,8 +1,9 @@
-"""Recurrent layers: LSTM as one op; GRU and RNN written out step by step."""
+"""Recurrent layers as one op each; a GRU that resets before its product is written out step by step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from dlcompiler.frontends.onnx_registry import Call, operator
 from dlcompiler.ir.graph import Node
@@ -76,6 +77,35 @@ def _default_activations(call: Call, layer: _Layer, names: tuple[str, ...]) -> b
     return plain and not call.attribute("activation_alpha") and not call.attribute("activation_beta")
 
 
+def _whole(call: Call, layer: _Layer, name: str, order: tuple[int, ...], **attributes: Any) -> tuple[Node, ...]:
+    """The op `name`, whose k-th gate is ONNX's gate number `order[k]`."""
+    gates = len(order)
+
+    def reordered(node: Node) -> Node:
+        blocks = layer.blocks(node, gates)
+        return node if order == tuple(range(gates)) else call.concat([blocks[k] for k in order], 0)
+
+    biased = call.get(3) is not None
+    weights: list[Node] = []
+    for direction in range(layer.directions):
+        weights += [reordered(layer.piece(1, direction)), reordered(layer.piece(2, direction))]
+        if biased:
+            bias, half = layer.piece(3, direction), gates * layer.hidden
+            weights += [reordered(call.slice(bias, 0, k * half, (k + 1) * half)) for k in range(2)]
+    reverse = layer.direction == "reverse"
+    x = call.b.flip(layer.x, axes=(0,)) if reverse else layer.x
+    states = [layer.state(5), layer.state(6)] if name == "lstm" else [layer.state(5)]
+    result = call.b(
+        name, x, *states, *weights,
+        layers=1, bidirectional=layer.directions == 2, has_biases=biased, batch_first=False, **attributes,
+    )  # fmt: skip
+    y, *lasts = (call.b("tuple.get", result, index=k) for k in range(1 + len(states)))
+    if reverse:
+        y = call.b.flip(y, axes=(0,))
+    split = call.reshape(y, (layer.steps, layer.batch, layer.directions, layer.hidden))
+    return layer.results(call.permute(split, (0, 2, 1, 3)), *lasts)
+
+
 @operator("LSTM")
 def lstm(call: Call) -> tuple[Node, ...]:
     """ONNX orders the gates i, o, f, c; the op `lstm` i, f, g, o."""
@@ -86,34 +116,30 @@ def lstm(call: Call) -> tuple[Node, ...]:
         call.unsupported("coupled input and forget gates")
     if call.get(7) is not None:
         call.unsupported("peephole weights")
+    return _whole(call, layer, "lstm", (0, 2, 3, 1))
 
-    def reordered(node: Node) -> Node:
-        i, o, f, c = layer.blocks(node, 4)
-        return call.concat((i, f, c, o), 0)
 
-    weights: list[Node] = []
-    for direction in range(layer.directions):
-        weights += [reordered(layer.piece(1, direction)), reordered(layer.piece(2, direction))]
-        if call.get(3) is not None:
-            bias, half = layer.piece(3, direction), 4 * layer.hidden
-            weights += [reordered(call.slice(bias, 0, k * half, (k + 1) * half)) for k in range(2)]
-    reverse = layer.direction == "reverse"
-    x = call.b.flip(layer.x, axes=(0,)) if reverse else layer.x
-    result = call.b.lstm(
-        x,
-        layer.state(5),
-        layer.state(6),
-        *weights,
-        layers=1,
-        bidirectional=layer.directions == 2,
-        has_biases=call.get(3) is not None,
-        batch_first=False,
-    )
-    y, h, c = (call.b("tuple.get", result, index=k) for k in range(3))
-    if reverse:
-        y = call.b.flip(y, axes=(0,))
-    split = call.reshape(y, (layer.steps, layer.batch, layer.directions, layer.hidden))
-    return layer.results(call.permute(split, (0, 2, 1, 3)), h, c)
+@operator("RNN")
+def rnn(call: Call) -> tuple[Node, ...]:
+    layer = _Layer(call, 1)
+    activation = next((a for a in ("Tanh", "Relu") if _default_activations(call, layer, (a,))), None)
+    if activation is None:
+        call.unsupported("other activations than tanh, or relu, in all directions")
+    return _whole(call, layer, "rnn", (0,), activation=activation.lower())
+
+
+@operator("GRU")
+def gru(call: Call) -> tuple[Node, ...]:
+    """Gates in the order z, r, h; those of the op `gru` are r, z, n.
+
+    The op multiplies by r after the recurrent product, which is ONNX's `linear_before_reset`; else the layer is written out.
+    """
+    layer = _Layer(call, 3)
+    if not _default_activations(call, layer, ("Sigmoid", "Tanh")):
+        call.unsupported("other activations than sigmoid and tanh")
+    if call.flag("linear_before_reset"):
+        return _whole(call, layer, "gru", (1, 0, 2))
+    return _unrolled(call, layer, _reset_before_product(call, layer))
 
 
 # -- written out -------------------------------------------------------------------------------------------------------------
@@ -137,33 +163,8 @@ def _unrolled(call: Call, layer: _Layer, step: Callable[[int], Callable[[Node, N
     return layer.results(call.concat(sides, 1), call.concat(lasts, 0))
 
 
-@operator("RNN")
-def rnn(call: Call) -> tuple[Node, ...]:
-    layer = _Layer(call, 1)
-    if not _default_activations(call, layer, ("Tanh",)):
-        call.unsupported("other activations than tanh")
-
-    def step(direction: int) -> Callable[[Node, Node], Node]:
-        w, r = layer.piece(1, direction), layer.piece(2, direction)
-        biases = layer.blocks(layer.piece(3, direction), 2) if call.get(3) is not None else []
-
-        def apply(x: Node, h: Node) -> Node:
-            total = call.b.add(call.b.linear(x, w), call.b.linear(h, r))
-            for bias in biases:
-                total = call.b.add(total, bias)
-            return call.b.tanh(total)
-
-        return apply
-
-    return _unrolled(call, layer, step)
-
-
-@operator("GRU")
-def gru(call: Call) -> tuple[Node, ...]:
-    """Gates in the order z, r, h. `linear_before_reset` multiplies by r after the recurrent product, not before."""
-    layer = _Layer(call, 3)
-    if not _default_activations(call, layer, ("Sigmoid", "Tanh")):
-        call.unsupported("other activations than sigmoid and tanh")
+def _reset_before_product(call: Call, layer: _Layer) -> Callable[[int], Callable[[Node, Node], Node]]:
+    """A step of a gru that multiplies the state by r before the recurrent product."""
 
     def step(direction: int) -> Callable[[Node, Node], Node]:
         w, r = (layer.blocks(layer.piece(k, direction), 3) for k in (1, 2))
@@ -174,13 +175,10 @@ def gru(call: Call) -> tuple[Node, ...]:
 
         def apply(x: Node, h: Node) -> Node:
             update, reset = (call.b.sigmoid(call.b.add(product(x, w[k], k), product(h, r[k], 3 + k))) for k in range(2))
-            if call.flag("linear_before_reset"):
-                recurrent = call.b.mul(reset, product(h, r[2], 5))
-            else:
-                recurrent = product(call.b.mul(reset, h), r[2], 5)
+            recurrent = product(call.b.mul(reset, h), r[2], 5)
             new = call.b.tanh(call.b.add(product(x, w[2], 2), recurrent))
             return call.b.add(call.b.mul(call.b.sub(call.number(1, update), update), new), call.b.mul(update, h))
 
         return apply
 
-    return _unrolled(call, layer, step)
+    return step

@@ -49,14 +49,15 @@ class Op:
     infer     (operand types, attributes) -> result type; raises ShapeError or DTypeError. None: the node's own type stands
     evaluate  (operand arrays, attributes) -> array: the definition. A composite's is its expansion's
     element   (builder, node, index) -> the value of one element, pulling elements of the operands; None for a library call
-    expand    (graph builder, operands, attributes) -> the same result written with other ops
+    expand    (graph builder, operands, attributes) -> the same result written with other ops: a node, or a tuple of nodes for a
+              type that is a tuple; None where these operands have no such form
     """
 
     name: str
     infer: Infer
     evaluate: Callable[..., Any] | None = None
     element: Callable[[KernelBuilder, Node, tuple], Value] | None = None
-    expand: Callable[[Builder, tuple[Node, ...], Attributes], Node] | None = None
+    expand: Callable[[Builder, tuple[Node, ...], Attributes], Any] | None = None
     traits: frozenset[Trait] = frozenset()
 
     def has(self, trait: Trait) -> bool:

@@ -119,7 +119,7 @@ def programs_equal(left: Program, right: Program) -> str | None:
     difference = graphs_equal(left.graph, right.graph)
     if difference is not None:
         return f"the graphs differ: {difference}"
-    for what in ("slots", "steps", "inputs", "outputs", "constants"):
+    for what in ("slots", "steps", "preparation", "inputs", "outputs", "constants"):
         if len(getattr(left, what)) != len(getattr(right, what)):
             return f"one program has {len(getattr(left, what))} {what}, the other {len(getattr(right, what))}"
     match: dict[Slot | None, Slot | None] = {None: None, **dict(zip(left.slots, right.slots))}
@@ -130,7 +130,7 @@ def programs_equal(left: Program, right: Program) -> str | None:
             return f"slot {a.name} takes over other memory"
     if [match[s] for s in left.inputs] != list(right.inputs):
         return "inputs differ"
-    for k, (x, y) in enumerate(zip(left.steps, right.steps)):
+    for k, (x, y) in enumerate(zip((*left.preparation, *left.steps), (*right.preparation, *right.steps))):
         difference = _step_difference(x, y, match)
         if difference is not None:
             return f"step {k}: {difference}"

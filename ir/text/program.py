@@ -9,6 +9,8 @@ program mlp {
   inputs (x, none)
   constants 1
   library matmul(x, w) -> (h) from "%3 at mlp.py:4"
+  prepare launch pack(w, p)
+  routine attention(h, h, h) -> (g) {causal = true, scale = 0.125}
   launch gelu(h, g)
   launch head(g[8, 4] strides [16, 1] offset 4, y)
   aten aten.sort.default(y) -> (s, none) with [{operand = 0}] because "no entry in the op table"
@@ -24,19 +26,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dlcompiler.ir.kernel import Kernel
-from dlcompiler.ir.program import AtenCall, Launch, LibraryCall, Placement, Program, Role, Slot, Step, View
+from dlcompiler.ir.program import AtenCall, Launch, LibraryCall, Placement, Program, Role, RoutineCall, Slot, Step, View
 from dlcompiler.ir.text.graph import print_graph, read_graph
 from dlcompiler.ir.text.kernel import print_kernel, read_kernel
 from dlcompiler.ir.text.scanner import Scanner
 from dlcompiler.ir.text.values import quote, show_attribute, show_attributes, show_dims, show_labels, show_name
 from dlcompiler.ir.types import contiguous_strides
 
-ROLES: tuple[Role, ...] = ("input", "output", "constant", "intermediate", "extern")
+ROLES: tuple[Role, ...] = ("input", "output", "constant", "intermediate", "extern", "prepared")
 
 
 def print_program(program: Program, *, digests: bool = True) -> str:
     """The text of a program. The data of constants and attached code are not part of it."""
-    kernels = list(dict.fromkeys(step.kernel for step in program.steps if isinstance(step, Launch)))
+    steps = (*program.preparation, *program.steps)
+    kernels = list(dict.fromkeys(step.kernel for step in steps if isinstance(step, Launch)))
     labels = show_labels(kernels)
     slots = show_labels(program.slots)
     lines = [f"program {show_name(program.name)} {{"]
@@ -45,6 +48,7 @@ def print_program(program: Program, *, digests: bool = True) -> str:
     lines.append(f"  inputs ({', '.join('none' if s is None else slots[s] for s in program.inputs)})")
     if program.constants:
         lines.append(f"  constants {len(program.constants)}")
+    lines += [f"  prepare {show_step(step, slots, labels)}" for step in program.preparation]
     lines += [f"  {show_step(step, slots, labels)}" for step in program.steps]
     lines += [f"  output {_show_view(view, slots)}" for view in program.outputs]
     if program.placement is not None:
@@ -86,7 +90,8 @@ def show_step(step: Step, slots: Mapping[Slot, str], kernels: Mapping[Kernel, st
         case Launch():
             text = f"launch {kernels.get(step.kernel) or show_name(step.kernel.name)}{views(step.arguments)}"
         case LibraryCall():
-            text = f"library {show_name(step.op)}{views(step.reads)} -> {views(step.writes)}"
+            word = "routine" if isinstance(step, RoutineCall) else "library"
+            text = f"{word} {show_name(step.op)}{views(step.reads)} -> {views(step.writes)}"
             text += f" {show_attributes(step.attributes)}" if step.attributes else ""
         case AtenCall():
             text = f"aten {show_name(step.target)}{views(step.reads)} -> {views(step.writes)}"
@@ -136,6 +141,7 @@ class _Reader:
         self.aliases: dict[Slot, Slot] = {}
         self.inputs: tuple[Slot | None, ...] = ()
         self.steps: list[Callable[[Mapping[tuple[str, int], Kernel]], Step]] = []
+        self.preparation: list[Callable[[Mapping[tuple[str, int], Kernel]], Launch]] = []
         self.outputs: list[View] = []
         self.constants, self.constants_at = 0, 0
         self.placement: tuple[int, ...] | None = None
@@ -146,6 +152,7 @@ class _Reader:
         return Program(
             self.name, graph, tuple(self.slots.values()), tuple(make(kernels) for make in self.steps), self.inputs,
             tuple(self.outputs), constants, self.aliases, placement, refusals=tuple(self.refusals),
+            preparation=tuple(make(kernels) for make in self.preparation),
         )  # fmt: skip
 
     def read(self) -> None:
@@ -154,9 +161,9 @@ class _Reader:
         self.name = scanner.name("the program's name")
         scanner.expect("{")
         lines: dict[str, Callable[[], None]] = {
-            "slot": self.slot, "inputs": self.read_inputs, "constants": self.read_constants, "launch": self.launch,
-            "library": self.library, "aten": self.aten, "output": self.output, "placement": self.read_placement,
-            "refused": lambda: self.refusals.append(scanner.string()),
+            "slot": self.slot, "inputs": self.read_inputs, "constants": self.read_constants, "prepare": self.prepare,
+            "launch": self.launch, "library": self.library, "routine": self.routine, "aten": self.aten, "output": self.output,
+            "placement": self.read_placement, "refused": lambda: self.refusals.append(scanner.string()),
         }  # fmt: skip
         while not scanner.accept("}"):
             if scanner.peek() not in lines:
@@ -232,22 +239,35 @@ class _Reader:
         return tuple(self.listed(self.scanner.string)) if self.scanner.accept("from") else ()
 
     def launch(self) -> None:
+        self.steps.append(self.read_launch())
+
+    def prepare(self) -> None:
+        self.scanner.expect("launch")
+        self.preparation.append(self.read_launch())
+
+    def read_launch(self) -> Callable[[Mapping[tuple[str, int], Kernel]], Launch]:
         scanner, at = self.scanner, self.scanner.at
         label = scanner.label("a kernel")
         arguments, origin = self.views(), self.origin()
 
-        def make(kernels: Mapping[tuple[str, int], Kernel]) -> Step:
+        def make(kernels: Mapping[tuple[str, int], Kernel]) -> Launch:
             if label not in kernels:
                 scanner.error(f"there is no kernel {label[0]!r}", at)
             return Launch(kernels[label], arguments, origin)
 
-        self.steps.append(make)
+        return make
 
     def library(self) -> None:
+        self.call_of(LibraryCall)
+
+    def routine(self) -> None:
+        self.call_of(RoutineCall)
+
+    def call_of(self, kind: type[LibraryCall]) -> None:
         scanner = self.scanner
         op, reads = scanner.name("an op"), self.views()
         scanner.expect("->")
-        step = LibraryCall(op, reads, self.views(), scanner.attributes(), self.origin())
+        step = kind(op, reads, self.views(), scanner.attributes(), self.origin())
         self.steps.append(lambda kernels: step)
 
     def aten(self) -> None:

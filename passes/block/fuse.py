@@ -10,14 +10,21 @@ a sentence.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Hashable, Sequence, Set
 from dataclasses import dataclass, field
 
+from dlcompiler.ir.contraction import split_groups
+from dlcompiler.ir.expression import Dim
 from dlcompiler.ir.graph import Graph, Node
+from dlcompiler.ir.kernel import Buffer, Kernel
 from dlcompiler.ir.kernel_builder import Refusal
 from dlcompiler.ir.ops import Trait
-from dlcompiler.ir.types import TensorType
+from dlcompiler.ir.types import TensorType, contiguous_strides
 from dlcompiler.passes.block.lower import lower_group
+from dlcompiler.passes.block.signature import signature
+from dlcompiler.passes.fixed import fixed_nodes
+from dlcompiler.passes.strides import channels_last_strides, heads_are_inside, heads_inside_strides, wants_channels_last
 
 # Bounds compile time: groups are lowered while they grow, so the work is linear in nodes times this.
 MAXIMUM_NODES = 64
@@ -35,12 +42,17 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Fusion:
-    """A graph and its groups, each after those it reads from. `stored`: every node that has memory of its own."""
+    """A graph and its groups, each after those it reads from.
+
+    stored  every node that has memory of its own
+    fixed   nodes whose values stay the same between calls; no group has them beside others
+    """
 
     graph: Graph
     groups: tuple[Group, ...]
     stored: frozenset[Node]
     refusals: tuple[str, ...] = ()
+    fixed: frozenset[Node] = frozenset()
 
     def inlined(self, node: Node) -> bool:
         """Whether a node has no memory: each reader computes or re-indexes it."""
@@ -87,8 +99,11 @@ class _Fuser:
         self.group_of: dict[Node, _Open] = {}
         self.bases: dict[Node, tuple[Node, ...]] = {}
         self.free: set[Node] = set()  # computed from nothing but index arithmetic: cheaper to repeat than to store
-        self.fitting: set[tuple[tuple[Node, ...], tuple[Node, ...]]] = set()  # nodes and outputs known to make a good kernel
         self.refusals: list[str] = []
+        self.known: dict[Hashable, tuple[str | None, tuple[Node, ...]]] = {}
+        self.known_tiled: dict[Hashable, bool] = {}
+        self.fixed = fixed_nodes(graph)
+        self.tiled: set[Node] = set()  # sums of products that kernels of ours compute, not a library
         self.kept_views = self._views_to_keep()
 
     def _views_to_keep(self) -> set[Node]:
@@ -111,6 +126,9 @@ class _Fuser:
                 self._place(node)
                 continue
             if is_virtual(node):
+                continue
+            if node.has(Trait.CONTRACTION) and self._is_tiled(node):
+                self._new_group(node, "kernel")
                 continue
             if not is_kernel_node(node, self.target):
                 kind = "extern" if node.has(Trait.EXTERN) else "library"
@@ -157,7 +175,8 @@ class _Fuser:
     def _new_group(self, node: Node, kind: str) -> _Open:
         at = self.position[node]
         producers = {g for b in self.bases[node] if (g := self._group(b)) is not None}
-        group = _Open([node], kind, at, at, node.has(Trait.REDUCTION), producers)
+        has_reduction = node.has(Trait.REDUCTION) or node.has(Trait.CONTRACTION)
+        group = _Open([node], kind, at, at, has_reduction, producers)
         self.group_of[node] = group
         return group
 
@@ -206,6 +225,8 @@ class _Fuser:
 
     def _why_not(self, parts: Sequence[_Open]) -> str | None:
         count = sum(len(p.nodes) for p in parts)
+        if len({all(n in self.fixed for n in p.nodes) for p in parts}) > 1:
+            return "one is made once and kept, the other in each call"
         if count > MAXIMUM_NODES:
             return f"together they have {count} ops, more than {MAXIMUM_NODES}"
         if self._makes_cycle(parts):
@@ -213,13 +234,69 @@ class _Fuser:
         if self._obviously_fits(parts):
             return None
         nodes = sorted((n for p in parts for n in p.nodes), key=self.position.__getitem__)
-        outputs = self._outputs(nodes)
+        return self._why_no_kernel(nodes, self._outputs(nodes))
+
+    def _why_no_kernel(self, nodes: Sequence[Node], outputs: Sequence[Node]) -> str | None:
+        """Why these nodes do not make one good kernel; None if they do. Equal groups are looked at once."""
+        key, named = signature(nodes, outputs, self._is_inlined, self._about)
+        if key not in self.known:
+            self.known[key] = self._find_reason(nodes, outputs), named
+        reason, before = self.known[key]
+        if reason is None or before == named:
+            return reason
+        names = {old.name: new.name for old, new in zip(before, named)}
+        return re.sub(r"%([\w.]+)", lambda found: f"%{names.get(found[1], found[1])}", reason)
+
+    def _about(self, node: Node) -> tuple[bool, ...]:
+        """What a kernel depends on of a value that it reads, besides its type."""
+        return (node in self.fixed, heads_are_inside(node))
+
+    def _find_reason(self, nodes: Sequence[Node], outputs: Sequence[Node]) -> str | None:
+        tiled = [n for n in nodes if n in self.tiled]
+        members = set(nodes)
+        for node in tiled:
+            if members & set(self.bases[node]):
+                return f"operands of the sum of products %{node.name} would be computed again for each tile"
         try:
-            lower_group("trial", nodes, outputs, self._is_inlined)
+            kernel, reads = self._trial(nodes, outputs)
         except Refusal as refusal:
             return str(refusal)
-        self.fitting.add((tuple(nodes), tuple(outputs)))
+        if tiled and not self.target.contracts(kernel, fixed_buffers(kernel, reads, self.fixed)):
+            return f"the sum of products %{tiled[0].name} could no longer be computed in tiles"
         return None
+
+    def _is_tiled(self, node: Node) -> bool:
+        """Whether a sum of products becomes a kernel of ours, which others may join, and not a library call."""
+        if node.op.name not in self.target.library_ops or node.op.element is None:
+            return False
+        key, _ = signature((node,), (node,), self._is_inlined, self._about)
+        if key not in self.known_tiled:
+            try:
+                kernel, reads = self._trial((node,), (node,), cost_matters=False)
+            except Refusal:
+                self.known_tiled[key] = False
+            else:
+                self.known_tiled[key] = self.target.contracts(kernel, fixed_buffers(kernel, reads, self.fixed))
+        if self.known_tiled[key]:
+            self.tiled.add(node)
+        return self.known_tiled[key]
+
+    def _trial(self, nodes: Sequence[Node], outputs: Sequence[Node], cost_matters: bool = True) -> tuple[Kernel, list[Node]]:
+        """The kernel that these nodes would be, with values laid out as convolutions and attention want them."""
+        images = {n for n in nodes if wants_channels_last(n)}
+        read = {n.inputs[0] for n in images} - set(nodes)
+
+        def strides(node: Node) -> tuple[Dim, ...]:
+            is_image = node in read or any(node.shape == image.shape for image in images)
+            if heads_are_inside(node):
+                return heads_inside_strides(node.shape)
+            return channels_last_strides(node.shape) if is_image else contiguous_strides(node.shape)
+
+        def inlined(node: Node) -> bool:
+            return self._is_inlined(node) and node not in read
+
+        kernel, reads, _ = lower_group("trial", nodes, outputs, inlined, strides, cost_matters)
+        return (split_groups(kernel) if is_grouped(nodes) else kernel), list(reads)
 
     def _is_inlined(self, node: Node) -> bool:
         return (is_virtual(node) and node not in self.kept_views) or node in self.free
@@ -268,7 +345,7 @@ class _Fuser:
             closed += self._close(group)
         for closed_group in closed:
             stored.update(closed_group.outputs)
-        return Fusion(self.graph, tuple(closed), frozenset(stored), tuple(self.refusals))
+        return Fusion(self.graph, tuple(closed), frozenset(stored), tuple(self.refusals), self.fixed)
 
     def _close(self, group: _Open) -> list[Group]:
         """The finished group; its nodes one by one should they not make a kernel after all, now that all readers are known."""
@@ -278,10 +355,9 @@ class _Fuser:
         outputs = self._outputs(nodes)
         if not outputs:
             return []
-        if len(nodes) > 1 and (tuple(nodes), tuple(outputs)) not in self.fitting:
-            try:
-                lower_group("trial", nodes, outputs, self._is_inlined)
-            except Refusal as refusal:
+        if len(nodes) > 1:
+            refusal = self._why_no_kernel(nodes, outputs)
+            if refusal is not None:
                 self.refusals.append(f"%{nodes[-1].name} and its producers run one by one: {refusal}")
                 return [Group("kernel", (n,), (n,), self.position[n]) for n in nodes]
         return [Group("kernel", tuple(nodes), tuple(outputs), group.first)]
@@ -299,6 +375,17 @@ class _Fuser:
                 continue
             return True
         return False
+
+
+def is_grouped(nodes: Sequence[Node]) -> bool:
+    """Whether a convolution in several groups, of more than one channel each, is among the nodes."""
+    return any(n.op.name == "convolution" and 1 < n.attributes["groups"] < n.inputs[0].shape[1] for n in nodes)
+
+
+def fixed_buffers(kernel: Kernel, reads: Sequence[Node], fixed: Set[Node]) -> frozenset[Buffer]:
+    """In-buffers of a kernel, which reads these nodes, that keep their contents between calls."""
+    ins = [b for b in kernel.buffers if b.role == "in"]
+    return frozenset(buffer for buffer, node in zip(ins, reads, strict=True) if node in fixed)
 
 
 def _topological(groups: Sequence[_Open], resolve) -> list[_Open]:

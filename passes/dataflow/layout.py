@@ -12,37 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dlcompiler.ir.expression import Dim
 from dlcompiler.ir.graph import Node
 from dlcompiler.ir.types import TensorType, contiguous_strides
 from dlcompiler.passes.block.fuse import Fusion, Group
-
-Strides = tuple[Dim, ...]
-
-
-def strides_in_order(shape: tuple[Dim, ...], order: tuple[int, ...]) -> Strides:
-    """Strides in elements of a tensor stored with its dimensions in `order`, the last one innermost."""
-    stored = contiguous_strides(tuple(shape[d] for d in order))
-    return tuple(stored[order.index(d)] for d in range(len(shape)))
-
-
-def channels_last_strides(shape: tuple[Dim, ...]) -> Strides:
-    """[N, C, ...] stored as [N, ..., C]."""
-    return strides_in_order(shape, (0, *range(2, len(shape)), 1)) if len(shape) >= 3 else contiguous_strides(shape)
-
-
-def heads_inside_strides(shape: tuple[Dim, ...]) -> Strides:
-    """[N, heads, length, width] stored as [N, length, heads, width]: what attention hands to the projection that follows."""
-    return strides_in_order(shape, (0, 2, 1, 3))
-
-
-def is_channels_last(shape: tuple[Dim, ...], strides: Strides) -> bool:
-    return len(shape) >= 4 and strides == channels_last_strides(shape) and strides != contiguous_strides(shape)
-
-
-def wants_channels_last(node: Node) -> bool:
-    """Whether a library call reads and writes images channels last: two-dimensional convolutions."""
-    return node.op.name == "convolution" and node.tensor.rank == 4
+from dlcompiler.passes.strides import (
+    Strides,
+    channels_last_strides,
+    heads_are_inside,
+    heads_inside_strides,
+    is_channels_last,
+    wants_channels_last,
+)
 
 
 def assign_layouts(fusion: Fusion) -> dict[Node, Strides]:
@@ -60,7 +40,7 @@ def assign_layouts(fusion: Fusion) -> dict[Node, Strides]:
                 continue
             if node in wanted:
                 layouts[node] = wanted[node]
-            elif node.op.name == "attention" and node.tensor.rank == 4:
+            elif heads_are_inside(node):
                 layouts[node] = heads_inside_strides(node.shape)
             elif node in images or (group.kind == "kernel" and _follows_channels_last(group, node, layouts, fusion)):
                 layouts[node] = channels_last_strides(node.shape)
@@ -78,12 +58,14 @@ def _given_strides(node: Node) -> Strides:
 
 
 def _images_of_convolutions(fusion: Fusion) -> set[Node]:
-    """Values that a convolution writes, or reads directly."""
+    """Values that convolutions write, or read directly."""
     found: set[Node] = set()
     for group in fusion.groups:
-        (node, *_) = group.nodes
-        if group.kind == "library" and wants_channels_last(node):
-            found.add(node)
+        for node in group.nodes:
+            if not wants_channels_last(node):
+                continue
+            # a kernel that ends with something else writes that as an image
+            found.update(n for n in group.outputs if n.shape == node.shape)
             if node.inputs[0] in fusion.stored and node.inputs[0].op.name not in ("input", "constant"):
                 found.add(node.inputs[0])
     return found

@@ -9,26 +9,74 @@ results take over the memory of operands that die, and intermediates get offsets
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
+from typing import Protocol
 
 from dlcompiler.ir import program as P
+from dlcompiler.ir.contraction import find_contraction, pack_columns, split_groups
 from dlcompiler.ir.errors import VerifyError
 from dlcompiler.ir.expression import Dim
 from dlcompiler.ir.graph import Builder, Graph, Node
+from dlcompiler.ir.kernel import Buffer, Kernel
 from dlcompiler.ir.ops import Trait, lookup
 from dlcompiler.ir.ops.view import view_strides
 from dlcompiler.ir.types import TensorType, TupleType, contiguous_strides
-from dlcompiler.passes.block.fuse import Fusion, Group, fuse
+from dlcompiler.passes.block.fuse import Fusion, Group, fixed_buffers, fuse, is_grouped
 from dlcompiler.passes.block.lower import lower_group
 from dlcompiler.passes.dataflow.in_place import find_aliases
-from dlcompiler.passes.dataflow.layout import Strides, assign_layouts, channels_last_strides, wants_channels_last
+from dlcompiler.passes.dataflow.layout import assign_layouts
 from dlcompiler.passes.dataflow.memory import place
 from dlcompiler.passes.dataflow.order import order_steps
+from dlcompiler.passes.fixed import is_fixed_source
+from dlcompiler.passes.strides import Strides, channels_last_strides, wants_channels_last
+
+
+class PlanTarget(Protocol):
+    """What planning asks of a target."""
+
+    @property
+    def library_ops(self) -> Set[str]:
+        """Ops that a library can run whole."""
+        ...
+
+    def contracts(self, kernel: Kernel, fixed: Set[Buffer]) -> bool:
+        """Whether a kernel is a sum of products that the target computes well; `fixed` buffers change rarely."""
+        ...
+
+    def panel_width(self, kernel: Kernel, fixed: Set[Buffer]) -> int | None:
+        """How wide the panels should be in which a sum of products reads its columns; None to read them where they lie."""
+        ...
+
+    def scratch_of_routine(self, node: Node) -> Sequence[TensorType] | None:
+        """The scratch memory of the hand-written kernel that computes a graph node; None if there is no such kernel."""
+        ...
+
+    def packing_of_routine(self, node: Node) -> Mapping[int, Callable[[Builder, Node], Node]]:
+        """Operands that this kernel reads in an arrangement of its own, and how to write that with views."""
+        ...
+
+
+class WithoutRoutines:
+    """A target whose library computes everything that is no kernel."""
+
+    library_ops: Set[str] = frozenset()
+
+    def contracts(self, kernel: Kernel, fixed: Set[Buffer]) -> bool:
+        return False
+
+    def panel_width(self, kernel: Kernel, fixed: Set[Buffer]) -> None:
+        return None
+
+    def scratch_of_routine(self, node: Node) -> None:
+        return None
+
+    def packing_of_routine(self, node: Node) -> Mapping[int, Callable[[Builder, Node], Node]]:
+        return {}
 
 
 class _Planner:
-    def __init__(self, fusion: Fusion) -> None:
-        self.fusion = fusion
+    def __init__(self, fusion: Fusion, target: PlanTarget) -> None:
+        self.fusion, self.target = fusion, target
         self.graph = fusion.graph
         self.layouts = assign_layouts(fusion)
         self.slots: dict[Node, P.Slot] = {}
@@ -36,6 +84,9 @@ class _Planner:
         self.steps: list[P.Step] = []
         self.constants: list = []
         self.copies: dict[tuple[Node, Strides], P.View] = {}
+        self.preparation: list[P.Launch] = []
+        self.prepared_nodes = self._find_prepared()
+        self.panels: dict[tuple, P.View] = {}
         self.output_slots = 0
 
     def run(self) -> P.Program:
@@ -48,9 +99,40 @@ class _Planner:
         slots = (*self.slots.values(), *self.extra_slots)
         program = P.Program(
             self.graph.name, self.graph, slots, tuple(self.steps), inputs, outputs, tuple(self.constants),
-            refusals=self.fusion.refusals, history=self.graph.history,
+            refusals=self.fusion.refusals, history=self.graph.history, preparation=tuple(self.preparation),
         )  # fmt: skip
         return program
+
+    def _find_prepared(self) -> frozenset[Node]:
+        """Nodes that are there before the first step: what stays the same between calls, and is not handed out as a result."""
+        fusion = self.fusion
+        found = {n for n in fusion.fixed if is_fixed_source(n)}
+        handed_out = {self._base_view(node)[0] for node in fusion.graph.results}
+        for group in fusion.groups:
+            is_ready = group.kind == "kernel" and all(n in fusion.fixed for n in group.nodes)
+            if is_ready and not handed_out & set(group.nodes) and self._reads(group) <= found:
+                found.update(group.outputs)
+        return frozenset(found)
+
+    def _reads(self, group: Group) -> set[Node]:
+        """Stored nodes outside a group that it reads, through views."""
+        members = set(group.nodes)
+        return self._reads_of(*(operand for node in group.nodes for operand in node.inputs if operand not in members))
+
+    def _reads_of(self, *nodes: Node) -> set[Node]:
+        """These nodes if they are stored, else what they are computed from that is."""
+        found: set[Node] = set()
+        stack, seen = list(nodes), set()
+        while stack:
+            node = stack.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if self.fusion.inlined(node):
+                stack.extend(node.inputs)
+            else:
+                found.add(node)
+        return found
 
     # -- slots -------------------------------------------------------------------------------------------------------------
 
@@ -69,6 +151,7 @@ class _Planner:
         """Computed results live in memory of their own from the start; a view of all of one makes its base a result."""
         wanted = self.graph.output_strides or (None,) * len(self.graph.outputs)
         computed = {node for group in self.fusion.groups if group.kind != "extern" for node in group.outputs}
+        computed |= {n for n in self.graph.nodes if n.op.name == "tuple.get" and n.inputs[0].has(Trait.LIBRARY)}
         for node, strides in zip(self.graph.outputs, wanted):
             base, view = self._base_view(node)
             if base in self.slots or base not in computed or not isinstance(base.type, TensorType):
@@ -113,6 +196,8 @@ class _Planner:
             self.slots[node] = slot
             return slot
         source = node.inputs[0] if node.op.name == "tuple.get" else node
+        if node in self.prepared_nodes:
+            return self._new_slot(node, "prepared")
         return self._new_slot(node, "extern" if source.op.name == "aten.call" else "intermediate")
 
     # -- steps -------------------------------------------------------------------------------------------------------------
@@ -123,9 +208,19 @@ class _Planner:
             return
         (node,) = group.nodes
         origin = (_origin(node),)
-        reads = tuple(self._operand(node, k) for k in range(len(node.inputs)))
+        scratch = self.target.scratch_of_routine(node) if group.kind == "library" else None
+        packing = self.target.packing_of_routine(node) if scratch is not None else {}
+        reads = tuple(
+            self._arranged(node.inputs[k], packing[k]) if k in packing else self._operand(node, k)
+            for k in range(len(node.inputs))
+        )
         if group.kind == "library":
-            self.steps.append(P.LibraryCall(node.op.name, reads, self._results(node), dict(node.attributes), origin))
+            writes, attributes = self._results(node), dict(node.attributes)
+            if scratch is None:
+                self.steps.append(P.LibraryCall(node.op.name, reads, writes, attributes, origin))
+            else:
+                writes += tuple(self._scratch_of_routine(f"{node.name}.scratch{k}", type) for k, type in enumerate(scratch))
+                self.steps.append(P.RoutineCall(node.op.name, reads, writes, attributes, origin))
         else:
             target, arguments = node.attributes["target"], node.attributes["arguments"]
             reason = node.attributes.get("reason", "")
@@ -144,23 +239,99 @@ class _Planner:
             return self.slot(taken).view()
         if node.has(Trait.EXTERN) or element is None:
             return None
-        strides = contiguous_strides(element.shape)
-        slot = P.Slot(f"{node.name}.unused{index}", element.dtype, element.shape, strides, "intermediate")
+        return self._scratch(f"{node.name}.unused{index}", element)
+
+    def _scratch(self, name: str, type: TensorType) -> P.View:
+        """Memory that only one step uses."""
+        slot = P.Slot(name, type.dtype, type.shape, contiguous_strides(type.shape), "intermediate")
         self.extra_slots.append(slot)
         return slot.view()
 
+    def _arranged(self, operand: Node, arrange: Callable[[Builder, Node], Node]) -> P.View:
+        """An operand as a routine wants it, stored once if it stays the same between calls."""
+        node = arrange(Builder(operand.name), operand)
+        is_ready = operand in self.fusion.fixed and self._reads_of(operand) <= self.prepared_nodes
+        role: P.Role = "prepared" if is_ready else "intermediate"
+        slot = P.Slot(
+            f"{operand.name}.packed{len(self.extra_slots)}", node.dtype, node.shape, contiguous_strides(node.shape), role
+        )
+        self.extra_slots.append(slot)
+        self._launch((node,), (node,), (slot.view(),))
+        return slot.view()
+
+    def _scratch_of_routine(self, name: str, type: TensorType) -> P.View:
+        """Scratch memory of the next step; integers, with which threads count, are set to 0 before it."""
+        view = self._scratch(name, type)
+        if type.dtype.is_integer:
+            builder = Builder("clear")
+            zero = builder.expand(builder.constant(0, type.dtype), shape=type.shape)
+            kernel, _, _ = lower_group(
+                f"kernel_{len(self.steps)}", (zero,), (zero,), lambda n: n is not zero, lambda n: view.strides, cost_matters=False
+            )
+            self.steps.append(P.Launch(kernel, (view,), (name,)))
+        return view
+
     def _launch(self, nodes: Sequence[Node], outputs: Sequence[Node], writes: Sequence[P.View]) -> None:
-        strides = {node: view.strides for node, view in zip(outputs, writes)}
+        given = {node.inputs[0]: self._operand(node, 0) for node in nodes if wants_channels_last(node)}
+        kernel, reads, views = self._lower(nodes, outputs, writes, given)
+        sums = [node for node in nodes if node.has(Trait.CONTRACTION) and node.op.name in self.target.library_ops]
+        if sums:
+            if not self.target.contracts(kernel, fixed_buffers(kernel, reads, self.prepared_nodes)):
+                # operands are not laid out as was expected when the sum was kept from the library
+                operands = [o for node in sums for o in node.inputs if self.fusion.inlined(o) and o not in given]
+                given |= {operand: self._copy(operand, contiguous_strides(operand.shape)) for operand in operands}
+                kernel, reads, views = self._lower(nodes, outputs, writes, given)
+            kernel, views = self._pack(kernel, views, fixed_buffers(kernel, reads, self.prepared_nodes))
+        is_prepared = all(view.slot.role == "prepared" for view in writes)
+        (self.preparation if is_prepared else self.steps).append(P.Launch(kernel, (*views, *writes), kernel.origin))
+
+    def _lower(
+        self, nodes: Sequence[Node], outputs: Sequence[Node], writes: Sequence[P.View], given: Mapping[Node, P.View]
+    ) -> tuple[Kernel, Sequence[Node], tuple[P.View, ...]]:
+        """The kernel of these nodes, what it reads and where; `given` operands lie in memory though they are views."""
+        strides = {node: view.strides for node, view in (*given.items(), *zip(outputs, writes))}
         kernel, reads, _ = lower_group(
             f"kernel_{len(self.steps)}",
             nodes,
             outputs,
-            self.fusion.inlined,
+            lambda node: self.fusion.inlined(node) and node not in given,
             lambda node: strides[node] if node in strides else self.layouts[node],
             cost_matters=False,
         )
-        arguments = (*(self.slot(node).view() for node in reads), *writes)
-        self.steps.append(P.Launch(kernel, arguments, kernel.origin))
+        if is_grouped(nodes):
+            kernel = split_groups(kernel)
+        return kernel, reads, tuple(given[node] if node in given else self.slot(node).view() for node in reads)
+
+    def _pack(self, kernel: Kernel, views: tuple[P.View, ...], fixed: frozenset[Buffer]) -> tuple[Kernel, tuple[P.View, ...]]:
+        """A sum of products that reads its columns in panels, where the target wants that, and what it reads.
+
+        The panels are made once of what keeps its contents between calls, else by a launch in front.
+        """
+        width = self.target.panel_width(kernel, fixed)
+        if width is None:
+            return kernel, views
+        found = find_contraction(kernel, fixed.__contains__)
+        assert found is not None
+        pack, packed = pack_columns(kernel, found, width)
+        of = dict(zip(kernel.buffers, views))
+        reads = tuple(of[b] for b in pack.buffers if b.role == "in")
+        panels = self._panels(pack, reads, all(b in fixed for b in pack.buffers if b.role == "in"))
+        ins = [b for b in packed.buffers if b.role == "in"]
+        return packed, tuple(of[b] if b in of else panels for b in ins)
+
+    def _panels(self, pack: Kernel, reads: tuple[P.View, ...], is_fixed: bool) -> P.View:
+        """The panels that a kernel makes, made once for all that read them."""
+        (out,) = (b for b in pack.buffers if b.role == "out")
+        key = (str(pack.replace(name="pack", origin=())), reads)
+        if key not in self.panels:
+            is_fixed = is_fixed and all(isinstance(d, int) for d in out.shape)
+            name = f"{reads[0].slot.name}.panels{len(self.panels)}"
+            slot = P.Slot(name, out.dtype, out.shape, out.strides, "prepared" if is_fixed else "intermediate")
+            self.extra_slots.append(slot)
+            launch = P.Launch(pack, (*reads, slot.view()), pack.origin)
+            (self.preparation if is_fixed else self.steps).append(launch)
+            self.panels[key] = slot.view()
+        return self.panels[key]
 
     def _operand(self, node: Node, position: int) -> P.View:
         """What a library or extern call reads: a window on a slot, or a copy where no window shows it."""
@@ -183,10 +354,12 @@ class _Planner:
         position = -1
         if role == "output":
             position, self.output_slots = self.output_slots, self.output_slots + 1
+        if role == "intermediate" and node in self.fusion.fixed and self._reads_of(node) <= self.prepared_nodes:
+            role = "prepared"
         slot = P.Slot(f"{node.name}.copy{len(self.extra_slots)}", node.dtype, node.shape, strides, role, position)
         self.extra_slots.append(slot)
         self._copy_into(node, slot.view())
-        if role == "intermediate":
+        if role != "output":
             self.copies[key] = slot.view()
         return slot.view()
 
@@ -255,7 +428,7 @@ def _origin(node: Node) -> str:
 
 def plan(fusion: Fusion, target=None, options=None) -> P.Program:
     """The program of a fused graph: slots, steps in order, in-place reuse and, if no size is symbolic, the memory plan."""
-    program = _Planner(fusion).run()
+    program = _Planner(fusion, target or WithoutRoutines()).run()
     program = order_steps(program)
     program = program.replace(aliases=find_aliases(program))
     if not program.symbols:

@@ -176,12 +176,18 @@ class Bench:
             log(f"    {entry.system:18} {milliseconds(entry.seconds)} ms")
 
 
+def keep_memory() -> None:
+    """Starts this process again with KEEP_MEMORY, unless it has it: for commands that measure in their own process."""
+    if any(os.environ.get(name) != value for name, value in KEEP_MEMORY.items()):
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **KEEP_MEMORY})
+
+
 def log(message: str) -> None:
     """Progress goes to stderr; stdout is the table."""
     print(message, file=sys.stderr, flush=True)
 
 
-def machine() -> dict[str, str]:
+def machine(threads: int | str = THREADS) -> dict[str, str]:
     """What a reader must know to judge a table: processor, cores, vector instructions, versions, date."""
     described = {"date": datetime.date.today().isoformat(), "cpu": platform.processor() or platform.machine()}
     flags: set[str] = set()
@@ -193,7 +199,7 @@ def machine() -> dict[str, str]:
                 described["cpu"] = value.strip()
             elif key.strip() in ("flags", "Features"):
                 flags = set(value.split())
-    described["cores"] = f"{os.cpu_count()} (timed with {THREADS} threads)"
+    described["cores"] = f"{os.cpu_count()} (timed with {threads} threads)"
     described["vector"] = " ".join(flag for flag in VECTOR_FLAGS if flag in flags) or "unknown"
     described["python"] = platform.python_version()
     for package in PACKAGES:
@@ -204,9 +210,9 @@ def machine() -> dict[str, str]:
     return described
 
 
-def print_machine() -> None:
+def print_machine(threads: int | str = THREADS) -> None:
     """The machine's description as one Markdown paragraph."""
-    print("; ".join(f"{key} {value}" for key, value in machine().items()) + "\n")
+    print("; ".join(f"{key} {value}" for key, value in machine(threads).items()) + "\n")
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -1,7 +1,8 @@
 """How much of torch's operator database the FX frontend covers: `python -m tests.frontends.opinfo --only add,mul`.
 
-Every operator's own samples go through AOTAutograd, the frontend and the graph interpreter, and are compared with eager. Prints how
-many operators are right, how many need no call of ATen, and the names of those that fail with the first reason.
+Every operator's own samples go through AOTAutograd, the frontend and the graph interpreter (`--compiled`: the whole compiler),
+and are compared with eager. Prints how many operators are right, how many need no call of ATen, and the names of those that
+fail with the first reason. Needs the package expecttest, which torch's own tests import.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from dlcompiler.ir.errors import CompilerError, UnsupportedError
+from dlcompiler.ir.graph import Graph
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -52,7 +54,20 @@ def samples(op: Any, dtype: torch.dtype, count: int) -> Iterator[Any]:
     return iter(found[::step][:count])
 
 
-def check_sample(op: Any, sample: Any, verdict: Verdict) -> None:
+class Compiling(Interpreting):
+    """Graphs run as compiled programs, not by the interpreter."""
+
+    def compile(self, graph: Graph) -> Callable[[Sequence[Any]], list[Tensor]]:
+        from dlcompiler.codegen.target import parse_target
+
+        from dlcompiler.compiler import compile_graph
+        from dlcompiler.options import Options
+
+        self.graphs.append(graph)
+        return compile_graph(graph, parse_target("cpu"), Options.resolve({}))
+
+
+def check_sample(op: Any, sample: Any, verdict: Verdict, make: Callable[[], Interpreting]) -> None:
     """One call, eager and through the frontend."""
     leaves, spec = pytree.tree_flatten((sample.input, sample.args, sample.kwargs))
     positions = [k for k, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
@@ -73,7 +88,7 @@ def check_sample(op: Any, sample: Any, verdict: Verdict) -> None:
     if not expected or any(not _same(a, b, exact=True) for a, b in zip(expected, again)):
         verdict.skipped += 1  # random
         return
-    interpreting = Interpreting()
+    interpreting = make()
     found = interpreting.function(call)(*[x.clone() for x in inputs])
     if interpreting.graphs:
         calls = [n.attributes for n in interpreting.graph.nodes if n.op.name == "aten.call"]
@@ -105,7 +120,7 @@ def _shown(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)} {tensor.flatten()[:4].tolist()}"
 
 
-def check_operator(op: Any, dtypes: list[torch.dtype], count: int) -> Verdict:
+def check_operator(op: Any, dtypes: list[torch.dtype], count: int, make: Callable[[], Interpreting] = Interpreting) -> Verdict:
     """All of an operator's samples of these dtypes."""
     verdict = Verdict(op.name + (f".{op.variant_test_name}" if op.variant_test_name else ""))
     for dtype in dtypes:
@@ -113,7 +128,7 @@ def check_operator(op: Any, dtypes: list[torch.dtype], count: int) -> Verdict:
             continue
         for sample in samples(op, dtype, count):
             try:
-                check_sample(op, sample, verdict)
+                check_sample(op, sample, verdict, make)
             except (UnsupportedError, torch._subclasses.fake_tensor.DataDependentOutputException) as refusal:
                 verdict.aten[f"refused: {str(refusal)[:80]}"] += 1
             except torch._subclasses.fake_tensor.DynamicOutputShapeException as refusal:
@@ -140,6 +155,7 @@ def main() -> int:
     parser.add_argument("--dtypes", default="float32,int64,bool")
     parser.add_argument("--samples", type=int, default=3, help="of each operator and dtype")
     parser.add_argument("--shard", default="0/1", help="k/n: every n-th operator, from the k-th")
+    parser.add_argument("--compiled", action="store_true", help="run compiled programs, not the interpreter")
     parser.add_argument("--json", action="store_true", help="one document on stdout")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -151,7 +167,7 @@ def main() -> int:
     verdicts = []
     for op in chosen:
         torch.manual_seed(0)
-        verdict = check_operator(op, dtypes, arguments.samples)
+        verdict = check_operator(op, dtypes, arguments.samples, Compiling if arguments.compiled else Interpreting)
         verdicts.append(verdict)
         if verdict.wrong and not arguments.json:
             print(f"WRONG {verdict.name} ({len(verdict.wrong)}): {verdict.wrong[0]}", flush=True)

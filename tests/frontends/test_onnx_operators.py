@@ -461,11 +461,12 @@ def test_resize_antialias(mode):
 # -- recurrent ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("op, gates", [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+@pytest.mark.parametrize("op, gates", [("LSTM", 4), ("GRU", 3), ("GRU-after", 3), ("RNN", 1), ("RNN-relu", 1)])
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
 @pytest.mark.parametrize("biased", [False, True])
 def test_recurrent_layers(op, gates, direction, biased):
     """Against onnxruntime: the reference evaluator knows only the forward direction."""
+    op, _, kind = op.partition("-")
     steps, batch, width, hidden = 4, 2, 3, 5
     both = 2 if direction == "bidirectional" else 1
     constants = {"w": normal((both, gates * hidden, width), 1) / 3, "r": normal((both, gates * hidden, hidden), 2) / 3}
@@ -476,7 +477,7 @@ def test_recurrent_layers(op, gates, direction, biased):
     if op == "LSTM":
         feeds["c"] = normal((both, batch, hidden), 6)
         order.append("c")
-    extra = {"linear_before_reset": 1} if op == "GRU" and biased else {}
+    extra = {"after": {"linear_before_reset": 1}, "relu": {"activations": ["Relu"] * both}}.get(kind, {})
     settings = {"hidden_size": hidden, "direction": direction, **extra}
     check_node(op, feeds, constants, outputs=3 if op == "LSTM" else 2, order=order, oracle=by_onnxruntime, **settings)
 

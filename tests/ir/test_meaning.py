@@ -253,9 +253,27 @@ def lstm(x, h, c, *weights, layers, bidirectional, has_biases, batch_first):
     return torch.lstm(x, (h, c), list(weights), has_biases, layers, 0.0, False, bidirectional, batch_first)
 
 
+def gru(x, h, *weights, layers, bidirectional, has_biases, batch_first):
+    return torch.gru(x, h, list(weights), has_biases, layers, 0.0, False, bidirectional, batch_first)
+
+
+def rnn(x, h, *weights, activation, **settings):
+    function = torch.rnn_tanh if activation == "tanh" else torch.rnn_relu
+    given = (settings[k] for k in ("bidirectional", "batch_first"))
+    return function(x, h, list(weights), settings["has_biases"], settings["layers"], 0.0, False, *given)
+
+
 @pytest.mark.parametrize(
     ("name", "reference"),
-    [("matmul", torch.matmul), ("linear", F.linear), ("convolution", convolution), ("attention", attention), ("lstm", lstm)],
+    [
+        ("matmul", torch.matmul),
+        ("linear", F.linear),
+        ("convolution", convolution),
+        ("attention", attention),
+        ("lstm", lstm),
+        ("gru", gru),
+        ("rnn", rnn),
+    ],
 )
 def test_contractions_mean_what_torch_means(name, reference):
     check_samples(name, reference, takes=lambda s: all(x.dtype.kind in "fVb" and x.size for x in s.inputs))

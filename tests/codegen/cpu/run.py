@@ -41,11 +41,11 @@ def run_kernel(
     kernel: K.Kernel, buffers: Mapping[str, np.ndarray], sizes: Mapping[str, int], described: Machine, parts: int = 2
 ) -> None:
     """Run a kernel over its whole range in `parts` calls; out buffers are written in place."""
-    text, schedule = write_kernel(kernel, described)
+    text, written = write_kernel(kernel, described)
     function = compile_mlir(text, ["kernel"]).function("kernel")
     pointers = [buffers[b.name].ctypes.data for b in kernel.buffers]
     words = (ctypes.c_int64 * (len(pointers) + len(kernel.size_symbols) + 1))(*pointers, *(sizes[s] for s in kernel.size_symbols))
-    work = evaluate(schedule.work, sizes)
+    work = evaluate(written.work, sizes)
     ends = [work * k // parts for k in range(parts + 1)]
     for low, high in zip(ends, ends[1:]):
         function(ctypes.addressof(words), low, high)

@@ -356,7 +356,9 @@ def test_text_has_each_constant_once_and_no_unused_one() -> None:
         x = e.load(p, 0, "f32", 4)
         e.constant(123.0, x)
         e.store((x * 2.0) + (x * 2.0), p, 0)
-    assert e.text() == """module {
+    assert (
+        e.text()
+        == """module {
 llvm.func internal @f(%p: !llvm.ptr) {
 %v4 = arith.constant dense<2.0> : vector<4xf32>
 %v1 = llvm.getelementptr %p[0] : (!llvm.ptr) -> !llvm.ptr, f32
@@ -370,6 +372,7 @@ llvm.return
 }
 }
 """
+    )
 
 
 def test_mistakes_are_refused() -> None:

@@ -159,7 +159,7 @@ def test_damage_is_compiled_again_with_one_warning(
     elif suffix == ".object":
         Store(tmp_path, 1 << 20).put(path.name, b"\x7fELF, and no more")
     else:
-        Store(tmp_path, 1 << 20).put(path.name, entry_name("object", "never made").encode())
+        Store(tmp_path, 1 << 20).put(path.name, (entry_name("object", "never made") + "\n[]").encode())
     again = compile_anew(tmp_path)
     assert counts(again) == (1, 0, 0)
     check(again)

@@ -1,0 +1,297 @@
+"""Schedules for contractions on CPUs: how a sum of products is cut into tiles that stay in registers.
+
+A tile is `rows` rows by `vectors` vectors of columns; its sums live in registers while the loop runs over the summed axes. One
+step of that loop loads a vector of columns for each of `vectors`, and one number of each row, which is broadcast. A work item is
+one panel of columns for a few tiles of rows; items go through all rows of a panel before the next one, so that the panel stays
+in the second cache. Rows are read where they lie: eight of them at most, as a first cache keeps eight lines with equal low
+addresses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass, field
+
+from dlcompiler.codegen.schedule import Access, Schedule, merge_axes, size_estimate
+from dlcompiler.ir import kernel as K
+from dlcompiler.ir.contraction import (
+    Contraction,
+    find_contraction,
+    loads_under,
+    offset_of,
+    pack_columns,
+    replace_values,
+    summation_order,
+)
+from dlcompiler.ir.expression import Dim, floor_div, linear_coefficients, product, substitute, symbol, symbols
+
+MOST_ROWS = 8
+# Tiles of rows in one work item: enough to hide the cost of starting it, few enough to share out.
+TILES_AN_ITEM = 4
+# Multiplications below which a second thread costs more than it gives.
+GRAIN_PRODUCTS = 1 << 17
+# Rows from which columns that lie the wrong way, or far apart, are worth packing in each call.
+PACKED_ROWS = 24
+# Summed positions after which a tile's sums are added to those before: rounding errors grow with the length of one sum.
+SUM_BLOCK = 512
+# Cycles from one multiply-add to the next that needs its result.
+LATENCY = 4
+
+
+@dataclass(frozen=True, eq=False)
+class ContractionSchedule:
+    """How a contraction runs.
+
+    axes      axes after merging, with extents
+    outer     axes whose every point is a work item of its own, outermost first (before panels and chunks of rows)
+    row       the axis that tiles take `rows` of; None for a single row. column: the axis in vectors
+    summed    summed axes, outermost first
+    rows, vectors, lanes   the tile
+    rest      rows of the last tile, 0 if all are whole, None if that is only known when it runs
+    is_packed whether columns lie in panels of the tile's width
+    accesses  of the rows' and the columns' load
+    finish    the schedule of what is done to the sums, and `finishing` the kernel that says it: it reads them from `sums`
+    """
+
+    contraction: Contraction
+    axes: dict[str, Dim]
+    outer: tuple[str, ...]
+    row: str | None
+    column: str
+    summed: tuple[str, ...]
+    rows: int
+    vectors: int
+    lanes: int
+    rest: int | None
+    is_packed: bool
+    rows_access: Access
+    columns_access: Access
+    finishing: K.Kernel
+    finish: Schedule
+    sums: K.Buffer
+    grain: int = 1
+    guards: tuple[K.Bound, ...] = field(default=())
+
+    @property
+    def width(self) -> int:
+        """Columns of a tile."""
+        return self.vectors * self.lanes
+
+    @property
+    def chunk(self) -> int:
+        """Rows of a work item."""
+        return self.rows * TILES_AN_ITEM
+
+    @property
+    def is_summed_in_blocks(self) -> bool:
+        """Whether sums are so long that they are made in parts of SUM_BLOCK."""
+        if len(self.summed) != 1:
+            return False
+        length = self.axes[self.summed[0]]
+        return not isinstance(length, int) or length >= 2 * SUM_BLOCK
+
+    @property
+    def panels(self) -> Dim:
+        return floor_div(self.axes[self.column] + (self.width - 1), self.width)
+
+    @property
+    def chunks(self) -> Dim:
+        return 1 if self.row is None else floor_div(self.axes[self.row] + (self.chunk - 1), self.chunk)
+
+    @property
+    def work(self) -> Dim:
+        return product(self.axes[a] for a in self.outer) * self.panels * self.chunks
+
+    def __str__(self) -> str:
+        tile = f"tile({self.row or '-'} {self.rows} x {self.column} {self.vectors} vectors of {self.lanes} lanes)"
+        outer = f"rows({', '.join(self.outer)}) " if self.outer else ""
+        columns = "packed" if self.is_packed else "in place"
+        return f"contraction {outer}{tile} sum({', '.join(self.summed)}) columns {columns} grain({self.grain})"
+
+
+def choose_tile(columns: Dim, rows: Dim, lanes: int, registers: int) -> tuple[int, int]:
+    """(rows, vectors) of the tile that computes so many rows and columns in the fewest cycles.
+
+    A step of a tile takes as long as its multiply-adds, its loads, or the latency of one sum, whichever is longest.
+    """
+    best: tuple[float, int, int] | None = None
+    count, height = size_estimate(columns), size_estimate(rows)
+    for vectors in (3, 4, 2, 1):
+        most = min(MOST_ROWS, (registers - 1 - vectors) // vectors, max(height, 1))
+        for tile in range(most, 0, -1):
+
+            def cycles(rows: int, vectors: int = vectors) -> float:
+                return max(rows * vectors, rows / 2 + vectors, LATENCY) if rows else 0.0
+
+            whole, rest = divmod(height, tile)
+            if not isinstance(rows, int):
+                rest = 0
+            # a tile's start and end cost about as much as 8 steps, which short sums feel
+            total = -(-count // (vectors * lanes)) * (whole * (cycles(tile) + 0.5) + (cycles(rest) + 0.5 if rest else 0))
+            if best is None or total < best[0] * 0.995:
+                best = (total, tile, vectors)
+    assert best is not None
+    return best[1], best[2]
+
+
+@dataclass(frozen=True)
+class TileMachine:
+    """What schedules of contractions ask of a machine: bytes of a vector register, how many there are, masked loads."""
+
+    vector_bytes: int
+    registers: int
+    has_masks: bool
+
+
+def panel_width(kernel: K.Kernel, fixed: Set[K.Buffer], machine: TileMachine) -> int | None:
+    """How wide panels of the columns should be; None to read them where they lie.
+
+    `fixed`: buffers that keep their contents between calls: what is packed from them alone is packed once.
+    """
+    found = find_contraction(kernel, fixed.__contains__)
+    if found is None or found.packed is not None:
+        return None
+    extents = kernel.extents
+    rows = product(size_estimate(extents[a]) for a in found.row_axes)
+    is_fixed = all(load.buffer in fixed for load in loads_under(found.columns))
+    if not is_fixed and rows < PACKED_ROWS:
+        return None
+    tallest = max((extents[a] for a in found.row_axes), key=size_estimate, default=1)
+    lanes = machine.vector_bytes // found.reduce.dtype.bytes
+    if found.is_lanewise:
+        return _lanewise_vectors(extents[found.vector], lanes, machine) * lanes
+    return choose_tile(extents[found.vector], tallest, lanes, machine.registers)[1] * lanes
+
+
+def _lanewise_vectors(count: Dim, lanes: int, machine: TileMachine) -> int:
+    """Vectors of a tile whose rows are vectors too: two, where no lane is wasted by that."""
+    vectors = -(-size_estimate(count) // lanes)
+    return 2 if vectors % 2 == 0 else 1
+
+
+def is_worth_it(kernel: K.Kernel, fixed: Set[K.Buffer], machine: TileMachine) -> bool:
+    """Whether a kernel is a contraction whose tiled loop is at least as quick as a library."""
+    found = find_contraction(kernel, fixed.__contains__)
+    # narrow floats are left to libraries that multiply them without widening them first
+    if found is None or any(load.dtype is not found.reduce.dtype for load in (found.load, *loads_under(found.columns))):
+        return False
+    rows = product(size_estimate(kernel.extents[a]) for a in found.row_axes)
+    lanes = machine.vector_bytes // found.reduce.dtype.bytes
+    if found.batch_axes and not found.is_lanewise and 2 * size_estimate(kernel.extents[found.vector]) <= lanes:
+        return False  # groups of few channels leave most lanes empty
+    width = panel_width(kernel, fixed, machine)
+    if width is None:
+        # one row: the sums of a matrix's rows, which every kernel computes well
+        return rows == 1 and not found.batch_axes or schedule_contraction(kernel, machine) is not None
+    return schedule_contraction(pack_columns(kernel, found, width)[1], machine) is not None
+
+
+def schedule_contraction(kernel: K.Kernel, machine: TileMachine) -> ContractionSchedule | None:
+    """Choose how a contraction runs; None for a kernel that is none, or that the tiled loop cannot do or would do slowly."""
+    found = find_contraction(kernel)
+    if found is None or 0 in kernel.extents.values():
+        return None
+    registers = machine.registers
+    lanes = machine.vector_bytes // found.reduce.dtype.bytes
+    if found.packed is None and not (found.is_row_major() and machine.has_masks):
+        return None
+    loads = {found.load: _access(found.load, offset_of(found.load), kernel)}
+    columns = found.columns
+    assert isinstance(columns, K.Load)
+    offset = offset_of(columns)
+    if found.packed is not None:
+        # within a panel the offset is linear; which panel it is, is counted apart
+        offset = substitute(offset, {found.vector: 0})
+    loads[columns] = _access(columns, offset, kernel)
+    if any(access.coefficients is None for access in loads.values()):
+        return None
+    axes, merged = merge_axes(kernel, loads, keep=frozenset((found.vector,)))
+    accesses = {access.statement: access for access in merged}
+    guards = found.load.guard
+    rows_access, columns_access = accesses[found.load], accesses[columns]
+    row_axes = [a for a in found.row_axes if a in axes]
+    summed = tuple(a for a in summation_order(kernel, found) if a in axes)
+    if guards and not found.is_lanewise and not _can_be_guarded(guards, axes, summed, rows_access):
+        return None
+    if found.is_lanewise and not machine.has_masks and axes[found.vector] % lanes != 0:
+        return None
+    row = _row_axis(row_axes, axes, rows_access, lanes)
+    height = axes[row] if row is not None else 1
+    if found.packed is not None:
+        width = columns.buffer.shape[-1]
+        assert isinstance(width, int)
+        if width % lanes:
+            return None
+        vectors = width // lanes
+        rows = _rows_for(vectors, height, registers)
+    elif found.is_lanewise:
+        return None
+    else:
+        rows, vectors = choose_tile(axes[found.vector], height, lanes, registers)
+    outer = tuple(a for a in axes if a not in summed and a not in (row, found.vector))
+    sums = K.Buffer("sums", found.reduce.dtype, (height, axes[found.vector]), (vectors * lanes, 1))
+    finishing, finish = _finish(kernel, found, axes, accesses, row, outer, sums, lanes, vectors)
+    rest = (height % rows if isinstance(height, int) else None) if row is not None else 0
+    inner = product(size_estimate(axes[a]) for a in summed)
+    grain = max(1, GRAIN_PRODUCTS // max(inner * vectors * lanes * min(rows * TILES_AN_ITEM, size_estimate(height)), 1))
+    return ContractionSchedule(
+        found, axes, outer, row, found.vector, summed, rows, vectors, lanes, rest, found.packed is not None, rows_access,
+        columns_access, finishing, finish, sums, grain, guards,
+    )  # fmt: skip
+
+
+def _rows_for(vectors: int, height: Dim, registers: int) -> int:
+    """Rows of tiles whose width is given."""
+    most = max(1, min(MOST_ROWS, (registers - 1 - vectors) // vectors))
+    if not isinstance(height, int):
+        return most
+    whole = -(-max(height, 1) // most)  # tiles; as even as can be
+    return -(-max(height, 1) // whole)
+
+
+def _access(load: K.Load, offset: Dim, kernel: K.Kernel) -> Access:
+    return Access(load, offset, linear_coefficients(offset, kernel.extents))
+
+
+def _row_axis(names: list[str], axes: dict[str, Dim], access: Access, lanes: int) -> str | None:
+    """The axis whose neighbours make the fewest tiles: of those that nearly fill them the one with the smallest step."""
+
+    def waste(axis: str) -> float:
+        size = size_estimate(axes[axis])
+        return -(-size // MOST_ROWS) * MOST_ROWS / size if size >= MOST_ROWS else MOST_ROWS / size
+
+    return min(names, key=lambda a: (round(waste(a), 1), size_estimate(access.stride(a) or 0)), default=None)
+
+
+def _can_be_guarded(guards: tuple[K.Bound, ...], axes: dict[str, Dim], summed: tuple[str, ...], access: Access) -> bool:
+    """Whether rows outside can be read from a row of zeros: the innermost summed axis runs through it without gaps."""
+    if not summed or access.stride(summed[-1]) != 1 or not isinstance(axes[summed[-1]], int):
+        return False
+    return all(summed[-1] not in symbols(bound.expression) for bound in guards)
+
+
+def _finish(
+    kernel: K.Kernel, found: Contraction, axes: dict[str, Dim], accesses: dict, row: str | None, outer: tuple[str, ...],
+    sums: K.Buffer, lanes: int, vectors: int,
+) -> tuple[K.Kernel, Schedule]:  # fmt: skip
+    """What is done to the sums as a kernel of its own that reads them from `sums`, and its schedule."""
+    place = (symbol(row) if row is not None else 0, symbol(found.vector))
+    load = K.Load(found.reduce.dtype, sums, place)
+    stores = replace_values(kernel.stores, {found.reduce: load})
+    kept = {a: e for a, e in axes.items() if a not in found.reduce.over}
+    finishing = K.Kernel(
+        kernel.name, tuple(K.Axis(a, e) for a, e in kernel.extents.items() if a not in found.reduce.over),
+        (*kernel.buffers, sums), stores,
+    )  # fmt: skip
+    known = {}
+    for statement in [*(v for v in finishing.values if isinstance(v, K.Load)), *finishing.stores]:
+        if statement is load:
+            offset = sums.offset(place)
+            known[statement] = Access(load, offset, linear_coefficients(offset, kept))
+    for old, new in zip(kernel.stores, finishing.stores):
+        access = accesses[old]
+        known[new] = Access(new, access.offset, access.coefficients)
+    known.update({s: a for s, a in accesses.items() if s not in known})
+    rows = tuple(a for a in outer) + ((row,) if row is not None else ())
+    schedule = Schedule(kept, rows, (), found.vector, lanes, vectors, found.vector, None, 1, False, known)
+    return finishing, schedule

@@ -1,0 +1,419 @@
+"""Contraction + ContractionSchedule -> MLIR: one function `void kernel(void **words, int64_t low, int64_t high)` over work items.
+
+    for each tile of the item:
+        sums = 0                                     rows x vectors registers
+        for each summed position:                    loops over the summed axes, sums carried along
+            sums[i][v] += rows[i] * columns[v]       one number broadcast, one vector
+        store sums to a scratch tile, then for each row of it whatever the kernel does to the sums
+
+The last part is written by `KernelWriter`, as every kernel is, from a kernel that reads the scratch tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dlcompiler.codegen.contraction import SUM_BLOCK, ContractionSchedule
+from dlcompiler.codegen.cpu import scalars
+from dlcompiler.codegen.cpu.emitter import Emitter, Value
+from dlcompiler.codegen.cpu.indexing import Number
+from dlcompiler.codegen.cpu.machine import Machine
+from dlcompiler.codegen.cpu.writer import KernelWriter, Lanes
+from dlcompiler.ir import kernel as K
+from dlcompiler.ir.expression import Dim, floor_div, linear_coefficients, substitute, symbol, symbols
+
+
+class ContractionWriter:
+    """Writes one contraction into an open module."""
+
+    def __init__(self, e: Emitter, kernel: K.Kernel, schedule: ContractionSchedule, machine: Machine) -> None:
+        self.e, self.kernel, self.schedule, self.machine = e, kernel, schedule, machine
+        self.finishing = KernelWriter(e, schedule.finishing, schedule.finish, machine)
+        self.index = self.finishing.index
+        self.element = scalars.element_name(schedule.contraction.reduce.dtype)
+        self.load = schedule.contraction.load
+        self.columns = schedule.contraction.columns
+        self.is_lanewise = schedule.contraction.is_lanewise
+        self.edge: Number | None = None  # columns that exist, where a tile may reach beyond them
+        self.row_bounds = [b for b in schedule.guards if schedule.row is not None and schedule.row in symbols(b.expression)]
+        self.other_bounds = [b for b in schedule.guards if b not in self.row_bounds]
+
+    @property
+    def axis_values(self) -> dict[str, Number]:
+        """Where the loops are, as the writer of the last part knows it."""
+        return self.finishing.axis_values
+
+    def write(self, name: str) -> None:
+        """Write the function."""
+        e, kernel, schedule, w = self.e, self.kernel, self.schedule, self.finishing
+        with e.func(name, [("words", "ptr"), ("low", "i64"), ("high", "i64")]) as (words, low, high):
+            pointers = e.buffers(words, len(kernel.buffers))
+            w.memory.pointers = dict(zip(kernel.buffers, pointers))
+            for number, size in enumerate(kernel.size_symbols):
+                w.sizes[size] = e.load(words, len(kernel.buffers) + number, "i64")
+            self.sums = e.scratch(self.element, schedule.rows * schedule.width)
+            self.zeros = self._row_of_zeros() if self.row_bounds else None
+            w.scopes.append({})
+            with e.for_loop(low, high) as loop:
+                self._work_item(loop.index)
+            w.scopes.pop()
+
+    def _row_of_zeros(self) -> Value:
+        """What rows outside are read from."""
+        e = self.e
+        count = self.schedule.width if self.is_lanewise else self.schedule.axes[self.schedule.summed[-1]]
+        assert isinstance(count, int)
+        element = scalars.element_name(self.load.dtype)
+        zeros = e.scratch(element, count)
+        with e.for_loop(0, count) as loop:
+            e.store(e.constant(0.0, element), zeros, loop.index)
+        return zeros
+
+    # -- work items --------------------------------------------------------------------------------------------------------
+
+    def _work_item(self, item: Value) -> None:
+        """A panel of columns, for a chunk of rows, at one point of the outer axes."""
+        e, schedule = self.e, self.schedule
+        digits: list[tuple[str, Dim]] = [(a, schedule.axes[a]) for a in schedule.outer]
+        digits += [("panel", schedule.panels), ("chunk", schedule.chunks)]
+        places: dict[str, Number] = {}
+        rest: Number = item
+        for position, (name, extent) in reversed(list(enumerate(digits))):
+            if extent == 1:
+                places[name] = 0
+            elif position == 0:
+                places[name] = rest
+            else:
+                size = self.index.write(extent)
+                places[name] = e.rem(rest, size)
+                rest = e.div(rest, size)
+        panel, chunk = places.pop("panel"), places.pop("chunk")
+        self.axis_values.update(places)
+        self.panel = panel
+        self.first_column = self.index.times(panel, schedule.width)
+        if self._fills_panels() or (schedule.is_packed and not self.is_lanewise):
+            self._chunk(chunk)
+        else:
+            end = self.index.write(schedule.axes[schedule.column])
+            past = self.index.plus(self.first_column, schedule.width)
+            past = past if isinstance(past, Value) else e.constant(past, "i64")
+            whole = e.compare("le", past, end)
+            with e.if_then(whole):
+                self._chunk(chunk)
+            with e.if_then(e.bit_xor(whole, e.constant(True, "i1"))):
+                self.edge = end
+                self._chunk(chunk)
+                self.edge = None
+        for axis in schedule.outer:
+            del self.axis_values[axis]
+
+    def _fills_panels(self) -> bool:
+        count = self.schedule.axes[self.schedule.column]
+        return isinstance(count, int) and count % self.schedule.width == 0
+
+    def _chunk(self, chunk: Number) -> None:
+        """The tiles of one work item: whole ones, then one of fewer rows."""
+        e, schedule = self.e, self.schedule
+        if schedule.row is None:
+            self._tile(0, 1)
+            return
+        height = schedule.axes[schedule.row]
+        begin = self.index.times(chunk, schedule.chunk)
+        end: Number = self.index.plus(begin, schedule.chunk)
+        if not isinstance(height, int) or height % schedule.chunk:
+            end = e.minimum(self._value(end), self.index.write(height)) if isinstance(end, Value) else min(end, height)
+        if schedule.rest == 0:
+            with e.for_loop(begin, end, schedule.rows) as loop:
+                self._tile(loop.index, schedule.rows)
+            return
+        count = e.sub(self._value(end), begin)
+        whole = self.index.plus(begin, e.mul(e.div(count, schedule.rows), schedule.rows))
+        with e.for_loop(begin, whole, schedule.rows) as loop:
+            self._tile(loop.index, schedule.rows)
+        with e.if_then(e.compare("lt", whole, self._value(end))):
+            if schedule.rest is not None:
+                self._tile(whole, schedule.rest)
+            else:
+                self._tile(whole, schedule.rows, count=e.sub(self._value(end), whole))
+
+    def _value(self, number: Number) -> Value:
+        return number if isinstance(number, Value) else self.e.constant(number, "i64")
+
+    # -- one tile ----------------------------------------------------------------------------------------------------------
+
+    def _tile(self, first: Number, rows: int, count: Value | None = None) -> None:
+        """Rows `first` on; of the `rows` that are computed only `count` exist, if that is given: the last is computed again."""
+        e, schedule = self.e, self.schedule
+        if schedule.row is not None:
+            self.axis_values[schedule.row] = first
+        self.axis_values[schedule.column] = self.first_column
+        at_begin = {axis: 0 for axis in schedule.summed}
+        base = e.offset(
+            self.finishing.memory.pointers[self.load.buffer],
+            self._value(self.index.write(substitute(schedule.rows_access.offset, at_begin))),
+            scalars.element_name(self.load.dtype),
+        )
+        step = self.index.write(schedule.rows_access.stride(schedule.row) or 0) if schedule.row is not None else 0
+        offsets: list[Number] = [self.index.times(step, k) for k in range(rows)]
+        if count is not None:
+            last = e.sub(count, 1)
+            offsets = [0, *(self.index.times(step, e.minimum(last, k)) for k in range(1, rows))]
+        columns = self._columns_base(at_begin)
+        zeros = [e.constant(0.0, self.element, schedule.lanes)] * (rows * schedule.vectors)
+        if schedule.is_summed_in_blocks and not schedule.guards:
+            self._sum_blocks(base, offsets, columns, zeros)
+        elif self.row_bounds:
+            self._store_sums(self._guarded(first, rows, base, offsets, columns, zeros))
+        else:
+            self._store_sums(self._nest(schedule.summed, base, offsets, columns, zeros, per_row=False))
+        self._finish_rows(first, rows if count is None else count)
+
+    def _store_sums(self, sums: list[Value]) -> None:
+        for k, total in enumerate(sums):
+            self.e.store(total, self.sums, k * self.schedule.lanes)
+
+    def _sum_blocks(self, base: Value, offsets: list[Number], columns: Value, zeros: list[Value]) -> None:
+        """A long sum in parts, which are added up in the scratch tile."""
+        e, schedule = self.e, self.schedule
+        (axis,) = schedule.summed
+        length = self.index.write(schedule.axes[axis])
+        self._store_sums(zeros)
+        with e.for_loop(0, length, SUM_BLOCK) as block:
+            end = e.minimum(e.add(block.index, SUM_BLOCK), length)
+            part = self._nest((axis,), base, offsets, columns, zeros, per_row=False, span=(block.index, end))
+            before = (e.load(self.sums, k * schedule.lanes, self.element, schedule.lanes) for k in range(len(part)))
+            self._store_sums([total + more for total, more in zip(before, part)])
+
+    def _columns_base(self, at_begin: dict[str, Dim]) -> Value:
+        """Address of the tile's first column at the first summed position."""
+        schedule = self.schedule
+        assert isinstance(self.columns, K.Load)
+        buffer = self.columns.buffer
+        place = self.index.write(substitute(schedule.columns_access.offset, at_begin))
+        if schedule.is_packed:
+            which = floor_div(symbol(schedule.contraction.vector), schedule.width)
+            dimension = next(d for d, index in enumerate(self.columns.index) if index == which)
+            place = self.index.plus(place, self.index.times(self.panel, self.index.write(buffer.strides[dimension])))
+        return self.e.offset(self.finishing.memory.pointers[buffer], self._value(place), self.element)
+
+    def _guarded(
+        self, first: Number, rows: int, base: Value, offsets: list[Number], columns: Value, sums: list[Value]
+    ) -> list[Value]:
+        """A tile of which rows may lie outside at some summed positions; whether any do is found out once."""
+        summed = self.schedule.summed
+
+        def inside() -> list[Value]:
+            return self._nest(summed, base, offsets, columns, sums, per_row=False)
+
+        def partly() -> list[Value]:
+            return self._nest(summed, base, offsets, columns, sums, per_row=True)
+
+        ever = self._ever_inside(rows)
+        if not ever:
+            return partly()
+        condition = self._all_inside(first, rows)
+        return list(self.e.if_else(condition, inside, partly))
+
+    def _ever_inside(self, rows: int) -> bool:
+        """Whether any tile lies inside at all summed positions, as far as is known now."""
+        row = self.schedule.row
+        height = self.schedule.axes[row] if row is not None else 1
+        if not isinstance(height, int):
+            return all(self._extremes(b, 0, rows) is not None for b in self.row_bounds)
+        return any(all(self._holds(b, first, rows) for b in self.row_bounds) for first in range(0, height, self.schedule.rows))
+
+    def _holds(self, bound: K.Bound, first: int, rows: int) -> bool:
+        extremes = self._extremes(bound, first, rows)
+        if extremes is None:
+            return False
+        low, high = extremes
+        if not isinstance(low, int) or not isinstance(high, int) or not isinstance(bound.extent, int):
+            return True
+        return low >= 0 and high < bound.extent
+
+    def _extremes(self, bound: K.Bound, first: Dim, rows: int) -> tuple[Dim, Dim] | None:
+        """The least and the greatest value of a bound's expression over a tile and all summed positions."""
+        schedule = self.schedule
+        row = schedule.row
+        coefficients = linear_coefficients(bound.expression, [row, *schedule.summed])
+        if coefficients is None:
+            return None
+        low: Dim = coefficients.get("", 0)
+        high = low
+        for axis, coefficient in coefficients.items():
+            if not axis:
+                continue
+            extent = schedule.axes[axis] if axis != row else rows
+            if not isinstance(coefficient, int):
+                return None
+            start: Dim = first if axis == row else 0
+            near, far = coefficient * start, coefficient * (start + extent - 1)
+            low, high = (low + near, high + far) if coefficient > 0 else (low + far, high + near)
+        return low, high
+
+    def _all_inside(self, first: Number, rows: int) -> Value:
+        e = self.e
+        result = e.constant(True, "i1")
+        name = self.schedule.row
+        for bound in self.row_bounds:
+            extremes = self._extremes(bound, symbol(name), rows)
+            assert extremes is not None
+            for what, inside in ((extremes[0], "low"), (extremes[1], "high")):
+                number = self._value(self.index.write(what))
+                limit = 0 if inside == "low" else self.index.write(bound.extent)
+                result = e.bit_and(result, e.compare("ge" if inside == "low" else "lt", number, limit))
+        return result
+
+    def _nest(
+        self,
+        axes: Sequence[str],
+        base: Value,
+        offsets: list[Number],
+        columns: Value,
+        sums: list[Value],
+        per_row: bool,
+        span: tuple[Number, Number] | None = None,
+    ) -> list[Value]:
+        """Loops over the summed axes from `axes` on, at whose beginning `base` and `columns` point; over part of the first."""
+        e, schedule = self.e, self.schedule
+        if not axes:
+            if not (self.is_lanewise and self.other_bounds):
+                return self._step(self._row_pointers(base, offsets, per_row), columns, sums)
+            step = lambda: self._step(self._row_pointers(base, offsets, per_row), columns, sums)  # noqa: E731
+            return list(e.if_else(self._within(self.other_bounds), step, lambda: sums))
+        axis, rest = axes[0], axes[1:]
+        row_element = scalars.element_name(self.load.dtype)
+        row_step, column_step = (
+            self.index.write(access.stride(axis) or 0) for access in (schedule.rows_access, schedule.columns_access)
+        )
+
+        def loop_over(pointers: list[Value] | None) -> list[Value]:
+            low, high = span or (0, self.index.write(schedule.axes[axis]))
+            with e.for_loop(low, high, 1, sums) as loop:
+                self.axis_values[axis] = loop.index
+                columns_here = e.offset(columns, self._value(self.index.times(loop.index, column_step)), self.element)
+                at = self._value(self.index.times(loop.index, row_step))
+                if pointers is not None:
+                    here = [e.offset(pointer, at, row_element) for pointer in pointers]
+                    following = self._step(here, columns_here, list(loop.carried))
+                else:
+                    base_here = e.offset(base, at, row_element)
+                    following = self._nest(rest, base_here, offsets, columns_here, list(loop.carried), per_row)
+                loop.next(*following)
+                del self.axis_values[axis]
+            return list(loop.results)
+
+        if rest or self.is_lanewise:
+            return loop_over(None)
+        pointers = self._row_pointers(base, offsets, per_row)
+        if not self.other_bounds:
+            return loop_over(pointers)
+        inside = self._within(self.other_bounds)
+        return list(e.if_else(inside, lambda: loop_over(pointers), lambda: sums))
+
+    def _within(self, bounds: Sequence[K.Bound], row: Number | None = None) -> Value:
+        """Whether bounds hold at the current position (of the given row)."""
+        e, axis = self.e, self.schedule.row
+        saved = self.axis_values.get(axis) if axis is not None else None
+        if row is not None and axis is not None:
+            self.axis_values[axis] = row
+        result = e.constant(True, "i1")
+        for bound in bounds:
+            number = self._value(self.index.write(bound.expression))
+            # one unsigned comparison: what is negative is large
+            limit = self._value(self.index.write(bound.extent))
+            result = e.bit_and(result, e.compare("ult", number, limit))
+        if saved is not None and axis is not None:
+            self.axis_values[axis] = saved
+        return result
+
+    def _row_pointers(self, base: Value, offsets: list[Number], per_row: bool) -> list[Value]:
+        """Where each row is read from; of rows outside, a row of zeros."""
+        e = self.e
+        element = scalars.element_name(self.load.dtype)
+        pointers = [base if offset == 0 else e.offset(base, self._value(offset), element) for offset in offsets]
+        if not per_row:
+            return pointers
+        assert self.zeros is not None and self.schedule.row is not None
+        first = self.axis_values[self.schedule.row]
+        chosen = []
+        for k, pointer in enumerate(pointers):
+            inside = self._within(self.row_bounds, self.index.plus(first, k))
+            chosen.append(e.op("ptr", 0, "arith.select {}, {}, {} : !llvm.ptr", inside, pointer, self.zeros))
+        return chosen
+
+    def _step(self, pointers: list[Value], columns: Value, sums: list[Value]) -> list[Value]:
+        """One summed position: a vector of columns for each of `vectors`, one broadcast number for each row."""
+        e, schedule = self.e, self.schedule
+        lanes, vectors = schedule.lanes, schedule.vectors
+        loaded = [self._column_vector(columns, v) for v in range(vectors)]
+        element = scalars.element_name(self.load.dtype)
+        result = []
+        for k, pointer in enumerate(pointers):
+            if self.is_lanewise:
+                own = [self._row_vector(pointer, v) for v in range(vectors)]
+                result += [self._multiply_add(own[v], loaded[v], sums[k * vectors + v]) for v in range(vectors)]
+                continue
+            number = scalars.convert(e, e.load(pointer, 0, element), self.load.dtype, schedule.contraction.reduce.dtype)
+            spread = e.broadcast(number, lanes) if lanes > 1 else number
+            result += [self._multiply_add(spread, loaded[v], sums[k * vectors + v]) for v in range(vectors)]
+        return result
+
+    def _multiply_add(self, a: Value, b: Value, c: Value) -> Value:
+        # without the instruction, `fma` would be a call for each lane
+        return self.e.fma(a, b, c) if self.machine.has_fma else a * b + c
+
+    def _column_vector(self, columns: Value, vector: int) -> Value:
+        """Lanes of the columns; panels are filled up, so that there is something to read for every lane."""
+        if self.schedule.is_packed:
+            return self.e.load(columns, vector * self.schedule.lanes, self.element, self.schedule.lanes)
+        return self._lanes(columns, vector, self.element)
+
+    def _row_vector(self, pointer: Value, vector: int) -> Value:
+        """Lanes of one row, where each lane has a row of its own."""
+        loaded = self._lanes(pointer, vector, scalars.element_name(self.load.dtype))
+        return scalars.convert(self.e, loaded, self.load.dtype, self.schedule.contraction.reduce.dtype)
+
+    def _lanes(self, pointer: Value, vector: int, element: str) -> Value:
+        e, lanes = self.e, self.schedule.lanes
+        if self.edge is None or not self.machine.has_masks:
+            return e.load(pointer, vector * lanes, element, lanes)
+        first = self.index.plus(self.first_column, vector * lanes)
+        mask = e.create_mask(e.sub(self._value(self.edge), first), lanes)
+        return e.masked_load(pointer, vector * lanes, mask, e.constant(0.0, element, lanes))
+
+    # -- what is done to the sums --------------------------------------------------------------------------------------------
+
+    def _finish_rows(self, first: Number, count: Number) -> None:
+        """Everything that depends on a tile's sums; what is the same for all rows comes before the loop over them."""
+        e, schedule, w = self.e, self.schedule, self.finishing
+        back = self.index.plus(self.index.times(first, schedule.width), self.first_column)
+        back = self.index.times(back, -1)
+        w.memory.pointers[schedule.sums] = e.offset(self.sums, self._value(back), self.element)
+        for axis in (schedule.row, schedule.column):
+            if axis is not None:
+                del self.axis_values[axis]
+        w.scopes.append({})
+        begin = self.first_column
+        if self._fills_panels():
+            w._enter(schedule.column, begin, Lanes(schedule.vectors, schedule.lanes, self._value(begin)))
+            self._finish_columns(first, count)
+            w._leave(schedule.column)
+            w.lanes = Lanes(1, 0)
+        else:
+            past = self.index.plus(begin, schedule.width)
+            end = e.minimum(self._value(past), self.index.write(schedule.axes[schedule.column]))
+            w._vector_loops(begin, end, schedule.vectors, lambda: self._finish_columns(first, count))
+        w.scopes.pop()
+
+    def _finish_columns(self, first: Number, count: Number) -> None:
+        """All rows of some columns of a tile."""
+        e, row, w = self.e, self.schedule.row, self.finishing
+        w._hoist_phase_zero()
+        if row is None:
+            w._row()
+            return
+        with e.for_loop(0, count) as loop:
+            w._enter(row, self.index.plus(loop.index, first))
+            w._row()
+            w._leave(row)

@@ -1,0 +1,374 @@
+"""Contractions in Kernel IR: a sum of products whose factors share only the summed axes, found by its form.
+
+    v2 = mul(v0, v1)                    rows     v0, over axes i, l
+    v3 = reduce.add(v2) over l   -->    columns  v1, over axes k, l
+    (v0 over i, l; v1 over k, l)        summed   l
+
+Matrix products and convolutions are of this form however many axes they have, with any function of the sum and of other loads on
+top. One factor is called the rows, the other the columns: the columns' axis that runs through the result without gaps fills
+vector lanes. Axes that both factors have (and that are not summed) are batch axes. Where the columns have no axis of their own,
+as in a depthwise convolution, a batch axis fills the lanes: then each lane multiplies numbers of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from dlcompiler.ir import kernel as K
+from dlcompiler.ir.expression import (
+    Dim,
+    evaluate,
+    floor_div,
+    linear_coefficients,
+    modulo,
+    recombine,
+    substitute,
+    symbol,
+    symbol_name,
+    symbols,
+    terms_of,
+)
+from dlcompiler.ir.types import boolean, contiguous_strides
+
+
+@dataclass(frozen=True, eq=False)
+class Contraction:
+    """The parts of a kernel that is a contraction. Axis names are in the kernel's order.
+
+    load      of the rows: they are this load, cast, and zero where one of its guards fails
+    packed    the load that the columns are, if they lie in panels (see `pack_columns`)
+    vector    the axis that fills lanes: of the columns' own axes, or else of the batch axes, the one with the smallest stride in
+              the result
+    """
+
+    reduce: K.Reduce
+    rows: K.Value
+    columns: K.Value
+    load: K.Load
+    packed: K.Load | None
+    batch_axes: tuple[str, ...]
+    row_axes: tuple[str, ...]
+    column_axes: tuple[str, ...]
+    vector: str
+
+    @property
+    def is_lanewise(self) -> bool:
+        """Whether each lane has rows of its own, and a number of a row is not the same for all lanes."""
+        return self.vector in self.batch_axes
+
+    def is_row_major(self) -> bool:
+        """Whether columns of one summed position lie next to each other, so that vectors can be loaded from them as they are."""
+        return isinstance(self.columns, K.Load) and _stride(self.columns, self.vector) == 1
+
+
+def find_contraction(kernel: K.Kernel, is_fixed: Callable[[K.Buffer], bool] = lambda buffer: False) -> Contraction | None:
+    """The contraction that a kernel is, with whatever it does to each sum; None if it is none.
+
+    `is_fixed` says of a buffer that it keeps its contents between launches, as weights do: such a factor is taken as the columns.
+    """
+    reduces = [value for value in kernel.values if isinstance(value, K.Reduce)]
+    if len(reduces) != 1:
+        return None
+    (reduce,) = reduces
+    product = reduce.operand
+    if reduce.kind != "add" or not isinstance(product, K.Compute) or product.op != "mul" or not reduce.dtype.is_float:
+        return None
+    summed = frozenset(reduce.over)
+    axes_of = kernel.axes_of
+    outer = frozenset(kernel.extents) - summed
+    if axes_of[reduce] != outer or any(not summed <= axes_of[factor] for factor in product.inputs):
+        return None
+    for store in kernel.stores:
+        # what is done to a sum does not run over the summed axes again
+        if summed & (axes_of[store.value].union(*map(symbols, store.index))):
+            return None
+    left, right = product.inputs
+    for rows, columns in _orders(kernel, left, right, is_fixed):
+        found = _as_contraction(kernel, reduce, rows, columns)
+        if found is not None:
+            return found
+    return None
+
+
+def _orders(kernel: K.Kernel, left: K.Value, right: K.Value, is_fixed: Callable[[K.Buffer], bool]):
+    """(rows, columns) to try: what is packed or fixed as columns, else what runs through the result without gaps."""
+
+    def columns_first(factor: K.Value) -> tuple[bool, bool, bool]:
+        loads = loads_under(factor)
+        axes = kernel.axes_of[factor]
+        return (
+            _panel_axis(factor) is not None,
+            bool(loads) and all(is_fixed(load.buffer) for load in loads),
+            _innermost(kernel, frozenset(axes)) is not None and _innermost(kernel, frozenset(kernel.extents)) in axes,
+        )
+
+    pairs = [(left, right), (right, left)]
+    return sorted(pairs, key=lambda pair: columns_first(pair[1]), reverse=True)
+
+
+def _as_contraction(kernel: K.Kernel, reduce: K.Reduce, rows: K.Value, columns: K.Value) -> Contraction | None:
+    axes_of = kernel.axes_of
+    load = _guarded_load(rows)
+    if load is None or load.indirect or rows is columns:
+        return None
+    if any(value.indirect for value in loads_under(columns)):
+        return None
+    order = [a.name for a in kernel.axes]
+    outer = frozenset(order) - frozenset(reduce.over)
+    of_rows, of_columns = axes_of[rows] & outer, axes_of[columns] & outer
+    both = of_rows & of_columns
+    column_axes = of_columns - both
+    vector = _panel_axis(columns) or _innermost(kernel, column_axes or both)
+    if vector is None or vector not in (column_axes or both):
+        return None
+    if not column_axes and _stride(load, vector) != 1:
+        return None
+
+    def ordered(names: frozenset[str]) -> tuple[str, ...]:
+        return tuple(name for name in order if name in names)
+
+    packed = columns if _panel_axis(columns) is not None and isinstance(columns, K.Load) else None
+    return Contraction(
+        reduce, rows, columns, load, packed, ordered(both), ordered(of_rows - both), ordered(column_axes), vector
+    )  # fmt: skip
+
+
+def _guarded_load(rows: K.Value) -> K.Load | None:
+    """The load under casts and under one `where` that gives zero outside its guard."""
+    value = rows
+    while isinstance(value, K.Compute) and value.op in ("cast", "where"):
+        if value.op == "cast":
+            (value,) = value.inputs
+            continue
+        condition, inside, outside = value.inputs
+        zero = isinstance(outside, K.Constant) and outside.value == 0
+        load = _guarded_load(inside)
+        if not zero or not isinstance(condition, K.Within) or load is None or set(condition.bounds) != set(load.guard):
+            return None
+        return load
+    if not isinstance(value, K.Load):
+        return None
+    return value
+
+
+def loads_under(root: K.Value) -> list[K.Load]:
+    """Every load that a value is computed from."""
+    return [value for value in _values_under(root) if isinstance(value, K.Load)]
+
+
+def _values_under(root: K.Value) -> list[K.Value]:
+    found: dict[K.Value, None] = {}
+    stack = [root]
+    while stack:
+        value = stack.pop()
+        if value not in found:
+            found[value] = None
+            stack.extend(value.operands)
+    return list(found)
+
+
+def _innermost(kernel: K.Kernel, axes: frozenset[str]) -> str | None:
+    """Of these axes the one along which the first store takes the smallest step."""
+    store = kernel.stores[0]
+    offset = store.buffer.offset(store.index)
+    coefficients = linear_coefficients(offset, kernel.extents)
+    if coefficients is None:
+        return None
+    steps = {axis: step for axis, step in coefficients.items() if axis in axes}
+    return min(steps, key=lambda axis: (_size(steps[axis]), axis), default=None)
+
+
+def _size(dim: Dim) -> int:
+    """A stride to compare with others: symbolic sizes count as 256."""
+    return abs(evaluate(dim, {name: 256 for name in symbols(dim)}))
+
+
+def offset_of(load: K.Load) -> Dim:
+    """Elements from the start of a load's buffer: what was split to index dimensions is put together again where it can be."""
+    return recombine(load.buffer.offset(load.index))
+
+
+def _stride(load: K.Load, axis: str) -> Dim | None:
+    coefficients = linear_coefficients(offset_of(load), load._index_symbols())
+    return None if coefficients is None else coefficients.get(axis, 0)
+
+
+def row_strides(kernel: K.Kernel, contraction: Contraction) -> dict[str, Dim] | None:
+    """Elements that the rows' load moves for one step of each axis; None where that is not linear."""
+    coefficients = linear_coefficients(offset_of(contraction.load), kernel.extents)
+    return None if coefficients is None else {a: s for a, s in coefficients.items() if a}
+
+
+def summation_order(kernel: K.Kernel, contraction: Contraction) -> tuple[str, ...]:
+    """The summed axes, outermost first: the rows are walked through in the order of their memory."""
+    strides = row_strides(kernel, contraction) or {}
+    return tuple(sorted(contraction.reduce.over, key=lambda axis: -_size(strides.get(axis, 0))))
+
+
+# -- panels ----------------------------------------------------------------------------------------------------------------
+
+
+def _panel_axis(columns: K.Value) -> str | None:
+    """The axis n if the columns are a load of panels: its last index is n mod width, and n div width is one of the others."""
+    if not isinstance(columns, K.Load) or len(columns.index) < 3:
+        return None
+    width = columns.buffer.shape[-1]
+    if not isinstance(width, int) or width < 2:
+        return None
+    for name in symbols(columns.index[-1]):
+        n = symbol(name)
+        if columns.index[-1] == modulo(n, width) and floor_div(n, width) in columns.index[:-1]:
+            return name
+    return None
+
+
+def pack_columns(kernel: K.Kernel, contraction: Contraction, width: int) -> tuple[K.Kernel, K.Kernel]:
+    """A kernel that stores the columns in panels, and the same contraction reading them from there.
+
+        load w[n, k]  -->  panels[p, k, q] = w[width*p + q, k];  load panels[n div width, k, n mod width]
+
+    A panel holds `width` neighbouring columns for all summed positions, in the order in which they are needed, and is filled
+    up with zeros. Whatever is done to the columns (a cast, a scale) is done once, while packing. The first kernel has one out
+    buffer, `panels`, which is also the last in-buffer of the second one.
+    """
+    extents = kernel.extents
+    n = contraction.vector
+    count = extents[n]
+    of_columns = kernel.axes_of[contraction.columns]
+    lead = [axis for axis in (*contraction.batch_axes, *contraction.column_axes) if axis in of_columns and axis != n]
+    lead = [a.name for a in kernel.axes if a.name in lead]
+    summed = list(summation_order(kernel, contraction))
+    panels = floor_div(count + (width - 1), width)
+    dtype = contraction.columns.dtype
+    shape = (*(extents[a] for a in lead), panels, *(extents[a] for a in summed), width)
+    packed = K.Buffer(_fresh("panels", [b.name for b in kernel.buffers]), dtype, shape, contiguous_strides(shape), "in")
+    p, q = _fresh("p", extents), _fresh("q", extents)
+    place: Dim = symbol(p) * width + symbol(q) if panels != 1 else symbol(q)
+    is_whole = isinstance(count, int) and count % width == 0
+    bounds = () if is_whole else (K.Bound(place, count),)
+    value = moved(contraction.columns, {n: place}, bounds)
+    if not is_whole:
+        inside = K.Within(boolean, bounds)
+        value = K.Compute(dtype, "where", (inside, value, K.Constant(dtype, 0.0)))
+    out = K.Buffer(packed.name, dtype, shape, packed.strides, "out")
+    used = {v.buffer for v in loads_under(value)}
+    axes = [K.Axis(a, extents[a]) for a in lead]
+    axes += [K.Axis(p, panels)] if panels != 1 else []
+    axes += [K.Axis(a, extents[a]) for a in summed] + [K.Axis(q, width)]
+    at = (*map(symbol, lead), symbol(p) if panels != 1 else 0, *map(symbol, summed), symbol(q))
+    buffers = (*(b for b in kernel.buffers if b in used), out)
+    pack = K.Kernel(f"{kernel.name}_pack", tuple(axes), buffers, (K.Store(out, at, value),), kernel.origin)
+    index = (*map(symbol, lead), floor_div(symbol(n), width), *map(symbol, summed), modulo(symbol(n), width))
+    return pack, _with_columns(kernel, contraction.columns, K.Load(dtype, packed, index))
+
+
+def _with_columns(kernel: K.Kernel, old: K.Value, load: K.Load) -> K.Kernel:
+    stores = replace_values(kernel.stores, {old: load})
+    rest = kernel.replace(stores=stores)
+    read = {v.buffer for v in rest.values if isinstance(v, K.Load)}
+    ins = tuple(b for b in kernel.buffers if b.role == "in" and b in read)
+    return rest.replace(buffers=(*ins, load.buffer, *(b for b in kernel.buffers if b.role == "out")))
+
+
+def replace_values(stores: tuple[K.Store, ...], replaced: Mapping[K.Value, K.Value]) -> tuple[K.Store, ...]:
+    """The same stores of values in which some are exchanged for others."""
+    done: dict[K.Value, K.Value] = dict(replaced)
+
+    def rebuilt(value: K.Value) -> K.Value:
+        if value not in done:
+            operands = tuple(rebuilt(o) for o in value.operands)
+            done[value] = value if operands == value.operands else with_operands(value, operands)
+        return done[value]
+
+    return tuple(K.Store(s.buffer, s.index, rebuilt(s.value)) for s in stores)
+
+
+def with_operands(value: K.Value, operands: tuple[K.Value, ...]) -> K.Value:
+    """The same statement of other values."""
+    match value:
+        case K.Compute():
+            return K.Compute(value.dtype, value.op, operands)
+        case K.Reduce():
+            return K.Reduce(value.dtype, value.kind, operands[0], value.over)
+        case K.Load():
+            return K.Load(value.dtype, value.buffer, value.index, value.guard, operands)
+    return value
+
+
+def split_groups(kernel: K.Kernel) -> K.Kernel:
+    """An axis of which parts belong to different groups, as two axes: x[div(i, 8)], w[i] over i < 32 --> x[g], w[8*g + o].
+
+    So a grouped convolution is a contraction: the groups are a batch axis. The same kernel where there is no such axis.
+    """
+    extents = kernel.extents
+    for load in (value for value in kernel.values if isinstance(value, K.Load)):
+        for atom in (a for e in load.index for monomial in terms_of(e) for a in monomial if a.kind in ("div", "mod")):
+            axis, size = symbol_name(atom.operands[0]), atom.operands[1]
+            if axis in extents and isinstance(size, int) and isinstance(extents[axis], int) and extents[axis] % size == 0:
+                return _split_axis(kernel, axis, size)
+    return kernel
+
+
+def _split_axis(kernel: K.Kernel, axis: str, size: int) -> K.Kernel:
+    group = _fresh(f"{axis}g", kernel.extents)
+    count = kernel.extents[axis]
+    axes = []
+    for each in kernel.axes:
+        axes += [K.Axis(group, floor_div(count, size)), K.Axis(axis, size)] if each.name == axis else [each]
+    extents = {a.name: a.extent for a in axes}
+    place = {axis: symbol(group) * size + symbol(axis)}
+    done: dict[K.Value, K.Value] = {}
+    stores = tuple(
+        K.Store(s.buffer, tuple(substitute(e, place, extents) for e in s.index), moved(s.value, place, (), extents, done))
+        for s in kernel.stores
+    )
+    return kernel.replace(axes=tuple(axes), stores=stores)
+
+
+def moved(
+    root: K.Value,
+    axes: Mapping[str, Dim],
+    bounds: tuple[K.Bound, ...] = (),
+    extents: Mapping[str, Dim] | None = None,
+    done: dict[K.Value, K.Value] | None = None,
+) -> K.Value:
+    """A value with other expressions in place of axes; its loads are made under further bounds.
+
+    `extents` of the axes in those expressions, which make them simpler; `done`: what was moved before, to share it.
+    """
+    done = {} if done is None else done
+    extents = extents or {}
+
+    def bound(each: K.Bound) -> K.Bound:
+        return K.Bound(substitute(each.expression, axes, extents), substitute(each.extent, axes, extents))
+
+    def rebuilt(value: K.Value) -> K.Value:
+        if value in done:
+            return done[value]
+        operands = tuple(rebuilt(o) for o in value.operands)
+        match value:
+            case K.Load():
+                guard = (*(bound(b) for b in value.guard), *bounds)
+                result: K.Value = K.Load(
+                    value.dtype, value.buffer, tuple(substitute(e, axes, extents) for e in value.index), guard, operands
+                )
+            case K.Index():
+                result = K.Index(value.dtype, substitute(value.expression, axes, extents))
+            case K.Within():
+                result = K.Within(value.dtype, tuple(bound(b) for b in value.bounds))
+            case _:
+                result = with_operands(value, operands)
+        done[value] = result
+        return result
+
+    return rebuilt(root)
+
+
+def _fresh(name: str, taken) -> str:
+    """`name`, with a number if it is taken."""
+    number, found = 0, name
+    while found in taken:
+        number += 1
+        found = f"{name}{number}"
+    return found

@@ -1,0 +1,40 @@
+"""Orders in which a tensor's dimensions may lie in memory, as strides in elements."""
+
+from __future__ import annotations
+
+from dlcompiler.ir.expression import Dim
+from dlcompiler.ir.graph import Node
+from dlcompiler.ir.types import contiguous_strides
+
+Strides = tuple[Dim, ...]
+
+
+def strides_in_order(shape: tuple[Dim, ...], order: tuple[int, ...]) -> Strides:
+    """Strides in elements of a tensor stored with its dimensions in `order`, the last one innermost."""
+    stored = contiguous_strides(tuple(shape[d] for d in order))
+    return tuple(stored[order.index(d)] for d in range(len(shape)))
+
+
+def channels_last_strides(shape: tuple[Dim, ...]) -> Strides:
+    """[N, C, ...] stored as [N, ..., C]."""
+    return strides_in_order(shape, (0, *range(2, len(shape)), 1)) if len(shape) >= 3 else contiguous_strides(shape)
+
+
+def heads_inside_strides(shape: tuple[Dim, ...]) -> Strides:
+    """[N, heads..., length, width] stored as [N, length, heads..., width]: what attention hands to the projection after it."""
+    rank = len(shape)
+    return strides_in_order(shape, (0, rank - 2, *range(1, rank - 2), rank - 1))
+
+
+def is_channels_last(shape: tuple[Dim, ...], strides: Strides) -> bool:
+    return len(shape) >= 4 and strides == channels_last_strides(shape) and strides != contiguous_strides(shape)
+
+
+def heads_are_inside(node: Node) -> bool:
+    """Whether a node writes its heads next to each other for each position, so that joining them is no copy."""
+    return node.op.name == "attention" and node.tensor.rank >= 4
+
+
+def wants_channels_last(node: Node) -> bool:
+    """Whether a library call reads and writes images channels last: two-dimensional convolutions."""
+    return node.op.name == "convolution" and node.tensor.rank == 4

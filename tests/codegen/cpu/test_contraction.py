@@ -1,0 +1,180 @@
+"""Contractions: the tiled loop gives what the kernel means, for every machine, layout, size and whatever follows the sum."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from dlcompiler.codegen.contraction import choose_tile, panel_width, schedule_contraction
+from dlcompiler.ir import kernel as K
+from dlcompiler.ir.contraction import find_contraction, pack_columns
+from dlcompiler.ir.expression import symbol
+from dlcompiler.ir.graph import Builder, Node
+from dlcompiler.ir.interpret_kernel import interpret_kernel
+from dlcompiler.ir.types import DTYPES, TensorType, contiguous_strides
+from dlcompiler.ir.verify_kernel import verify_kernel
+from dlcompiler.passes.block.lower import lower_group
+from dlcompiler.passes.strides import channels_last_strides
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from tests.codegen.cpu.run import concrete, machines, run_kernel, strided
+
+f32, f64 = DTYPES["f32"], DTYPES["f64"]
+SIZES = st.one_of(st.integers(1, 9), st.integers(10, 70), st.sampled_from([16, 48, 64, 96, 97]))
+
+
+def lowered(nodes: list[Node], outputs: list[Node], strides=None, inlined=()) -> K.Kernel:
+    kernel, _, _ = lower_group("k", nodes, outputs, lambda node: node in inlined, strides, cost_matters=False)
+    return kernel
+
+
+def check(kernel: K.Kernel, fixed=lambda b: True, sizes=None, pack: bool = True, must: bool = True, seed: int = 0) -> None:
+    """Compiled code for every machine against the kernel's meaning; `must`: it has to be a contraction that is tiled."""
+    sizes = sizes or {}
+    random = np.random.default_rng(seed)
+    arrays = {}
+    for b in kernel.buffers:
+        arrays[b.name] = strided(concrete(b.shape, sizes), concrete(b.strides, sizes), b.dtype.numpy, misalign=1)
+        arrays[b.name][...] = random.standard_normal(arrays[b.name].shape)
+    expected = {b.name: strided(concrete(b.shape, sizes), concrete(b.strides, sizes), b.dtype.numpy) for b in kernel.buffers}
+    for name, array in arrays.items():
+        expected[name][...] = array
+    interpret_kernel(kernel, expected, sizes)
+    for machine in machines():
+        main, buffers = kernel, dict(arrays)
+        width = panel_width(kernel, {b for b in kernel.buffers if fixed(b)}, machine.tiles) if pack else None
+        if width is not None:
+            found = find_contraction(kernel, fixed)
+            assert found is not None
+            packing, main = pack_columns(kernel, found, width)
+            verify_kernel(packing)
+            verify_kernel(main)
+            out = packing.buffers[-1]
+            buffers[out.name] = np.full(concrete(out.shape, sizes), np.nan, out.dtype.numpy)
+            run_kernel(packing, buffers, sizes, machine)
+        schedule = schedule_contraction(main, machine.tiles)
+        assert schedule is not None or not must, main
+        for b in kernel.buffers:
+            if b.role == "out":
+                buffers[b.name] = strided(concrete(b.shape, sizes), concrete(b.strides, sizes), b.dtype.numpy)
+                buffers[b.name][...] = 7
+        run_kernel(main, buffers, sizes, machine, parts=3)
+        for b in kernel.buffers:
+            if b.role == "out" and buffers[b.name].size:
+                scale = np.abs(expected[b.name]).max() or 1.0
+                error = np.abs(buffers[b.name] - expected[b.name]).max() / scale
+                assert error <= (1e-13 if b.dtype is f64 else 1e-5), (machine.name, str(schedule))
+
+
+@settings(max_examples=25, derandomize=True, deadline=None)
+@given(rows=SIZES, inner=SIZES, columns=SIZES, batch=st.integers(1, 3), data=st.data())
+def test_linear_with_whatever_follows(rows, inner, columns, batch, data):
+    dtype = data.draw(st.sampled_from([f32, f32, f64]))
+    b = Builder("g")
+    x = b.input("x", TensorType(dtype, (batch, rows, inner)))
+    w = b.input("w", TensorType(dtype, (columns, inner)))
+    operands = (x, w, b.input("bias", TensorType(dtype, (columns,)))) if data.draw(st.booleans()) else (x, w)
+    nodes = [b.linear(*operands)]
+    outputs = []
+    for step in data.draw(st.lists(st.sampled_from(["tanh", "residual", "scale", "keep"]), max_size=3)):
+        if step == "tanh":
+            nodes.append(b.tanh(nodes[-1]))
+        elif step == "residual":
+            nodes.append(b.add(nodes[-1], b.input("r", TensorType(dtype, (batch, rows, columns)))))
+        elif step == "scale":
+            nodes.append(b.mul(nodes[-1], b.input("s", TensorType(dtype, (batch, rows, 1)))))
+        elif nodes[-1] not in outputs:
+            outputs.append(nodes[-1])
+    outputs += [nodes[-1]] if nodes[-1] not in outputs else []
+    check(lowered(nodes, outputs), fixed=lambda buffer: buffer.shape == w.shape, must=min(rows * batch, columns, inner) > 1)
+
+
+@settings(max_examples=25, derandomize=True, deadline=None)
+@given(rows=SIZES, inner=SIZES, columns=SIZES, data=st.data())
+def test_matrix_products_in_any_layout(rows, inner, columns, data):
+    b = Builder("g")
+    lead = data.draw(st.sampled_from([(), (2,), (3, 2)]))
+    shared = data.draw(st.booleans())
+    x = b.input("x", TensorType(f32, (*lead, rows, inner)))
+    y = b.input("y", TensorType(f32, (*(1 for _ in lead), inner, columns) if shared else (*lead, inner, columns)))
+    node = b.matmul(x, y)
+    turned = {n: data.draw(st.booleans()) for n in (x, y, node)}
+
+    def strides(n: Node):
+        flat = contiguous_strides(n.shape)
+        if not turned[n]:
+            return flat
+        swapped = contiguous_strides((*n.shape[:-2], n.shape[-1], n.shape[-2]))
+        return (*swapped[:-2], swapped[-1], swapped[-2])
+
+    kernel = lowered([node], [node], strides)
+    check(kernel, fixed=lambda buffer: buffer.name == "x1", pack=data.draw(st.booleans()), must=False)
+
+
+@settings(max_examples=20, derandomize=True, deadline=None)
+@given(data=st.data())
+def test_convolutions_of_images(data):
+    channels, filters = data.draw(st.integers(1, 20)), data.draw(st.integers(2, 70))
+    height, width = data.draw(st.integers(3, 15)), data.draw(st.integers(3, 20))
+    taps = data.draw(st.sampled_from([(1, 1), (3, 3), (2, 3), (5, 1)]))
+    strides, padding = data.draw(st.sampled_from([(1, 1), (2, 2), (1, 3)])), data.draw(st.sampled_from([(0, 0), (1, 1), (2, 1)]))
+    dilations = data.draw(st.sampled_from([(1, 1), (2, 1)]))
+    b = Builder("g")
+    assume(all(n + 2 * p > d * (t - 1) for n, t, p, d in zip((height, width), taps, padding, dilations)))
+    x = b.input("x", TensorType(f32, (2, channels, height, width)))
+    w = b.input("w", TensorType(f32, (filters, channels, *taps)))
+    node = b.convolution(
+        x, w, strides=strides, padding=padding, dilations=dilations, groups=1, transposed=False, output_padding=(0, 0)
+    )
+    images = (x, node)
+    kernel = lowered([node], [node], lambda n: channels_last_strides(n.shape) if n in images else contiguous_strides(n.shape))
+    check(kernel, fixed=lambda buffer: buffer.shape == w.shape, must=channels > 1 and np.prod(node.shape) > 200)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 8, 9, 100])
+def test_sizes_that_are_known_when_called(rows):
+    b = Builder("g")
+    x = b.input("x", TensorType(f32, (symbol("s"), 33)))
+    w = b.input("w", TensorType(f32, (50, 33)))
+    node = b.linear(x, w)
+    check(lowered([node], [node]), fixed=lambda buffer: buffer.shape == w.shape, sizes={"s": rows})
+
+
+def test_near_misses_are_no_contractions():
+    b = Builder("g")
+    x, w = b.input("x", TensorType(f32, (4, 6))), b.input("w", TensorType(f32, (5, 6)))
+    linear = b.linear(x, w)
+    assert find_contraction(lowered([linear], [linear])) is not None
+    row_sum = b.reduce_sum(x, axes=(1,), keepdims=False)
+    assert find_contraction(lowered([row_sum], [row_sum])) is None
+    # softmax-like: the sum is spread over the summed axis again
+    spread = b.mul(x, b.reduce_sum(b.mul(x, x), axes=(1,), keepdims=True))
+    nodes = [n for n in (spread.inputs[1].inputs[0], spread.inputs[1], spread)]
+    assert find_contraction(lowered(nodes, [spread])) is None
+
+
+def test_tiles_fit_the_registers():
+    for registers, lanes in ((16, 4), (16, 8), (32, 16), (32, 4)):
+        for columns in (1, 7, 16, 48, 64, 100, 768, 1000):
+            for rows in (1, 2, 7, 14, 49, 128):
+                height, vectors = choose_tile(columns, rows, lanes, registers)
+                assert height * vectors + vectors + 1 <= registers and 1 <= height <= max(rows, 1)
+
+
+@settings(max_examples=20, derandomize=True, deadline=None)
+@given(data=st.data())
+def test_depthwise_convolutions(data):
+    channels = data.draw(st.sampled_from([3, 4, 16, 20, 32, 48, 70]))
+    height, width = data.draw(st.integers(3, 12)), data.draw(st.integers(3, 20))
+    taps, strides = data.draw(st.sampled_from([(3, 3), (5, 5), (1, 3)])), data.draw(st.sampled_from([(1, 1), (2, 2)]))
+    padding = tuple(data.draw(st.integers(0, t // 2)) for t in taps)
+    assume(all(n + 2 * p >= t for n, t, p in zip((height, width), taps, padding)))
+    b = Builder("g")
+    x, w = b.input("x", TensorType(f32, (2, channels, height, width))), b.input("w", TensorType(f32, (channels, 1, *taps)))
+    node = b.convolution(
+        x, w, strides=strides, padding=padding, dilations=(1, 1), groups=channels, transposed=False, output_padding=(0, 0)
+    )
+    images = (x, node)
+    kernel = lowered([node], [node], lambda n: channels_last_strides(n.shape) if n in images else contiguous_strides(n.shape))
+    check(kernel, fixed=lambda buffer: buffer.shape == w.shape, must=False)
+    assert height < 8 or find_contraction(kernel) is not None
