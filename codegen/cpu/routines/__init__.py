@@ -48,7 +48,9 @@ class Routine(Protocol):
 
 def routines() -> Mapping[str, Routine]:
     """The routine of each op that has one."""
-    return {}
+    from dlcompiler.codegen.cpu.routines.indexing import INDEXING
+
+    return {**INDEXING}
 
 
 def find_routine(node: Node, machine: Machine) -> Routine | None:
