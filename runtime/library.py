@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from dlcompiler.ir.errors import UnsupportedError
+from dlcompiler.runtime import library_indexing
 from dlcompiler.runtime.tensors import Shape
 from torch import Tensor
 
@@ -357,4 +358,5 @@ ROUTINES: dict[str, Callable[[Call], Routine]] = {
     "convolution": _convolution,
     "attention": _attention,
     "lstm": _lstm,
+    **library_indexing.ROUTINES,
 }

@@ -15,7 +15,7 @@ _KEPT_WHOLE = (
     "var", "std", "std_mean", "stack", "split", "unbind", "tril", "triu", "roll", "eye", "floor_divide", "clamp_min", "clamp_max",
     "masked_fill", "select_scatter", "unsafe_split", "unsafe_split_with_sizes", "take", "t", "transpose", "rsub", "ones",
     "new_full", "new_ones", "new_zeros", "ones_like", "fill", "arange", "_unsafe_index", "expand_copy", "adaptive_avg_pool1d",
-    "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "reshape", "narrow", "linear", "lstm",
+    "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "reshape", "narrow", "linear", "lstm", "embedding_dense_backward",
 )  # fmt: skip
 # Operators outside torch's core table whose parts we have rules for
 _BROKEN_UP = (

@@ -104,7 +104,7 @@ def _masked_scan(b, x, axis, attributes):
     return b(reduction[kind], masked, axes=(axis + 1,), keepdims=False)
 
 
-register("scan", _infer_scan, Trait.LIBRARY, Trait.COMPOSITE, evaluate=_evaluate_scan, expand=_expand_scan)
+register("scan", _infer_scan, Trait.COMPOSITE, evaluate=_evaluate_scan, expand=_expand_scan)
 
 
 def _infer_running(types, attributes):
