@@ -241,14 +241,6 @@ def _pool_attributes(i: Any, x: Node, kernel, stride, padding, dilation, ceil_mo
     return attributes
 
 
-@rule("max_pool2d_with_indices.default", "max_pool3d_with_indices.default")
-def _max_pool(i, x, kernel, stride=(), padding=0, dilation=1, ceil_mode=False):
-    if i.uses(1):
-        raise NoRule("the positions of maxima")
-    spatial = 3 if "3d" in str(i.node.target) else 2
-    return i.b.max_pool(x, **_pool_attributes(i, x, kernel, stride, padding, dilation, ceil_mode, spatial)), None
-
-
 def _average_pool_rule(spatial: int):
     def apply(i, x, kernel, stride=(), padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None):
         if not x.dtype.is_float:
@@ -316,19 +308,6 @@ def _adaptive_average(i, x, output_size):
 
 
 rule("adaptive_avg_pool1d.default", "_adaptive_avg_pool2d.default", "_adaptive_avg_pool3d.default")(_adaptive_average)
-
-
-@rule("adaptive_max_pool2d.default", "adaptive_max_pool3d.default")
-def _adaptive_max(i, x, output_size):
-    if i.uses(1):
-        raise NoRule("the positions of maxima")
-    spatial, rank = len(output_size), x.tensor.rank
-    kernel = _adaptive_kernel(x, output_size)
-    if kernel is not None:
-        return i.b.max_pool(x, kernel=kernel, strides=kernel, padding=(0,) * spatial, dilations=(1,) * spatial), None
-    windows, inside, _ = _adaptive_windows(i, x, output_size)
-    masked = i.b.where(inside, windows, i.number(-math.inf, x.dtype))
-    return reshape(i, i.b.reduce_max(masked, axes=_window_axes(rank, spatial), keepdims=True), i.shape), None
 
 
 # -- attention ---------------------------------------------------------------------------------------------------------------

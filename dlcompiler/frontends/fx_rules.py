@@ -35,6 +35,7 @@ def _fill_table() -> None:
         fx_layer,
         fx_order,
         fx_pointwise,
+        fx_pool,
         fx_reduction,
         fx_scatter,
         fx_view,

@@ -1,0 +1,254 @@
+"""Rules for pooling with positions, and for the backward passes of pooling, padding and interpolation."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dlcompiler.frontends.fx_layer import _adaptive_kernel, _adaptive_windows, _each, _pool_attributes, _window_axes
+from dlcompiler.frontends.fx_rules import NoRule, rule
+from dlcompiler.frontends.fx_scatter import index_update, scatter
+from dlcompiler.frontends.fx_view import expand, reshape
+from dlcompiler.frontends.resample import (
+    adaptive_matrix,
+    antialias_matrix,
+    cubic,
+    replicate_matrix,
+    resample,
+    triangle,
+    windows_matrix,
+)
+from dlcompiler.ir.expression import Dim, product
+from dlcompiler.ir.graph import Node
+from dlcompiler.ir.types import compute_dtype, i64
+
+# Windows of up to so many elements are compared one element after the other, in one kernel without a reduction.
+MOST_TAPS = 27
+
+# -- maxima and where they are -------------------------------------------------------------------------------------------------
+
+
+def _line(i: Any, size: Dim, d: int, rank: int) -> Node:
+    """0, 1, 2, ... along dimension d of `rank`."""
+    return reshape(i, i.b.iota(size=size), (size, *(1,) * (rank - d - 1)))
+
+
+def _lowest(x: Node) -> float | int:
+    return -math.inf if x.dtype.is_float else int(np.iinfo(x.dtype.numpy).min)
+
+
+@rule("max_pool2d_with_indices.default", "max_pool3d_with_indices.default")
+def _max_pool(i, x, kernel, stride=(), padding=0, dilation=1, ceil_mode=False):
+    spatial = 3 if "3d" in str(i.node.target) else 2
+    attributes = _pool_attributes(i, x, kernel, stride, padding, dilation, ceil_mode, spatial)
+    if not i.uses(1):
+        return i.b.max_pool(x, **attributes), None
+    if x.dtype.kind == "bool" or math.prod(attributes["kernel"]) > MOST_TAPS:
+        raise NoRule("the positions of maxima in large windows")
+    return _largest_and_where(i, x, attributes, spatial)
+
+
+def _largest_and_where(i: Any, x: Node, attributes: dict[str, Any], spatial: int) -> tuple[Node, Node]:
+    """The largest element of each window, and its place in the flattened image.
+
+    As eager compares: an element counts if it is larger than those before it, or NaN; else the first that is no padding.
+    """
+    rank, sizes, out = x.tensor.rank, x.shape[-spatial:], i.shape[-spatial:]
+    lead = rank - spatial
+    kernel, strides, padding, dilations = (attributes[k] for k in ("kernel", "strides", "padding", "dilations"))
+    extra = attributes.get("ceil_extra", (0,) * spatial)
+    padded = x
+    if any(padding) or any(extra):
+        high = tuple(p + e for p, e in zip(padding, extra))
+        padded = i.b.pad(x, low=(*(0,) * lead, *padding), high=(*(0,) * lead, *high), value=_lowest(x))
+    best, place = None, None
+    for tap in itertools.product(*map(range, kernel)):
+        starts = (*(0,) * lead, *(t * d for t, d in zip(tap, dilations)))
+        limits = (*x.shape[:lead], *(s + (n - 1) * st + 1 for s, n, st in zip(starts[lead:], out, strides)))
+        element = i.b.slice(padded, starts=starts, limits=limits, steps=(*(1,) * lead, *strides))
+        at = i.number(0, i64)
+        for d in range(spatial):
+            along = i.b.add(i.b.mul(_line(i, out[d], d, spatial), strides[d]), tap[d] * dilations[d] - padding[d])
+            if best is None and padding[d]:
+                # the first element may be padding, and stay if all others are no larger
+                missing = i.b.floor_div(i.b.add(i.b.neg(i.b.minimum(along, 0)), dilations[d] - 1), dilations[d])
+                along = i.b.add(along, i.b.mul(missing, dilations[d]))
+            at = i.b.add(i.b.mul(at, i.size(sizes[d])), along)
+        if best is None:
+            best, place = element, expand(i, at, i.shape)
+            continue
+        beats = i.b.gt(element, best)
+        if x.dtype.is_float:
+            beats = i.b.bitwise_or(beats, i.b.isnan(element))
+        best, place = i.b.where(beats, element, best), i.b.where(beats, at, place)
+    return best, place
+
+
+@rule("adaptive_max_pool2d.default", "adaptive_max_pool3d.default")
+def _adaptive_max(i, x, output_size):
+    spatial, rank = len(output_size), x.tensor.rank
+    kernel = _adaptive_kernel(x, output_size)
+    if kernel is not None:
+        attributes = {"kernel": kernel, "strides": kernel, "padding": (0,) * spatial, "dilations": (1,) * spatial}
+        if not i.uses(1):
+            return i.b.max_pool(x, **attributes), None
+        if math.prod(kernel) <= MOST_TAPS:
+            return _largest_and_where(i, x, attributes, spatial)
+    windows, inside, _ = _adaptive_windows(i, x, output_size)
+    masked = i.b.where(inside, windows, i.number(_lowest(x), x.dtype))
+    values = reshape(i, i.b.reduce_max(masked, axes=_window_axes(rank, spatial), keepdims=True), i.shape)
+    if not i.uses(1):
+        return values, None
+    order = [*range(rank - spatial), *(rank - spatial + 2 * k for k in range(spatial)), *_window_axes(rank, spatial)]
+    taps = masked.shape[rank - spatial + 1 :: 2]
+    flat = i.b.reshape(i.b.permute(masked, dims=tuple(order)), shape=(*i.shape, math.prod(taps)))
+    tap = i.b.argmax(flat, axes=(rank,), keepdims=False)
+    at = i.number(0, i64)
+    for d, (size, out) in enumerate(zip(x.shape[-spatial:], output_size)):
+        start = reshape(i, i.b.constant(np.arange(out) * size // out), (out, *(1,) * (spatial - d - 1)))
+        own = i.b.remainder(i.b.floor_div(tap, math.prod(taps[d + 1 :])), taps[d])
+        at = i.b.add(i.b.mul(at, i.size(size)), i.b.add(start, own))
+    return values, at
+
+
+def _scatter_back(i: Any, gradient: Node, indices: Node, shape: Sequence[Dim], spatial: int) -> Node:
+    """Each element of the gradient is added where its maximum was."""
+    lead = tuple(shape[:-spatial])
+    pixels, places = product(shape[-spatial:]), product(gradient.shape[-spatial:])
+    empty = expand(i, i.number(0, gradient.dtype), (*lead, pixels))
+    flat, at = (reshape(i, each, (*lead, places)) for each in (gradient, indices))
+    return reshape(i, scatter(i, empty, len(lead), at, flat, "add"), shape)
+
+
+@rule("max_pool2d_with_indices_backward.default", "max_pool3d_with_indices_backward.default")
+def _max_pool_backward(i, gradient, x, kernel, stride, padding, dilation, ceil_mode, indices):
+    return _scatter_back(i, gradient, indices, x.shape, 3 if "3d" in str(i.node.target) else 2)
+
+
+@rule("adaptive_max_pool2d_backward.default", "adaptive_max_pool3d_backward.default")
+def _adaptive_max_backward(i, gradient, x, indices):
+    return _scatter_back(i, gradient, indices, x.shape, 3 if "3d" in str(i.node.target) else 2)
+
+
+@rule("max_unpool2d.default", "max_unpool3d.default")
+def _max_unpool(i, x, indices, output_size, *rest):
+    spatial = len(output_size)
+    lead = x.shape[:-spatial]
+    count = product(lead)
+    pixels, places = product(output_size), product(x.shape[-spatial:])
+    row = reshape(i, i.b.iota(size=count), (count, 1))
+    empty = expand(i, i.number(0, x.dtype), (count, pixels))
+    flat, at = (reshape(i, each, (count, places)) for each in (x, indices))
+    return reshape(i, index_update(i, empty, [0, 1], [row, at], flat, "set"), (*lead, *output_size))
+
+
+# -- averages ------------------------------------------------------------------------------------------------------------------
+
+
+def _known_sizes(x: Node, spatial: int) -> tuple[int, ...]:
+    sizes = x.shape[-spatial:]
+    if not all(isinstance(size, int) and size for size in sizes):
+        raise NoRule("the backward pass of a size that is not known at compile time")
+    return sizes
+
+
+def _mapped(i: Any, x: Node, matrices: Sequence[np.ndarray]) -> Node:
+    """A matrix along each of the last axes, computed wide and rounded once."""
+    wide = i.cast(x, compute_dtype(x.dtype))
+    rank = x.tensor.rank
+    # the last axis first: its terms lie next to each other
+    for d, matrix in reversed(list(enumerate(matrices, rank - len(matrices)))):
+        wide = resample(i.b, wide, d, matrix)
+    return i.cast(wide, x.dtype)
+
+
+def _average_backward_rule(spatial: int) -> None:
+    @rule(f"avg_pool{spatial}d_backward.default")
+    def _average_backward(i, gradient, x, kernel, stride, padding, ceil_mode, count_include_pad, divisor):
+        sizes, out = _known_sizes(x, spatial), _known_sizes(gradient, spatial)
+        kernel, padding = _each(kernel, spatial), _each(padding, spatial)
+        strides = _each(stride, spatial) if stride else kernel
+        geometry = list(zip(sizes, out, kernel, strides, padding))
+        matrices = [windows_matrix(*each) for each in geometry]
+        if divisor is not None:
+            matrices[0] = matrices[0] / divisor
+        else:
+            # the count of a window is the product of its extents
+            counts = [_extents(*each) if count_include_pad else m.sum(axis=1) for m, each in zip(matrices, geometry)]
+            matrices = [m / np.maximum(count, 1)[:, None] for m, count in zip(matrices, counts)]
+        return _mapped(i, gradient, [m.T for m in matrices])
+
+
+def _extents(size: int, out: int, kernel: int, stride: int, padding: int) -> np.ndarray:
+    """How long each window is, padding included, cut off where rounding up made it reach beyond that."""
+    start = np.arange(out) * stride - padding
+    return np.minimum(start + kernel, size + padding) - start
+
+
+for _spatial in (2, 3):
+    _average_backward_rule(_spatial)
+
+
+@rule("_adaptive_avg_pool2d_backward.default", "_adaptive_avg_pool3d_backward.default")
+def _adaptive_average_backward(i, gradient, x):
+    spatial = 3 if "3d" in str(i.node.target) else 2
+    matrices = [adaptive_matrix(*pair) for pair in zip(_known_sizes(x, spatial), _known_sizes(gradient, spatial))]
+    return _mapped(i, gradient, [(m / m.sum(axis=1, keepdims=True)).T for m in matrices])
+
+
+# -- padding -------------------------------------------------------------------------------------------------------------------
+
+
+def _replication_backward_rule(spatial: int) -> None:
+    @rule(f"replication_pad{spatial}d_backward.default")
+    def _replication_backward(i, gradient, x, padding):
+        sizes = _known_sizes(x, spatial)
+        amounts = [(padding[2 * k], padding[2 * k + 1]) for k in reversed(range(spatial))]
+        if not all(isinstance(p, int) for pair in amounts for p in pair):
+            raise NoRule("padding that is not known at compile time")
+        return _mapped(i, gradient, [replicate_matrix(size, *pair).T for size, pair in zip(sizes, amounts)])
+
+
+for _spatial in (1, 2, 3):
+    _replication_backward_rule(_spatial)
+
+# -- antialiased interpolation -------------------------------------------------------------------------------------------------
+
+
+def _antialias_matrices(
+    sizes: Sequence[int], out: Sequence[int], align_corners: bool, scales: Sequence[float | None], name: str
+) -> list[np.ndarray]:
+    radius, weigh = (1.0, triangle) if name == "bilinear" else (2.0, cubic)
+
+    def scale_of(size: int, wanted: int, given: float | None) -> float:
+        if align_corners:
+            return (size - 1) / (wanted - 1) if wanted > 1 else 0.0
+        return 1 / given if given else size / wanted
+
+    return [
+        antialias_matrix(size, wanted, scale_of(size, wanted, given), radius, weigh)
+        for size, wanted, given in zip(sizes, out, scales)
+    ]
+
+
+def _antialias_rules(name: str) -> None:
+    @rule(f"_upsample_{name}2d_aa.default")
+    def _upsample(i, x, output_size, align_corners, scales_h=None, scales_w=None):
+        if not x.dtype.is_float:
+            raise NoRule(f"interpolation of {x.dtype}")
+        out = _each(output_size, 2)
+        return _mapped(i, x, _antialias_matrices(_known_sizes(x, 2), out, align_corners, (scales_h, scales_w), name))
+
+    @rule(f"_upsample_{name}2d_aa_backward.default")
+    def _upsample_backward(i, gradient, output_size, input_size, align_corners, scales_h=None, scales_w=None):
+        sizes = _each(input_size[-2:], 2)
+        matrices = _antialias_matrices(sizes, _known_sizes(gradient, 2), align_corners, (scales_h, scales_w), name)
+        return _mapped(i, gradient, [m.T for m in matrices])
+
+
+for _name in ("bilinear", "bicubic"):
+    _antialias_rules(_name)
