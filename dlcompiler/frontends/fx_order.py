@@ -190,4 +190,3 @@ def _bucketize(i, x, boundaries, *, out_int32=False, right=False):
     if boundaries.dtype is not x.dtype:
         raise NoRule("a search among elements of another dtype")
     return _search(i, boundaries, x, right, None)
-

@@ -1,7 +1,7 @@
 """Linear maps along one axis that are known now: interpolation, pooling, padding, and their backward passes.
 
-A map is a matrix [out, in] with few numbers in a row. `resample` writes its product with every row of a tensor along an axis as reads
-at constant positions, so that it fuses with what is around it; the backward pass is the same with the matrix transposed.
+A map is a matrix [out, in] with few numbers in a row. `resample` writes its product with every row of a tensor along an axis as
+reads at constant positions, so that it fuses with what is around it; the backward pass is the same with the matrix transposed.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def _blocks(b: Any, x: Node, axis: int, matrix: np.ndarray, factor: int) -> Node
     weights = matrix[matrix != 0].reshape(out, factor)
     if np.any(weights != 1):
         tail = (1,) * (x.tensor.rank - axis - 1)
-        cut = b.mul(cut, b.constant(weights.flat[0] if np.all(weights == weights.flat[0]) else weights.reshape(out, factor, *tail), x.dtype))
+        equal = np.all(weights == weights.flat[0])
+        cut = b.mul(cut, b.constant(weights.flat[0] if equal else weights.reshape(out, factor, *tail), x.dtype))
     return b.reduce_sum(cut, axes=(axis + 1,), keepdims=False)
 
 

@@ -7,9 +7,9 @@ Short rows are sorted by rank: an element's place is how many keys come before i
 keys against it; no branch depends on data. Longer ones by a radix sort from the lowest byte (Knuth, TAOCP 3, 5.2.5), whose
 passes over a byte that all keys share are left out. Both are stable.
 
-The first k of a long row: candidates that beat the worst of the k best so far are collected in a buffer, which is sorted by rank
-and cut to k when it is full. Few elements of a random row are candidates: k * ln(n / k); at worst each costs a constant share of a
-sort of the buffer.
+The first k of a long row: candidates that beat the worst of the k best so far are collected in a buffer, which is sorted by
+rank and cut to k when it is full. Few elements of a random row are candidates, k * ln(n / k); at worst each costs a constant
+share of a sort of the buffer.
 """
 
 from __future__ import annotations
@@ -93,9 +93,7 @@ class _Rows:
             return index.plus(start, index.times(number, argument.strides[-1]))
 
         own = self.x.dtype
-        self.values.store(
-            self.x.load(at(self.x, starts[0], source), dtype=own), at(self.values, starts[1], target), dtype=own
-        )
+        self.values.store(self.x.load(at(self.x, starts[0], source), dtype=own), at(self.values, starts[1], target), dtype=own)
         self.places.store(source, at(self.places, starts[2], target))
 
     def pad(self, keys: Value, count: Value) -> None:
@@ -119,12 +117,7 @@ class _Rows:
             def counted(low: Number, high: Number, counts: Sequence[Value], beats: Callable[[Value, Value, int], Value]):
                 with e.for_loop(low, high, 1, counts) as loop:
                     other = e.broadcast(e.load(keys, loop.index, self.element), lanes)
-                    loop.next(
-                        *(
-                            e.add(c, e.select(beats(other, loop.index, k), one, zero))
-                            for k, c in enumerate(loop.carried)
-                        )
-                    )
+                    loop.next(*(e.add(c, e.select(beats(other, loop.index, k), one, zero)) for k, c in enumerate(loop.carried)))
                 return loop.results
 
             def beside(other: Value, number: Value, k: int) -> Value:
@@ -149,9 +142,7 @@ class _Rows:
     def sort_by_rank(self, starts: Sequence[Number], keys: Value, ranks: Value, keep: Value | None) -> None:
         """A whole row; of the result only the first `keep` elements (None: all)."""
         e = self.e
-        vector_loop(
-            e, self.length, self.lanes, lambda i, lanes: e.store(self.key(starts[0], i, lanes), keys, i)
-        )
+        vector_loop(e, self.length, self.lanes, lambda i, lanes: e.store(self.key(starts[0], i, lanes), keys, i))
         self.pad(keys, self.length)
         self.rank(keys, ranks, self.length)
         with e.for_loop(0, self.length) as loop:
@@ -200,7 +191,8 @@ class _SortWriter(_Rows):
         e = self.e
         length, rows = self.call.reads[0].shape[-1], elements(self.rows)
         short = isinstance(length, int) and length <= self.most
-        keys, ranks = (e.scratch(self.element, self.most) for _ in range(2)) if not isinstance(length, int) or short else (low, low)
+        room = self.most if not isinstance(length, int) or short else 1
+        keys, ranks = (e.scratch(self.element, room) for _ in range(2))
         each = length if isinstance(length, int) else 64
         if not self.scratch:
             with e.for_loop(low, high) as loop:
@@ -249,13 +241,7 @@ class _SortWriter(_Rows):
                 at = self._digit(key, byte, packed)
                 e.store(e.load(counts, at, "i32") + 1, counts, at)
         for byte in range(self.bits // 8):
-            first = e.load(counts, self._digit(e.load(source[0], 0, "i64"), byte, packed), "i32")
-            shared = e.compare("eq", e.convert(first, "i64"), self.length)
-            here, there = tuple(source), tuple(target)
-            swapped = e.if_else(
-                shared, lambda: (*here, *there), lambda: self._pass(here, there, counts, byte, packed)
-            )
-            source, target = list(swapped[: len(here)]), list(swapped[len(here) :])
+            source, target = self._pass(source, target, counts, byte)
         with e.for_loop(0, self.length) as loop:
             if packed:
                 place = e.bit_and(e.load(source[0], loop.index, "i64"), 0xFFFFFFFF)
@@ -280,24 +266,30 @@ class _SortWriter(_Rows):
         shifted = e.shr(key, 8 * byte + (32 if packed else 0), signed=False)
         return e.add(e.bit_and(shifted, 255), 256 * byte)
 
-    def _pass(
-        self, source: tuple[Value, ...], target: tuple[Value, ...], counts: Value, byte: int, packed: bool
-    ) -> tuple[Value, ...]:
-        """Put every pair where its byte belongs; gives the buffers exchanged."""
-        e = self.e
-        with e.for_loop(0, 256, 1, [e.constant(0, "i32")]) as loop:
-            at = e.add(loop.index, 256 * byte)
-            count = e.load(counts, at, "i32")
-            e.store(loop.carried[0], counts, at)
-            loop.next(loop.carried[0] + count)
-        with e.for_loop(0, self.length) as loop:
-            parts = [e.load(p, loop.index, a.element) for p, a in zip(source, self.scratch)]
-            at = self._digit(parts[0], byte, packed)
-            place = e.load(counts, at, "i32")
-            e.store(place + 1, counts, at)
-            for pointer, part in zip(target, parts):
-                e.store(part, pointer, e.convert(place, "i64"))
-        return (*target, *source)
+    def _pass(self, source: list[Value], target: list[Value], counts: Value, byte: int) -> tuple[list[Value], list[Value]]:
+        """Put every pair where its byte belongs; gives the buffers exchanged. Nothing is to do if all keys share the byte."""
+        e, parts = self.e, len(source)
+        packed = self.bits == 32
+        first = e.load(counts, self._digit(e.load(source[0], 0, "i64"), byte, packed), "i32")
+        shared = e.compare("eq", e.convert(first, "i64"), self.length)
+
+        def move() -> tuple[Value, ...]:
+            with e.for_loop(0, 256, 1, [e.constant(0, "i32")]) as loop:
+                at = e.add(loop.index, 256 * byte)
+                count = e.load(counts, at, "i32")
+                e.store(loop.carried[0], counts, at)
+                loop.next(loop.carried[0] + count)
+            with e.for_loop(0, self.length) as loop:
+                values = [e.load(p, loop.index, a.element) for p, a in zip(source, self.scratch)]
+                at = self._digit(values[0], byte, packed)
+                place = e.load(counts, at, "i32")
+                e.store(place + 1, counts, at)
+                for pointer, value in zip(target, values):
+                    e.store(value, pointer, e.convert(place, "i64"))
+            return (*target, *source)
+
+        buffers = e.if_else(shared, lambda: (*source, *target), move)
+        return list(buffers[:parts]), list(buffers[parts:])
 
 
 class TopRoutine:

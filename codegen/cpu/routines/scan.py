@@ -266,4 +266,3 @@ class _ScanWriter:
             self.rule.leave(self.e, state), self.rule.dtypes, self.outs, offsets, strides
         ):
             out.store(value, offset, stride, mask, dtype)
-

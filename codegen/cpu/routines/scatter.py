@@ -1,9 +1,9 @@
 """Writing where data says: `scatter` and `index_update`.
 
-Each thread has elements of its own that no other touches: places that share no index, and of these a range of neighbouring columns.
-There it copies the operand and then makes the updates in the order of their indices, so that results do not depend on the number
-of threads. Where all columns of a range share an index (rows of an embedding), they are combined as vectors. An index outside its
-dimension updates nothing.
+Each thread has elements of its own that no other touches: places that share no index, and of these a range of neighbouring
+columns. There it copies the operand and then makes the updates in the order of their indices, so that results do not depend on
+the number of threads. Where all columns of a range share an index (rows of an embedding), they are combined as vectors. An index
+outside its dimension updates nothing.
 """
 
 from __future__ import annotations
@@ -238,7 +238,8 @@ class _IndexUpdateWriter(_Writer):
         super().__init__(e, call, machine, words)
         self.indexed = tuple(call.attributes["axes"])
         first = self.indexed[0]
-        self.positions = self.updates.view.shape[first : len(self.updates.view.shape) - (len(self.shape) - first - len(self.indexed))]
+        behind = len(self.shape) - first - len(self.indexed)
+        self.positions = self.updates.view.shape[first : len(self.updates.view.shape) - behind]
         self.prepare()
 
     def _update_dimension(self, d: int) -> int:

@@ -17,7 +17,21 @@ from dlcompiler.ir.graph import Builder
 from dlcompiler.ir.interpret import evaluate_op
 from dlcompiler.ir.ops import lookup
 from dlcompiler.ir.program import RoutineCall, Slot, View
-from dlcompiler.ir.types import TensorType, TupleType, bf16, boolean, contiguous_strides, dtype_of, f16, f32, f64, i8, i32, i64, u8
+from dlcompiler.ir.types import (
+    TensorType,
+    TupleType,
+    bf16,
+    boolean,
+    contiguous_strides,
+    dtype_of,
+    f16,
+    f32,
+    f64,
+    i8,
+    i32,
+    i64,
+    u8,
+)
 
 from tests.codegen.cpu.run import assert_close, machines, strided
 from tests.samples import array
