@@ -58,6 +58,13 @@ class Argument:
         held = e.constant(True, "i1", lanes) if mask is None else mask
         return e.gather(self.pointer, offset, self._steps(stride, lanes), held, zero)
 
+    def load_at(self, start: Number, steps: Number, mask: Value | None) -> Value:
+        """Elements `steps`, one number a lane, beyond an offset, as they lie in memory."""
+        e = self.e
+        assert isinstance(steps, Value)
+        held = e.constant(True, "i1", steps.lanes) if mask is None else mask
+        return e.gather(self.pointer, start, steps, held, e.constant(0, self.memory_element, steps.lanes))
+
     def store(
         self, value: Value, offset: Number, stride: Number = 1, mask: Value | None = None, dtype: DType | None = None
     ) -> None:

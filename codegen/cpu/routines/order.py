@@ -7,9 +7,9 @@ Short rows are sorted by rank: an element's place is how many keys come before i
 keys against it; no branch depends on data. Longer ones by a radix sort from the lowest byte (Knuth, TAOCP 3, 5.2.5), whose
 passes over a byte that all keys share are left out. Both are stable.
 
-The first k of a long row: candidates that beat the worst of the k best so far are collected in a buffer, which is sorted by
-rank and cut to k when it is full. Few elements of a random row are candidates, k * ln(n / k); at worst each costs a constant
-share of a sort of the buffer.
+The first k of a row: the best so far lie in registers, in order. A vector of elements none of which beats the last of them is
+passed over; one that does is put in its place by comparing it with all at once and moving those behind it one lane on. Few
+elements of a random row do: k * ln(n / k).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from dlcompiler.ir.types import DType, TensorType, compute_dtype, i32, i64
 RANKED = 4
 # Rows that are sorted at once, each in scratch memory of its own: more than there are threads, so that these end together.
 ROWS_AT_ONCE = 16
-# The most of a row that `topk` looks for, in vectors of 32-bit keys.
+# The most of a row that `topk` keeps in registers, in vectors of keys.
 MOST_VECTORS = 8
 
 
@@ -55,6 +55,18 @@ def make_key(e: Emitter, x: Value, dtype: DType, descending: bool) -> Value:
         if dtype.kind == "uint" and dtype.bits == bits:
             key = e.bit_xor(key, -(1 << bits - 1))
     return e.bit_not(key) if descending else key
+
+
+def element_of_key(e: Emitter, key: Value, dtype: DType) -> Value:
+    """The element of a compute dtype that an ascending key was made of. A zero's sign and a NaN's bits are lost."""
+    bits = key_bits(dtype)
+    largest = (1 << bits - 1) - 1
+    if dtype.is_float:
+        pattern = e.bit_xor(key, e.bit_and(e.shr(key, bits - 1), largest))
+        return e.bitcast(pattern, "f64" if bits == 64 else "f32")
+    if dtype.kind == "uint" and dtype.bits == bits:
+        key = e.bit_xor(key, -(1 << bits - 1))
+    return e.convert(key, f"i{dtype.bits}")
 
 
 class _Rows:
@@ -178,7 +190,7 @@ class SortRoutine:
 
 def most_ranked(machine: Machine, dtype: DType) -> int:
     """The longest row that is sorted by rank."""
-    return 16 * machine.lanes(key_bits(dtype) // 8)
+    return 8 * machine.lanes(key_bits(dtype) // 8)
 
 
 class _SortWriter(_Rows):
@@ -315,86 +327,82 @@ class _TopWriter(_Rows):
     def __init__(self, e: Emitter, call: RoutineCall, machine: Machine, words: Value) -> None:
         super().__init__(e, call, machine, words, call.attributes["largest"])
         self.k: int = call.attributes["k"]
-        wanted = max(4 * self.k, 4 * self.block)
-        length = call.reads[0].shape[-1]
-        if isinstance(length, int) and length <= most_ranked(machine, self.x.dtype):
-            wanted = length
-        self.capacity = max(-(-wanted // self.block) * self.block, self.block)
+        self.most = most_ranked(machine, self.x.dtype)
 
     def write(self, low: Value, high: Value) -> Written:
         e = self.e
         length, rows = self.call.reads[0].shape[-1], elements(self.rows)
-        keys, ranks = (e.scratch(self.element, self.capacity) for _ in range(2))
         each = length if isinstance(length, int) else 1024
+        ranked = isinstance(length, int) and length <= self.most and 4 * self.k > length
+        room = self.most if ranked else -(-self.k // self.lanes) * self.lanes
+        keys, ranks = (e.scratch(self.element, max(room, 1)) for _ in range(2))
         with e.for_loop(low, high) as loop:
             starts = self.starts(loop.index)
-            if isinstance(length, int) and length <= self.capacity:
+            if ranked:
                 self.sort_by_rank(starts, keys, ranks, e.constant(self.k, "i64"))
             elif self.k:
-                self._select(starts, keys, ranks)
-        return Written(rows, max((1 << 13) // max(each, 1), 1), f"the first {self.k} of each row, {self.capacity} candidates")
+                self._select(starts, ranks)
+        how = "by rank" if ranked else "in registers"
+        return Written(rows, max((1 << 13) // max(each, 1), 1), f"the first {self.k} of each row, {how}")
 
-    def _select(self, starts: Sequence[Number], keys: Value, ranks: Value) -> None:
-        """Collect candidates; `best` and `best_places` hold what a cut keeps while it is moved."""
-        e, lanes = self.e, self.lanes
-        places = e.scratch(self.element, self.capacity)
-        best, best_places = (e.scratch(self.element, self.k) for _ in range(2))
-        buffers = (keys, places, ranks, best, best_places)
-        capacity = e.constant(self.capacity, "i64")
-        first = e.minimum(self.length, capacity)
-
-        def fill(index: Value, width: int) -> None:
-            e.store(self.key(starts[0], index, width), keys, index)
-            place = e.add(e.broadcast(index, width), e.iota(width)) if width else index
-            e.store(e.convert(place, self.element), places, index)
-
-        vector_loop(e, first, lanes, fill)
-        self._cut(buffers, first)
+    def _select(self, starts: Sequence[Number], places: Value) -> None:
+        e, lanes, k = self.e, self.lanes, self.k
+        vectors = -(-k // lanes)
+        state = [e.constant(self.last_key, self.element, lanes)] * vectors + [e.constant(0, self.element, lanes)] * vectors
+        with e.for_loop(0, k, 1, state) as loop:
+            key = self.key(starts[0], loop.index, 0)
+            loop.next(*self._insert(list(loop.carried), key, loop.index, loop.index))
+        first = e.constant(k, "i64")
         whole = e.add(first, e.mul(e.div(e.sub(self.length, first), lanes), lanes))
-        count = e.constant(self.k, "i64")
-        worst = e.load(keys, self.k - 1, self.element)
-        with e.for_loop(first, whole, lanes, [count, worst]) as loop:
-            held, limit = loop.carried
-            vector = self.key(starts[0], loop.index, lanes)
-            hit = e.any(e.compare("lt", vector, e.broadcast(limit, lanes)))
-            loop.next(*e.if_else(hit, lambda: self._add(buffers, vector, loop.index, held, limit), lambda: (held, limit)))
-        with e.for_loop(whole, self.length, 1, list(loop.results)) as rest:
-            held, limit = rest.carried
-            key = self.key(starts[0], rest.index, 0)
-            rest.next(*self._add(buffers, key, rest.index, held, limit))
-        self._cut(buffers, rest.results[0])
-        with e.for_loop(0, self.k) as out:
+        with e.for_loop(first, whole, lanes, list(loop.results)) as scan:
+            best = list(scan.carried)
+            vector = self.key(starts[0], scan.index, lanes)
+            hit = e.any(e.compare("lt", vector, e.broadcast(self._worst(best), lanes)))
+            scan.next(*e.if_else(hit, lambda: self._enter_all(best, vector, scan.index), lambda: best))
+        with e.for_loop(whole, self.length, 1, list(scan.results)) as rest:
+            rest.next(*self._enter(list(rest.carried), self.key(starts[0], rest.index, 0), rest.index))
+        for number, vector in enumerate(rest.results[vectors:]):
+            e.store(vector, places, number * lanes)
+        with e.for_loop(0, k) as out:
             self.move(starts, self.load_index(places, out.index), out.index)
 
-    def _add(self, buffers: tuple[Value, ...], vector: Value, index: Value, held: Value, limit: Value) -> tuple[Value, ...]:
-        """Append those that beat the limit, and cut when another vector might not fit. Gives the new count and limit."""
+    def _worst(self, state: Sequence[Value]) -> Value:
+        """The key of the last of the best k."""
+        return self.e.extract(state[(self.k - 1) // self.lanes], (self.k - 1) % self.lanes)
+
+    def _enter_all(self, state: list[Value], vector: Value, index: Value) -> list[Value]:
+        """Each lane in turn, from memory so that the code is there once."""
         e = self.e
-        keys, places = buffers[:2]
-        for lane in range(max(vector.lanes, 1)):
-            key = e.extract(vector, lane) if vector.lanes else vector
-            e.store(key, keys, held)
-            e.store(e.convert(e.add(index, lane), self.element), places, held)
-            # what does not beat it is overwritten by the next
-            held = e.add(held, e.convert(key < limit, "i64"))
-        full = e.compare("gt", held, self.capacity - max(vector.lanes, 1) - 1)
+        held = e.scratch(self.element, self.lanes)
+        e.store(vector, held, 0)
+        with e.for_loop(0, self.lanes, 1, state) as loop:
+            key = e.load(held, loop.index, self.element)
+            loop.next(*self._enter(list(loop.carried), key, e.add(index, loop.index)))
+        return list(loop.results)
 
-        def cut() -> tuple[Value, ...]:
-            self._cut(buffers, held)
-            return e.constant(self.k, "i64"), e.load(keys, self.k - 1, self.element)
+    def _enter(self, state: list[Value], key: Value, index: Value) -> list[Value]:
+        """The best k after an element that may or may not be among them."""
+        beats = key < self._worst(state)
+        return list(self.e.if_else(beats, lambda: self._insert(state, key, index, None), lambda: state))
 
-        return e.if_else(full, cut, lambda: (held, limit))
-
-    def _cut(self, buffers: tuple[Value, ...], count: Value) -> None:
-        """Put the best k of the candidates in order at the front of the buffer. Equal keys stand in the order of their places."""
-        e = self.e
-        keys, places, ranks, best, best_places = buffers
-        self.pad(keys, count)
-        self.rank(keys, ranks, count)
-        with e.for_loop(0, count) as loop:
-            rank = self.load_index(ranks, loop.index)
-            with e.if_then(e.compare("lt", rank, self.k)):
-                e.store(e.load(keys, loop.index, self.element), best, rank)
-                e.store(e.load(places, loop.index, self.element), best_places, rank)
-        with e.for_loop(0, self.k) as loop:
-            e.store(e.load(best, loop.index, self.element), keys, loop.index)
-            e.store(e.load(best_places, loop.index, self.element), places, loop.index)
+    def _insert(self, state: list[Value], key: Value, index: Value, count: Value | None) -> list[Value]:
+        """Put an element behind those that are not larger. `count`: only so many lanes hold anything yet; None: all do."""
+        e, lanes = self.e, self.lanes
+        half = len(state) // 2
+        keys, places = state[:half], state[half:]
+        key, place = e.broadcast(key, lanes), e.broadcast(e.convert(index, self.element), lanes)
+        before_all = e.constant(-(1 << self.bits - 1), self.element, lanes)
+        pattern = [lane + lanes - 1 for lane in range(lanes)]
+        new_keys, new_places = [], []
+        for number in range(half):
+            moved = e.shuffle(keys[number - 1] if number else before_all, keys[number], pattern)
+            moved_place = e.shuffle(places[number - 1] if number else before_all, places[number], pattern)
+            behind, next_behind = e.compare("gt", keys[number], key), e.compare("gt", moved, key)
+            if count is not None:
+                lane = e.add(e.iota(lanes, self.element), number * lanes)
+                empty = e.broadcast(e.convert(count, self.element), lanes)
+                behind = e.bit_or(behind, e.compare("ge", lane, empty))
+                next_behind = e.bit_or(next_behind, e.compare("gt", lane, empty))
+            new_keys.append(e.select(behind, e.select(next_behind, moved, key), keys[number]))
+            new_places.append(e.select(behind, e.select(next_behind, moved_place, place), places[number]))
+        return [*new_keys, *new_places]

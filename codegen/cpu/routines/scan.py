@@ -14,7 +14,8 @@ from dlcompiler.codegen.cpu.indexing import Number
 from dlcompiler.codegen.cpu.machine import Machine
 from dlcompiler.codegen.cpu.routines import Written
 from dlcompiler.codegen.cpu.routines.frame import Argument, Frame, elements
-from dlcompiler.codegen.cpu.scalars import compute, element_name
+from dlcompiler.codegen.cpu.routines.order import element_of_key, key_bits, make_key
+from dlcompiler.codegen.cpu.scalars import compute, convert, element_name
 from dlcompiler.ir.expression import Dim, floor_div
 from dlcompiler.ir.graph import Node
 from dlcompiler.ir.ops.scan import neutral, scan_dtype
@@ -101,6 +102,26 @@ class Running(Rule):
         return tuple(e.select(beats, b, a) for a, b in zip(before, after))
 
 
+class Packed(Rule):
+    """A running extreme of elements of up to 32 bits: key and place in one integer, whose largest is the answer.
+
+    The later of equal elements is the larger; a NaN's key is the largest of all.
+    """
+
+    def __init__(self, dtype: DType, largest: bool) -> None:
+        self.dtype, self.largest = dtype, largest
+        self.dtypes, self.neutral = (i64,), (-(1 << 63),)
+
+    def enter(self, e: Emitter, x: Value, place: Value) -> State:
+        key = make_key(e, x, self.dtype, not self.largest)
+        if self.dtype.is_float and not self.largest:
+            key = e.select(e.is_nan(x), (1 << 31) - 1, key)
+        return (e.bit_or(e.shl(e.convert(key, "i64"), 32), place),)
+
+    def combine(self, e: Emitter, before: State, after: State) -> State:
+        return (e.maximum(before[0], after[0]),)
+
+
 def rule_of(call: RoutineCall | Node, dtype: DType) -> Rule:
     attributes = call.attributes
     if "largest" in attributes:
@@ -141,6 +162,9 @@ class _ScanWriter:
         lane = self._lane_dimension()
         length = self.shape[self.axis]
         if lane is None:
+            if isinstance(self.rule, Running) and key_bits(self.x.dtype) == 32:
+                self.rule = Packed(compute_dtype(self.x.dtype), self.rule.largest)
+                self.lanes = self.machine.lanes(8)
             return self._along(low, high, length)
         return self._across(low, high, length, lane)
 
@@ -228,7 +252,8 @@ class _ScanWriter:
         places = e.add(e.broadcast(first, lanes), e.mul(e.iota(lanes), step))
         strides = [self.frame.index.times(a.strides[self.axis], step) for a in (self.x, *self.outs)]
         offsets = [self._moved(a, start, first) for a, start in zip((self.x, *self.outs), starts)]
-        state = self._enter(offsets[0], lanes, mask, places, strides[0])
+        x = self.x.load(offsets[0], lanes, strides[0], mask, None if isinstance(self.rule, Packed) else self.rule.dtypes[0])
+        state = self.rule.enter(e, x, places)
         if mask is not None:
             state = tuple(e.select(mask, s, n) for s, n in zip(state, self._neutral(lanes)))
         places_back = 1
@@ -237,8 +262,33 @@ class _ScanWriter:
             places_back *= 2
         total = self.rule.combine(e, before, state)
         shown = self.rule.combine(e, before, self._shifted(state, 1)) if self.exclusive else total
-        self._store(shown, offsets[1:], strides[1:], mask)
+        if isinstance(self.rule, Packed):
+            self._store_packed(shown[0], starts[0], offsets[1:], strides[1:], mask)
+        else:
+            self._store(shown, offsets[1:], strides[1:], mask)
         return tuple(e.shuffle(part, part, [lanes - 1] * lanes) for part in total)
+
+    def _store_packed(
+        self, state: Value, start: Number, offsets: Sequence[Number], strides: Sequence[Number], mask: Value | None
+    ) -> None:
+        """The element at each lane's place, and the place."""
+        e, own = self.e, self.x.dtype
+        assert isinstance(self.rule, Packed)
+        dtype, largest = self.rule.dtype, self.rule.largest
+        place = e.bit_and(state, 0xFFFFFFFF)
+        held = e.convert(e.shr(state, 32), "i32")
+        key = held if largest else e.bit_not(held)
+        value = element_of_key(e, key, dtype)
+
+        def again() -> tuple[Value, ...]:
+            same = self.x.load_at(start, self.frame.index.times(place, self.x.strides[self.axis]), mask)
+            return (convert(e, e.bitcast(same, element_name(own)), own, dtype),)
+
+        if dtype.is_float:  # zeros have signs, and NaNs bits
+            special = e.bit_or(e.compare("eq", key, 0), e.compare("eq", held, (1 << 31) - 1))
+            (value,) = e.if_else(e.any(special), again, lambda: (value,))
+        self.outs[0].store(value, offsets[0], strides[0], mask, dtype)
+        self.outs[1].store(place, offsets[1], strides[1], mask)
 
     def _shifted(self, state: State, places: int) -> State:
         """Each lane has what the lane `places` before it had; the first ones nothing."""
