@@ -11,7 +11,7 @@ import numpy as np
 from dlcompiler.frontends.fx_index import wrapped
 from dlcompiler.frontends.fx_rules import NoRule, rule
 from dlcompiler.frontends.fx_view import axis_of, cut, expand, permute, reshape
-from dlcompiler.ir.expression import Dim
+from dlcompiler.ir.expression import Dim, product
 from dlcompiler.ir.graph import Node
 from dlcompiler.ir.types import DType, boolean, i64
 
@@ -187,12 +187,26 @@ def _put(i, x, index, source, accumulate=False):
     return reshape(i, index_update(i, flat, [0], [at], new, "add" if accumulate else "set"), x.shape)
 
 
+def _numbered(i: Any, mask: Node) -> Node:
+    """How many places before each one a mask holds, flattened."""
+    ones = i.cast(reshape(i, mask, (mask.tensor.numel,)), i64)
+    return i.b.scan(ones, axis=0, kind="add", exclusive=True, reverse=False)
+
+
+@rule("masked_scatter_backward.default")
+def _masked_scatter_backward(i, gradient, mask, sizes):
+    mask = expand(i, mask, gradient.shape)
+    number = i.b.where(reshape(i, mask, (mask.tensor.numel,)), _numbered(i, mask), i.number(-1, i64))
+    flat = reshape(i, gradient, (gradient.tensor.numel,))
+    zero, count = i.number(0, gradient.dtype), product(i.shape)
+    return reshape(i, i.b.index_update(zero, flat, number, axes=(0,), kind="set", shape=(count,)), i.shape)
+
+
 @rule("masked_scatter.default")
 def _masked_scatter(i, x, mask, source):
     """The k-th place that the mask holds takes the k-th element of the source."""
     mask = expand(i, mask, x.shape)
-    count = x.tensor.numel
-    number = i.b.scan(i.cast(reshape(i, mask, (count,)), i64), axis=0, kind="add", exclusive=True, reverse=False)
+    number = _numbered(i, mask)
     if 0 in source.shape or 0 in x.shape:
         raise NoRule("elements out of nothing")
     taken = i.b.index(reshape(i, source, (source.tensor.numel,)), number, axes=(0,))
