@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dlcompiler.frontends.fx_layer import _adaptive_kernel, _adaptive_windows, _each, _pool_attributes, _window_axes
+from dlcompiler.frontends.fx_layer import _adaptive_kernel, _each, _pool_attributes
 from dlcompiler.frontends.fx_rules import NoRule, rule
 from dlcompiler.frontends.fx_scatter import index_update, scatter
 from dlcompiler.frontends.fx_view import expand, reshape
@@ -18,13 +18,13 @@ from dlcompiler.frontends.resample import (
     antialias_matrix,
     cubic,
     replicate_matrix,
-    resample,
+    resample_all,
     triangle,
     windows_matrix,
 )
 from dlcompiler.ir.expression import Dim, product
 from dlcompiler.ir.graph import Node
-from dlcompiler.ir.types import compute_dtype, i64
+from dlcompiler.ir.types import i64
 
 # Windows of up to so many elements are compared one element after the other, in one kernel without a reduction.
 MOST_TAPS = 27
@@ -88,6 +88,30 @@ def _largest_and_where(i: Any, x: Node, attributes: dict[str, Any], spatial: int
     return best, place
 
 
+def _adaptive_windows(i: Any, x: Node, output_size: Sequence[int]) -> tuple[Node, Node]:
+    """Windows of unequal sizes: window k of n over size s is [floor(k*s/n), ceil((k+1)*s/n)).
+
+    Returns the windows, x[..., o1, k1, o2, k2, ...] with every k as long as the longest, and which of their elements count.
+    """
+    spatial, rank = len(output_size), x.tensor.rank
+    positions, inside = [], np.ones((1,) * (2 * spatial), dtype=bool)
+    for axis, (size, out) in enumerate(zip(x.shape[-spatial:], output_size)):
+        starts = np.arange(out) * size // out
+        ends = -(-(np.arange(1, out + 1) * size) // out)
+        taps = np.arange((ends - starts).max())
+        shape = (1,) * (2 * axis) + (out, len(taps)) + (1,) * (2 * (spatial - axis - 1))
+        at = starts[:, None] + taps
+        inside = inside & (at < ends[:, None]).reshape(shape)
+        positions.append(i.b.constant(np.minimum(at, size - 1).reshape(shape)))
+    windows = i.b.index(x, *positions, axes=tuple(range(rank - spatial, rank)))
+    return windows, i.b.constant(inside)
+
+
+def _window_axes(rank: int, spatial: int) -> tuple[int, ...]:
+    """Where `_adaptive_windows` puts the elements of a window."""
+    return tuple(rank - spatial + 2 * k + 1 for k in range(spatial))
+
+
 @rule("adaptive_max_pool2d.default", "adaptive_max_pool3d.default")
 def _adaptive_max(i, x, output_size):
     spatial, rank = len(output_size), x.tensor.rank
@@ -98,7 +122,7 @@ def _adaptive_max(i, x, output_size):
             return i.b.max_pool(x, **attributes), None
         if math.prod(kernel) <= MOST_TAPS:
             return _largest_and_where(i, x, attributes, spatial)
-    windows, inside, _ = _adaptive_windows(i, x, output_size)
+    windows, inside = _adaptive_windows(i, x, output_size)
     masked = i.b.where(inside, windows, i.number(_lowest(x), x.dtype))
     values = reshape(i, i.b.reduce_max(masked, axes=_window_axes(rank, spatial), keepdims=True), i.shape)
     if not i.uses(1):
@@ -156,16 +180,6 @@ def _known_sizes(x: Node, spatial: int) -> tuple[int, ...]:
     return sizes
 
 
-def _mapped(i: Any, x: Node, matrices: Sequence[np.ndarray]) -> Node:
-    """A matrix along each of the last axes, computed wide and rounded once."""
-    wide = i.cast(x, compute_dtype(x.dtype))
-    rank = x.tensor.rank
-    # the last axis first: its terms lie next to each other
-    for d, matrix in reversed(list(enumerate(matrices, rank - len(matrices)))):
-        wide = resample(i.b, wide, d, matrix)
-    return i.cast(wide, x.dtype)
-
-
 def _average_backward_rule(spatial: int) -> None:
     @rule(f"avg_pool{spatial}d_backward.default")
     def _average_backward(i, gradient, x, kernel, stride, padding, ceil_mode, count_include_pad, divisor):
@@ -180,7 +194,7 @@ def _average_backward_rule(spatial: int) -> None:
             # the count of a window is the product of its extents
             counts = [_extents(*each) if count_include_pad else m.sum(axis=1) for m, each in zip(matrices, geometry)]
             matrices = [m / np.maximum(count, 1)[:, None] for m, count in zip(matrices, counts)]
-        return _mapped(i, gradient, [m.T for m in matrices])
+        return resample_all(i.b, gradient, [m.T for m in matrices])
 
 
 def _extents(size: int, out: int, kernel: int, stride: int, padding: int) -> np.ndarray:
@@ -197,7 +211,7 @@ for _spatial in (2, 3):
 def _adaptive_average_backward(i, gradient, x):
     spatial = 3 if "3d" in str(i.node.target) else 2
     matrices = [adaptive_matrix(*pair) for pair in zip(_known_sizes(x, spatial), _known_sizes(gradient, spatial))]
-    return _mapped(i, gradient, [(m / m.sum(axis=1, keepdims=True)).T for m in matrices])
+    return resample_all(i.b, gradient, [(m / m.sum(axis=1, keepdims=True)).T for m in matrices])
 
 
 # -- padding -------------------------------------------------------------------------------------------------------------------
@@ -210,7 +224,7 @@ def _replication_backward_rule(spatial: int) -> None:
         amounts = [(padding[2 * k], padding[2 * k + 1]) for k in reversed(range(spatial))]
         if not all(isinstance(p, int) for pair in amounts for p in pair):
             raise NoRule("padding that is not known at compile time")
-        return _mapped(i, gradient, [replicate_matrix(size, *pair).T for size, pair in zip(sizes, amounts)])
+        return resample_all(i.b, gradient, [replicate_matrix(size, *pair).T for size, pair in zip(sizes, amounts)])
 
 
 for _spatial in (1, 2, 3):
@@ -241,13 +255,13 @@ def _antialias_rules(name: str) -> None:
         if not x.dtype.is_float:
             raise NoRule(f"interpolation of {x.dtype}")
         out = _each(output_size, 2)
-        return _mapped(i, x, _antialias_matrices(_known_sizes(x, 2), out, align_corners, (scales_h, scales_w), name))
+        return resample_all(i.b, x, _antialias_matrices(_known_sizes(x, 2), out, align_corners, (scales_h, scales_w), name))
 
     @rule(f"_upsample_{name}2d_aa_backward.default")
     def _upsample_backward(i, gradient, output_size, input_size, align_corners, scales_h=None, scales_w=None):
         sizes = _each(input_size[-2:], 2)
         matrices = _antialias_matrices(sizes, _known_sizes(gradient, 2), align_corners, (scales_h, scales_w), name)
-        return _mapped(i, gradient, [m.T for m in matrices])
+        return resample_all(i.b, gradient, [m.T for m in matrices])
 
 
 for _name in ("bilinear", "bicubic"):

@@ -205,7 +205,7 @@ def _masked_scatter_backward(i, gradient, mask, sizes):
 @rule("masked_scatter.default")
 def _masked_scatter(i, x, mask, source):
     """The k-th place that the mask holds takes the k-th element of the source."""
-    mask = expand(i, mask, x.shape)
+    x, mask = expand(i, x, i.shape), expand(i, mask, i.shape)
     number = _numbered(i, mask)
     if 0 in source.shape or 0 in x.shape:
         raise NoRule("elements out of nothing")

@@ -6,7 +6,7 @@ reads at constant positions, so that it fuses with what is around it; the backwa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,23 @@ import numpy as np
 from dlcompiler.ir.graph import Node
 from dlcompiler.ir.types import compute_dtype
 
-# Up to so many terms are written out; more become a reduction over a table.
-MOST_TERMS = 4
+# Up to so many terms are written out, each with rows as vectors; more become a reduction over a table.
+MOST_TERMS = 16
+
+
+def resample_all(b: Any, x: Node, matrices: Sequence[np.ndarray]) -> Node:
+    """A matrix along each of the last axes, computed wide and rounded once.
+
+    The last axis, along which elements are gathered one by one, comes where the others leave the fewest of them.
+    """
+    dtype, lead = x.dtype, x.tensor.rank - len(matrices)
+    wide = compute_dtype(dtype)
+    result = x if dtype is wide else b.cast(x, dtype=wide.name)
+    axes = sorted(range(len(matrices) - 1), key=lambda k: matrices[k].shape[0] / max(matrices[k].shape[1], 1))
+    shrinking = [k for k in axes if matrices[k].shape[0] < matrices[k].shape[1]]
+    for k in (*shrinking, len(matrices) - 1, *(k for k in axes if k not in shrinking)):
+        result = resample(b, result, lead + k, matrices[k])
+    return result if dtype is wide else b.cast(result, dtype=dtype.name)
 
 
 def resample(b: Any, x: Node, axis: int, matrix: np.ndarray) -> Node:
@@ -33,6 +48,9 @@ def resample(b: Any, x: Node, axis: int, matrix: np.ndarray) -> Node:
     repeat = out // size if size else 0
     if size and out == repeat * size and np.array_equal(matrix, np.repeat(np.eye(size), repeat, axis=0)):
         return _repeated(b, x, axis, repeat)
+    low, high = _unchanged(matrix)
+    if 2 * (high - low) > out > high - low:
+        return _with_edges(b, x, axis, matrix, low, high)
     positions, weights = _table(matrix)
     terms = positions.shape[1]
     tail = (1,) * (x.tensor.rank - axis - 1)
@@ -50,6 +68,40 @@ def resample(b: Any, x: Node, axis: int, matrix: np.ndarray) -> Node:
         part = scaled(b.index(x, b.constant(np.ascontiguousarray(positions[:, k])), axes=(axis,)), weights[:, k])
         total = part if total is None else b.add(total, part)
     return total if total is not None else b.reduce_sum(x, axes=(axis,), keepdims=True)
+
+
+def _unchanged(matrix: np.ndarray) -> tuple[int, int]:
+    """The longest run [low, high) of rows that pick single elements next to each other."""
+    single = ((matrix != 0).sum(axis=1) == 1) & (matrix.max(axis=1, initial=0) == 1)
+    place = matrix.argmax(axis=1)
+    best, low = (0, 0), 0
+    for row in range(len(matrix) + 1):
+        goes_on = row < len(matrix) and single[row] and (row == low or place[row] == place[row - 1] + 1)
+        if not goes_on:
+            best = max(best, (low, row), key=lambda run: run[1] - run[0])
+            low = row if row < len(matrix) and single[row] else row + 1
+    return best
+
+
+def _with_edges(b: Any, x: Node, axis: int, matrix: np.ndarray, low: int, high: int) -> Node:
+    """Most of the result is the operand itself: only the edges are computed, each from the elements that it needs."""
+    rank = x.tensor.rank
+
+    def part(start: int, limit: int) -> Node:
+        starts, limits = (tuple(v if d == axis else w for d, w in enumerate(whole)) for v, whole in
+                          ((start, (0,) * rank), (limit, x.shape)))  # fmt: skip
+        return b.slice(x, starts=starts, limits=limits, steps=(1,) * rank)
+
+    first = int(matrix[low].argmax())
+    pieces = [part(first, first + high - low)]
+    for rows, where in ((slice(0, low), 0), (slice(high, len(matrix)), len(pieces) + 1)):
+        edge = matrix[rows]
+        if not len(edge):
+            continue
+        (used,) = np.nonzero(edge.any(axis=0))
+        begin, end = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
+        pieces.insert(where, resample(b, part(begin, end), axis, edge[:, begin:end]))
+    return b.concat(*pieces, axis=axis)
 
 
 def _blocks(b: Any, x: Node, axis: int, matrix: np.ndarray, factor: int) -> Node:
