@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,12 @@ import numpy as np
 from dlcompiler.frontends.fx_layer import _adaptive_kernel, _each, _pool_attributes
 from dlcompiler.frontends.fx_rules import NoRule, rule
 from dlcompiler.frontends.fx_scatter import index_update, scatter
-from dlcompiler.frontends.fx_view import expand, reshape
+from dlcompiler.frontends.fx_view import cut, expand, join, reshape
 from dlcompiler.frontends.resample import (
     adaptive_matrix,
     antialias_matrix,
     cubic,
+    reflect_matrix,
     replicate_matrix,
     resample_all,
     triangle,
@@ -24,7 +25,7 @@ from dlcompiler.frontends.resample import (
 )
 from dlcompiler.ir.expression import Dim, product
 from dlcompiler.ir.graph import Node
-from dlcompiler.ir.types import i64
+from dlcompiler.ir.types import compute_dtype, i64
 
 # Windows of up to so many elements are compared one element after the other, in one kernel without a reduction.
 MOST_TAPS = 27
@@ -217,18 +218,48 @@ def _adaptive_average_backward(i, gradient, x):
 # -- padding -------------------------------------------------------------------------------------------------------------------
 
 
-def _replication_backward_rule(spatial: int) -> None:
-    @rule(f"replication_pad{spatial}d_backward.default")
-    def _replication_backward(i, gradient, x, padding):
-        sizes = _known_sizes(x, spatial)
-        amounts = [(padding[2 * k], padding[2 * k + 1]) for k in reversed(range(spatial))]
-        if not all(isinstance(p, int) for pair in amounts for p in pair):
-            raise NoRule("padding that is not known at compile time")
-        return resample_all(i.b, gradient, [replicate_matrix(size, *pair).T for size, pair in zip(sizes, amounts)])
+def _amounts(padding: Sequence[Any], spatial: int) -> list[tuple[int, int]]:
+    """(before, after) of each of the last axes; torch gives the last axis first."""
+    if not all(isinstance(p, int) for p in padding):
+        raise NoRule("padding that is not known at compile time")
+    return [(padding[2 * k], padding[2 * k + 1]) for k in reversed(range(spatial))]
+
+
+def _mirrored(i: Any, x: Node, axis: int, low: int, high: int) -> Node:
+    size = x.shape[axis]
+    before, after = cut(i, x, axis, 1, 1 + low), cut(i, x, axis, size - 1 - high, size - 1)
+    return join(i, [i.b.flip(before, axes=(axis,)), x, i.b.flip(after, axes=(axis,))], axis)
+
+
+def _prolonged(i: Any, x: Node, axis: int, low: int, high: int) -> Node:
+    size = x.shape[axis]
+    ends = [cut(i, x, axis, 0, 1), cut(i, x, axis, size - 1, size)]
+    wide = [expand(i, e, (*x.shape[:axis], n, *x.shape[axis + 1 :])) for e, n in zip(ends, (low, high))]
+    return join(i, [wide[0], x, wide[1]], axis)
+
+
+def _padding_rules(name: str, spatial: int, matrix_of: Callable[..., np.ndarray], padded: Callable[..., Node]) -> None:
+    @rule(f"{name}_pad{spatial}d.default")
+    def _pad(i, x, padding):
+        amounts = _amounts(padding, spatial)
+        sizes = x.shape[-spatial:]
+        if all(isinstance(size, int) for size in sizes) and compute_dtype(x.dtype) is x.dtype:
+            return resample_all(i.b, x, [matrix_of(size, *pair) for size, pair in zip(sizes, amounts)])
+        for axis, (low, high) in enumerate(amounts, x.tensor.rank - spatial):
+            if low < 0 or high < 0:
+                raise NoRule("negative padding of a size that is not known at compile time")
+            x = padded(i, x, axis, low, high)
+        return x
+
+    @rule(f"{name}_pad{spatial}d_backward.default")
+    def _pad_backward(i, gradient, x, padding):
+        pairs = zip(_known_sizes(x, spatial), _amounts(padding, spatial))
+        return resample_all(i.b, gradient, [matrix_of(size, *pair).T for size, pair in pairs])
 
 
 for _spatial in (1, 2, 3):
-    _replication_backward_rule(_spatial)
+    _padding_rules("replication", _spatial, replicate_matrix, _prolonged)
+    _padding_rules("reflection", _spatial, reflect_matrix, _mirrored)
 
 # -- antialiased interpolation -------------------------------------------------------------------------------------------------
 

@@ -42,17 +42,20 @@ def resample(b: Any, x: Node, axis: int, matrix: np.ndarray) -> Node:
     assert x.shape[axis] == size and compute_dtype(x.dtype) is x.dtype
     if out == size and np.array_equal(matrix, np.eye(size)):
         return x
+    if out == size and np.array_equal(matrix, np.eye(size)[::-1]):
+        return b.flip(x, axes=(axis,))
     factor = size // out if out else 0
     if out and size == factor * out and np.array_equal(matrix != 0, np.repeat(np.eye(out, dtype=bool), factor, axis=1)):
         return _blocks(b, x, axis, matrix, factor)
     repeat = out // size if size else 0
     if size and out == repeat * size and np.array_equal(matrix, np.repeat(np.eye(size), repeat, axis=0)):
         return _repeated(b, x, axis, repeat)
-    low, high = _unchanged(matrix)
-    if 2 * (high - low) > out > high - low:
-        return _with_edges(b, x, axis, matrix, low, high)
     positions, weights = _table(matrix)
     terms = positions.shape[1]
+    low, high = _unchanged(matrix)
+    # whole rows at constant places are read as vectors anyway
+    if 2 * (high - low) > out > high - low and (terms > 1 or axis == x.tensor.rank - 1):
+        return _with_edges(b, x, axis, matrix, low, high)
     tail = (1,) * (x.tensor.rank - axis - 1)
 
     def scaled(part: Node, weight: np.ndarray) -> Node:
@@ -155,6 +158,13 @@ def adaptive_matrix(size: int, out: int) -> np.ndarray:
 def replicate_matrix(size: int, low: int, high: int) -> np.ndarray:
     """Padding with the nearest element; negative amounts take elements away."""
     source = np.clip(np.arange(-low, size + high), 0, size - 1)
+    return (source[:, None] == np.arange(size)[None, :]).astype(np.float64)
+
+
+def reflect_matrix(size: int, low: int, high: int) -> np.ndarray:
+    """Padding with the elements mirrored at the first and the last one; negative amounts take elements away."""
+    source = np.abs(np.arange(-low, size + high))
+    source = np.where(source >= size, 2 * (size - 1) - source, source)
     return (source[:, None] == np.arange(size)[None, :]).astype(np.float64)
 
 
