@@ -141,13 +141,13 @@ def _index_uses(kernel: K.Kernel) -> frozenset[str]:
 
 
 def _accesses(kernel: K.Kernel) -> list[Access]:
-    statements = [*(v for v in kernel.values if isinstance(v, K.Load)), *kernel.stores]
+    statements: list[K.Load | K.Store] = [*(v for v in kernel.values if isinstance(v, K.Load)), *kernel.stores]
     found = []
     for statement in statements:
         offset = statement.buffer.offset(statement.index)
         indirect = any(s.startswith("@") for s in symbols(offset))
         values = statement.indirect if isinstance(statement, K.Load) else ()
-        axes = frozenset().union(*(kernel.axes_of[v] for v in values))
+        axes: frozenset[str] = frozenset().union(*(kernel.axes_of[v] for v in values))
         found.append(Access(statement, offset, None if indirect else linear_coefficients(offset, kernel.extents), axes))
     return found
 

@@ -55,8 +55,8 @@ def _sort(i: Any, x: Node, dim: int, descending: bool) -> tuple[Node | None, Nod
     if not x.tensor.rank:
         return x, i.number(0, i64)
     moved, back = _last(i, x, axis_of(dim, x.tensor.rank))
-    both = i.elements(i.b.sort(moved, descending=bool(descending)))
-    return tuple(each and permute(i, each, back) for each in both)
+    values, places = i.elements(i.b.sort(moved, descending=bool(descending)))
+    return values and permute(i, values, back), places and permute(i, places, back)
 
 
 @rule("sort.default")

@@ -66,7 +66,8 @@ def _largest_and_where(i: Any, x: Node, attributes: dict[str, Any], spatial: int
     if any(padding) or any(extra):
         high = tuple(p + e for p, e in zip(padding, extra))
         padded = i.b.pad(x, low=(*(0,) * lead, *padding), high=(*(0,) * lead, *high), value=_lowest(x))
-    best, place = None, None
+    best: Node | None = None
+    place: Node | None = None
     for tap in itertools.product(*map(range, kernel)):
         starts = (*(0,) * lead, *(t * d for t, d in zip(tap, dilations)))
         limits = (*x.shape[:lead], *(s + (n - 1) * st + 1 for s, n, st in zip(starts[lead:], out, strides)))
@@ -86,6 +87,7 @@ def _largest_and_where(i: Any, x: Node, attributes: dict[str, Any], spatial: int
         if x.dtype.is_float:
             beats = i.b.bitwise_or(beats, i.b.isnan(element))
         best, place = i.b.where(beats, element, best), i.b.where(beats, at, place)
+    assert best is not None and place is not None  # windows are not empty
     return best, place
 
 
@@ -96,7 +98,7 @@ def _adaptive_windows(i: Any, x: Node, output_size: Sequence[int]) -> tuple[Node
     """
     spatial, rank = len(output_size), x.tensor.rank
     positions, inside = [], np.ones((1,) * (2 * spatial), dtype=bool)
-    for axis, (size, out) in enumerate(zip(x.shape[-spatial:], output_size)):
+    for axis, (size, out) in enumerate(zip(_known_sizes(x, spatial), output_size)):
         starts = np.arange(out) * size // out
         ends = -(-(np.arange(1, out + 1) * size) // out)
         taps = np.arange((ends - starts).max())
@@ -175,9 +177,9 @@ def _max_unpool(i, x, indices, output_size, *rest):
 
 
 def _known_sizes(x: Node, spatial: int) -> tuple[int, ...]:
-    sizes = x.shape[-spatial:]
-    if not all(isinstance(size, int) and size for size in sizes):
-        raise NoRule("the backward pass of a size that is not known at compile time")
+    sizes = tuple(size for size in x.shape[-spatial:] if isinstance(size, int) and size)
+    if len(sizes) != spatial:
+        raise NoRule("a size that is not known at compile time, or nothing")
     return sizes
 
 

@@ -135,7 +135,10 @@ class ScanRoutine:
     """Both ops; see the module."""
 
     def applies(self, node: Node, machine: Machine) -> bool:
-        return node.inputs[0].dtype.kind in ("float", "int", "uint")
+        (x,), axis = node.inputs, node.attributes["axis"]
+        # positions take registers and time of their own: one row alone is as quick in a plain loop
+        alone = node.op.name == "running_extreme" and elements([n for d, n in enumerate(x.shape) if d != axis]) == 1
+        return x.dtype.kind in ("float", "int", "uint") and not alone
 
     def scratch(self, node: Node, machine: Machine) -> Sequence[TensorType]:
         return ()

@@ -56,7 +56,7 @@ class _Writer:
         self.shape = call.writes[0].shape
         own = call.reads[0]
         missing = len(self.shape) - len(own.shape)
-        spread: list[Dim] = [0] * missing + [0 if n == 1 else s for n, s in zip(own.shape, own.strides)]
+        spread: list[Dim] = [*(0 for _ in range(missing)), *(0 if n == 1 else s for n, s in zip(own.shape, own.strides))]
         self.x.strides = [self.frame.index.write(s) for s in spread]
         self.dtype = compute_dtype(self.out.dtype)
         self.vector = machine.lanes(self.dtype.bytes)
