@@ -139,7 +139,8 @@ def emit_program(program: Program, target: Target, store: Store | None = None) -
     codes = iter(compile_kernels([unit for unit in units if unit is not None], target, store))
     kernels = tuple(None if unit is None else next(codes) for unit in units)
     first = len(program.preparation)
-    code = Code(kernels[first:], driver_address(store), keep_alive=compile_driver(store), preparation=kernels[:first])
+    preparation = tuple(kernel for kernel in kernels[:first] if kernel is not None)
+    code = Code(kernels[first:], driver_address(store), keep_alive=compile_driver(store), preparation=preparation)
     return program.replace(code=code)
 
 

@@ -11,7 +11,7 @@ The last part is written by `KernelWriter`, as every kernel is, from a kernel th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dlcompiler.codegen.contraction import SUM_BLOCK, ContractionSchedule
 from dlcompiler.codegen.cpu import scalars
@@ -42,6 +42,12 @@ class ContractionWriter:
     def axis_values(self) -> dict[str, Number]:
         """Where the loops are, as the writer of the last part knows it."""
         return self.finishing.axis_values
+
+    @property
+    def row(self) -> str:
+        """The axis that tiles take several rows of, where there is one."""
+        assert self.schedule.row is not None
+        return self.schedule.row
 
     def write(self, name: str) -> None:
         """Write the function."""
@@ -121,7 +127,7 @@ class ContractionWriter:
         begin = self.index.times(chunk, schedule.chunk)
         end: Number = self.index.plus(begin, schedule.chunk)
         if not isinstance(height, int) or height % schedule.chunk:
-            end = e.minimum(self._value(end), self.index.write(height)) if isinstance(end, Value) else min(end, height)
+            end = e.minimum(self._value(end), self.index.write(height))
         if schedule.rest == 0:
             with e.for_loop(begin, end, schedule.rows) as loop:
                 self._tile(loop.index, schedule.rows)
@@ -184,7 +190,7 @@ class ContractionWriter:
             before = (e.load(self.sums, k * schedule.lanes, self.element, schedule.lanes) for k in range(len(part)))
             self._store_sums([total + more for total, more in zip(before, part)])
 
-    def _columns_base(self, at_begin: dict[str, Dim]) -> Value:
+    def _columns_base(self, at_begin: Mapping[str, Dim]) -> Value:
         """Address of the tile's first column at the first summed position."""
         schedule = self.schedule
         assert isinstance(self.columns, K.Load)
@@ -234,7 +240,7 @@ class ContractionWriter:
     def _extremes(self, bound: K.Bound, first: Dim, rows: int) -> tuple[Dim, Dim] | None:
         """The least and the greatest value of a bound's expression over a tile and all summed positions."""
         schedule = self.schedule
-        row = schedule.row
+        row = self.row
         coefficients = linear_coefficients(bound.expression, [row, *schedule.summed])
         if coefficients is None:
             return None
@@ -254,9 +260,8 @@ class ContractionWriter:
     def _all_inside(self, first: Number, rows: int) -> Value:
         e = self.e
         result = e.constant(True, "i1")
-        name = self.schedule.row
         for bound in self.row_bounds:
-            extremes = self._extremes(bound, symbol(name), rows)
+            extremes = self._extremes(bound, symbol(self.row), rows)
             assert extremes is not None
             for what, inside in ((extremes[0], "low"), (extremes[1], "high")):
                 number = self._value(self.index.write(what))
