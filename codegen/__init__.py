@@ -5,21 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from dlcompiler.codegen.cache import CacheOptions
     from dlcompiler.codegen.target import Target
     from dlcompiler.ir.kernel import Kernel
     from dlcompiler.ir.program import Program
 
 
-def emit(program: Program, target: Target, options: object = None) -> Program:
-    """Give every kernel of the program its text and its machine code.
+def emit(program: Program, target: Target, options: CacheOptions | None = None) -> Program:
+    """Give every kernel of the program its text and its machine code; for a CPU from the cache that `options` name, if it has it.
 
     Raises UnsupportedError for what the target cannot spell.
     """
     if target.kind == "cpu":
+        from dlcompiler.codegen.cache import open_store
         from dlcompiler.codegen.cpu.compile import emit_program
-    else:
-        from dlcompiler.codegen.gpu.compile import emit_program
-    return emit_program(program, target)
+
+        return emit_program(program, target, open_store(options) if options is not None else None)
+    from dlcompiler.codegen.gpu.compile import emit_program as emit_for_gpu
+
+    return emit_for_gpu(program, target)
 
 
 def kernel_listing(kernel: Kernel, target: Target) -> dict[str, str]:

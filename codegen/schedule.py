@@ -37,6 +37,15 @@ class Access:
     statement: K.Load | K.Store
     offset: Dim
     coefficients: dict[str, Dim] | None
+    # axes that an index given by data depends on
+    indirect_axes: frozenset[str] = frozenset()
+
+    def lane_stride(self, axis: str) -> Dim | None:
+        """As `stride`, where an index that data gives is the same for all lanes."""
+        if self.coefficients is not None or axis in self.indirect_axes:
+            return None if self.coefficients is None else self.stride(axis)
+        linear = linear_coefficients(self.offset, (axis,))
+        return None if linear is None else linear.get(axis, 0)
 
     def stride(self, axis: str) -> Dim | None:
         """Elements moved for one step of the axis; None if that is not a constant of the loop."""
@@ -132,12 +141,14 @@ def _index_uses(kernel: K.Kernel) -> frozenset[str]:
 
 
 def _accesses(kernel: K.Kernel) -> list[Access]:
-    statements = [*(v for v in kernel.values if isinstance(v, K.Load)), *kernel.stores]
+    statements: list[K.Load | K.Store] = [*(v for v in kernel.values if isinstance(v, K.Load)), *kernel.stores]
     found = []
     for statement in statements:
         offset = statement.buffer.offset(statement.index)
         indirect = any(s.startswith("@") for s in symbols(offset))
-        found.append(Access(statement, offset, None if indirect else linear_coefficients(offset, kernel.extents)))
+        values = statement.indirect if isinstance(statement, K.Load) else ()
+        axes: frozenset[str] = frozenset().union(*(kernel.axes_of[v] for v in values))
+        found.append(Access(statement, offset, None if indirect else linear_coefficients(offset, kernel.extents), axes))
     return found
 
 
@@ -181,7 +192,7 @@ def _without_axis(access: Access, axis: str) -> Access:
     coefficients = access.coefficients
     if coefficients is not None:
         coefficients = {a: c for a, c in coefficients.items() if a != axis}
-    return Access(access.statement, substitute(access.offset, {axis: 0}), coefficients)
+    return Access(access.statement, substitute(access.offset, {axis: 0}), coefficients, access.indirect_axes)
 
 
 def size_estimate(extent: Dim) -> int:
@@ -195,7 +206,7 @@ def _vector_cost(axis: str, extent: Dim, accesses: Iterable[Access], lanes: int)
     """Estimated cost of an element if this axis fills the lanes: contiguous 1, the same for all lanes 0.2, scattered 6."""
     total = 0.0
     for access in accesses:
-        stride = access.stride(axis)
+        stride = access.lane_stride(axis)
         weight = 1.5 if isinstance(access.statement, K.Store) else 1.0
         total += weight * (0.2 if stride == 0 else 1.0 if stride == 1 else 2.0 if stride == -1 else 6.0)
     size = size_estimate(extent)

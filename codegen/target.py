@@ -20,7 +20,7 @@ GPU_ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_
 
 # Ops that a library runs whole on each kind of target; everything else becomes kernels of our own.
 LIBRARY_OPS = {
-    "cpu": frozenset({"matmul", "linear", "convolution", "attention"}),
+    "cpu": frozenset({"matmul", "linear", "convolution", "attention", "scan"}),
     "cuda": frozenset({"matmul", "linear", "convolution", "attention", "lstm", "gru", "rnn"}),
 }
 

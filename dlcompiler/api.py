@@ -211,7 +211,7 @@ class Compiled:
                 hint="call model.eval() before compiling",
             )
         given = {name for name, origin in self.options.sources.items() if origin == "explicit"}
-        machine_bound = {"dump_dir", "cache_dir", "logs", "progress"}
+        machine_bound = {"dump_dir", "cache_dir", "cache_bytes", "logs", "progress"}
         options = {name: value for name, value in self.options.as_dict().items() if name in given - machine_bound}
         target = "cpu" if self.target.host else str(self.target)
         save_artifact(path, Artifact(self.graph, target, options, self._source.convention.as_dict()))

@@ -126,6 +126,12 @@ class Options:
     )
     dump_dir: str | None = _option(None, _optional(_folder()), "one folder a compilation is written here", "DLCOMPILER_DUMP_DIR")
     cache_dir: str | None = _option(None, _optional(_folder()), "where compiled work is kept", "DLCOMPILER_CACHE_DIR")
+    cache_bytes: int = _option(
+        2 << 30,
+        _integer(0),
+        "most bytes kept in cache_dir, the least recently used go first; 0: nothing is kept on disk",
+        "DLCOMPILER_CACHE_BYTES",
+    )
     disable_cache: bool = _option(False, _flag(), "compile every kernel anew", "DLCOMPILER_DISABLE_CACHE")
     logs: frozenset[str] = _option(frozenset(), _names(*LOG_TOPICS), "topics to log on stderr", "DLCOMPILER_LOGS")
     progress: bool = _option(True, _flag(), "on a terminal, show work of more than 2 s", "DLCOMPILER_PROGRESS")

@@ -7,6 +7,7 @@ calls, so that each graph compiled in this process has a report and, where asked
 from __future__ import annotations
 
 import logging
+import sys
 from contextlib import nullcontext
 from typing import TypeAlias
 
@@ -14,6 +15,7 @@ from dlcompiler.checked import CheckedExecutable
 from dlcompiler.codegen.target import Target
 from dlcompiler.compiler import compile_graph
 from dlcompiler.dump import open_dump
+from dlcompiler.garbage import collecting_later
 from dlcompiler.ir.errors import UnsupportedError
 from dlcompiler.ir.graph import Graph
 from dlcompiler.observe import Observer, Observers
@@ -23,6 +25,8 @@ from dlcompiler.runtime.executable import Executable
 from dlcompiler.runtime.gpu import GpuExecutable
 
 logger = logging.getLogger("dlcompiler")
+
+GPU_COMPILE = "dlcompiler.codegen.gpu.compile"
 
 AnyExecutable: TypeAlias = Executable | CheckedExecutable | GpuExecutable
 
@@ -52,8 +56,8 @@ def compile_recorded(
     observer = Observers(*observers)
     if options.disable_cache:
         forget_kernels()
-    compiled_before = _kernels_compiled()
-    with dump or nullcontext():
+    compiled_before, loaded_before = _kernels_compiled(), _kernels_loaded()
+    with dump or nullcontext(), collecting_later():
         executable = compile_graph(graph, target, options, observer, timings)
         report = record(
             executable.program,
@@ -62,6 +66,7 @@ def compile_recorded(
             options,
             timings,
             kernels_compiled=_kernels_compiled() - compiled_before,
+            kernels_loaded=_kernels_loaded() - loaded_before,
             code_key=code_key,
             dump=str(dump.path) if dump is not None else None,
         )
@@ -90,15 +95,22 @@ def _refuse_aten_calls(graph: Graph) -> None:
 
 def _kernels_compiled() -> int:
     from dlcompiler.codegen.cpu.compile import compiled_count
-    from dlcompiler.codegen.gpu.compile import assembled_count
 
-    return compiled_count() + assembled_count()
+    gpu = sys.modules.get(GPU_COMPILE)  # a process that compiles for CPUs only need not load it
+    return compiled_count() + (gpu.assembled_count() if gpu is not None else 0)
+
+
+def _kernels_loaded() -> int:
+    from dlcompiler.codegen.cpu.compile import loaded_count
+
+    return loaded_count()
 
 
 def forget_kernels() -> None:
     """Drop the kernels that this process has compiled, but for those that live programs hold."""
     from dlcompiler.codegen.cpu import compile as cpu
-    from dlcompiler.codegen.gpu import compile as gpu
 
     cpu.forget()
-    gpu.forget()
+    gpu = sys.modules.get(GPU_COMPILE)
+    if gpu is not None:
+        gpu.forget()

@@ -71,7 +71,7 @@ class Report:
     library            op -> number of calls into a library, in planned memory
     aten               operators run by ATen in memory of its own
     kernels, distinct  launches of our kernels, and how many different kernels they are
-    compiled, reused   distinct kernels compiled now, and taken from the ones that this process had
+    compiled, loaded, reused   distinct kernels compiled now, taken from the cache on disk, and taken from those of this process
     planned_peak       arena of intermediates; None until the sizes of a dynamic program are bound
     lower_bound        no plan can be smaller; eager_peak: what eager execution of the captured graph holds
     recompile          why the same code was compiled again, None for a first compilation
@@ -101,6 +101,7 @@ class Report:
     compilation: int = 0
     recompile: str | None = None
     dump: str | None = None
+    loaded: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -120,7 +121,8 @@ class Report:
         lines += [f"            aten: {a.name} x{a.count}: {a.reason}{_at(a.location)}" for a in self.aten[:SHOWN]]
         lines += _more(len(self.aten), "aten operators")
         lines.append(
-            f"  kernels   {self.kernels} launches of {self.distinct} distinct; {self.compiled} compiled, {self.reused} reused"
+            f"  kernels   {self.kernels} launches of {self.distinct} distinct; "
+            f"{self.compiled} compiled, {self.loaded} from disk, {self.reused} reused"
         )
         return lines
 
@@ -198,13 +200,15 @@ def record(
     timings: Timings,
     *,
     kernels_compiled: int = 0,
+    kernels_loaded: int = 0,
     code_key: str | None = None,
     dump: str | None = None,
 ) -> Report:
     """Make the report of a finished compilation and remember it.
 
     program    with code attached; `captured` is the graph as the frontend made it
-    kernels_compiled  distinct kernels compiled by this compilation; the other distinct ones were reused
+    kernels_compiled, kernels_loaded  distinct kernels compiled by this compilation, and taken from the cache on disk; the other
+               distinct ones were reused
     code_key   names the user's code (frame), so that a second compilation of it is called a recompilation, with the reason
     """
     launches = [step for step in program.steps if isinstance(step, Launch | RoutineCall)]
@@ -226,7 +230,8 @@ def record(
         kernels=len(launches),
         distinct=distinct,
         compiled=kernels_compiled,
-        reused=max(0, distinct - kernels_compiled),
+        loaded=kernels_loaded,
+        reused=max(0, distinct - kernels_compiled - kernels_loaded),
         seconds=timings.as_dict(),
         refusals=tuple(program.refusals[:KEPT_REFUSALS]),
         refusals_omitted=max(0, len(program.refusals) - KEPT_REFUSALS),
@@ -334,7 +339,7 @@ def _log(report: Report, options: Options) -> None:
     lines = {
         "fusion": [f"{report.name}: {sentence}" for sentence in report.refusals],
         "recompiles": [f"{report.name}: recompile {report.recompile}"] if report.recompile else [],
-        "cache": [f"{report.name}: {report.compiled} kernels compiled, {report.reused} reused from this process"],
+        "cache": [f"{report.name}: {report.compiled} kernels compiled, {report.loaded} from disk, {report.reused} reused"],
         "memory": [report._memory_and_time()[-1].strip()],
     }
     for topic in sorted(options.logs):

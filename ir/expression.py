@@ -55,11 +55,12 @@ class Expression:
     whether a dimension is known.
     """
 
-    __slots__ = ("terms", "_hash")
+    __slots__ = ("terms", "_hash", "_symbols")
 
     def __init__(self, terms: Mapping[Monomial, int]) -> None:
         self.terms = dict(terms)
         self._hash: int | None = None
+        self._symbols: frozenset[str] | None = None
 
     def __hash__(self) -> int:
         if self._hash is None:
@@ -185,15 +186,17 @@ def symbols(value: Dim) -> frozenset[str]:
     """Names of every symbol that `value` depends on."""
     if isinstance(value, int):
         return frozenset()
-    found: set[str] = set()
-    for monomial in value.terms:
-        for atom in monomial:
-            if atom.kind == "symbol":
-                found.add(atom.operands[0])
-            else:
-                for operand in atom.operands:
-                    found |= symbols(operand)
-    return frozenset(found)
+    if value._symbols is None:
+        found: set[str] = set()
+        for monomial in value.terms:
+            for atom in monomial:
+                if atom.kind == "symbol":
+                    found.add(atom.operands[0])
+                else:
+                    for operand in atom.operands:
+                        found |= symbols(operand)
+        value._symbols = frozenset(found)
+    return value._symbols
 
 
 def symbol_name(value: Dim) -> str | None:

@@ -171,7 +171,8 @@ class Builder:
 
     def fresh_name(self, hint: str) -> str:
         """A name not yet used in this graph: `hint` itself, else `hint_1`, `hint_2` and so on."""
-        hint = "".join(c if c.isalnum() or c in "_." else "_" for c in hint) or "v"
+        if not (hint.isascii() and hint.isidentifier()):
+            hint = "".join(c if c.isalnum() or c in "_." else "_" for c in hint) or "v"
         count = self._names.get(hint)
         self._names[hint] = 1 if count is None else count + 1
         return hint if count is None else self.fresh_name(f"{hint}_{count}")

@@ -21,8 +21,9 @@ def channels_last_strides(shape: tuple[Dim, ...]) -> Strides:
 
 
 def heads_inside_strides(shape: tuple[Dim, ...]) -> Strides:
-    """[N, heads, length, width] stored as [N, length, heads, width]: what attention hands to the projection that follows."""
-    return strides_in_order(shape, (0, 2, 1, 3))
+    """[N, heads..., length, width] stored as [N, length, heads..., width]: what attention hands to the projection after it."""
+    rank = len(shape)
+    return strides_in_order(shape, (0, rank - 2, *range(1, rank - 2), rank - 1))
 
 
 def is_channels_last(shape: tuple[Dim, ...], strides: Strides) -> bool:
@@ -31,7 +32,7 @@ def is_channels_last(shape: tuple[Dim, ...], strides: Strides) -> bool:
 
 def heads_are_inside(node: Node) -> bool:
     """Whether a node writes its heads next to each other for each position, so that joining them is no copy."""
-    return node.op.name == "attention" and node.tensor.rank == 4
+    return node.op.name == "attention" and node.tensor.rank >= 4
 
 
 def wants_channels_last(node: Node) -> bool:

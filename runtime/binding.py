@@ -18,7 +18,7 @@ class Binder:
     """
 
     def __init__(self, program: Program) -> None:
-        used = used_symbols(program)
+        used = used_symbols(program) if program.graph.symbols else set()
         self.names = tuple(name for name in program.graph.symbols if name in used)
         found: dict[str, Reader] = {}
         for position, node in enumerate(program.graph.inputs):

@@ -131,22 +131,27 @@ class Frame:
     def prepare(self, inputs: Sequence[Any], threads: int) -> None:
         """Fill prepared memory whose inputs have moved or changed since it was filled; their addresses are set.
 
-        An input changes when its version counter does, which every in-place operation moves (but not one on `tensor.data`). A
-        tensor made in inference mode has no counter, so what is made from one is made again in each call.
+        A tensor changes when its version counter does, which every in-place operation moves, but not one on `tensor.data`: so a
+        few of its elements are looked at too. A tensor made in inference mode has no counter; what is made from one is made again
+        in each call.
         """
         shared = self.plan.shared
         tensors = [inputs[s] if type(s) is int else s for s in self.plan.sources]
         state = [None if t.is_inference() else (t.data_ptr(), t._version) for t in tensors]
-        if state == shared.prepared_from and None not in state:
+        if state == shared.prepared_from and None not in state and _read(shared.probes) == shared.probed:
             return
         with shared.preparing:
-            before = shared.prepared_from  # another call may have done it meanwhile
+            before, seen = shared.prepared_from, _read(shared.probes)  # another call may have done it meanwhile
             for table, preparation in self._preparation:
-                changed = before is None or any(state[k] is None or state[k] != before[k] for k in preparation.sources)
+                changed = before is None or any(
+                    state[k] is None or state[k] != before[k] or seen[k] != shared.probed[k] for k in preparation.sources
+                )
                 if changed:
                     self.driver(table, threads)
             # held, so that no other tensor comes to lie at the same address unnoticed
             shared.storages = [tensor.untyped_storage() for tensor in tensors]
+            shared.probes = [_probes(tensor) for tensor in tensors]
+            shared.probed = _read(shared.probes)
             shared.prepared_from = state
 
     def allocate_outputs(self) -> list[Tensor]:
@@ -236,6 +241,24 @@ class Frame:
         if base in self._watched_externs and address != self._known[base]:
             self._set_tensors(self._watched_externs[base], address)
             self._known[base] = address
+
+
+def _probes(tensor: Tensor) -> list[Any]:
+    """Where the first, the middle and the last element of a tensor lie; only the first of one with gaps in its memory.
+
+    Four bytes of each, the upper ones, which nearly every change of a number changes; fewer where elements are smaller.
+    """
+    count, size = tensor.numel(), tensor.element_size()
+    if count == 0:
+        return []
+    kind = {1: ctypes.c_int8, 2: ctypes.c_int16}.get(size, ctypes.c_int32)
+    reach = 1 + sum((n - 1) * abs(step) for n, step in zip(tensor.shape, tensor.stride()))
+    places = {0, count // 2, count - 1} if reach == count else {0}
+    return [kind.from_address(tensor.data_ptr() + (k + 1) * size - ctypes.sizeof(kind)) for k in sorted(places)]
+
+
+def _read(probes: Sequence[Sequence[Any]]) -> list[list[int]]:
+    return [[probe.value for probe in each] for each in probes]
 
 
 def _describe(value: Any) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from dlcompiler.ir.errors import UnsupportedError
+from dlcompiler.runtime import library_indexing
 from dlcompiler.runtime.tensors import Shape
 from torch import Tensor
 
@@ -364,4 +365,5 @@ ROUTINES: dict[str, Callable[[Call], Routine]] = {
     "lstm": _recurrent,
     "gru": _recurrent,
     "rnn": _recurrent,
+    **library_indexing.ROUTINES,
 }

@@ -116,6 +116,7 @@ class Shared:
     prepared       the address of each prepared slot
     prepared_from  address and version of each of `Plan.sources` when memory was prepared last; None before
     storages       and the storages that these lay in
+    probes, probed a few numbers of each, where they lie and what they were
     """
 
     program: Program
@@ -126,6 +127,8 @@ class Shared:
     prepared: dict[Slot, int] = field(init=False)
     prepared_from: list[tuple[int, int] | None] | None = None
     storages: list[Any] = field(default_factory=list)
+    probes: list[list[Any]] = field(default_factory=list)
+    probed: list[list[int]] = field(default_factory=list)
     preparing: threading.Lock = field(default_factory=threading.Lock)
     _packed: dict[tuple, Tensor] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)

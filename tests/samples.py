@@ -515,6 +515,99 @@ _recurrent_scan("gru_scan", 3, 1, True, {})
 _recurrent_scan("rnn_scan", 1, 1, False, *_RNN_KINDS)
 
 
+# -- order, scans, scatters ------------------------------------------------------------------------------------------------
+
+_SCAN = {"axis": 1, "kind": "add", "exclusive": False, "reverse": False}
+
+
+@record(
+    "scan",
+    ((T(f32, 3, 4),), _SCAN | {"axis": 2}, ShapeError),
+    ((T(f32, 3, 4),), _SCAN | {"kind": "xor"}, ShapeError),
+    ((T(boolean, 3, 4),), _SCAN, DTypeError),
+    ((T(i32, 3, 4),), _SCAN | {"kind": "logaddexp"}, DTypeError),
+)
+def _():
+    for dtype in (f32, f64, bf16, i64, u8):
+        for kind in ("add", "mul", "max", "min", "logaddexp")[: 5 if dtype.is_float else 4]:
+            attributes = _SCAN | {"kind": kind, "exclusive": dtype is not f32, "reverse": dtype is f64}
+            low, high = (0.5, 1.5) if kind == "mul" else (-4, 4)
+            yield Sample("scan", (array(dtype, 3, 7, 2, low=low, high=high),), attributes, exact=False)
+    for shape in ((0, 3), (3, 0), (3, 1)):
+        yield Sample("scan", (array(f32, *shape),), _SCAN | {"exclusive": True}, exact=False)
+
+
+@record("running_extreme", ((T(f32, 3),), {"axis": 1, "largest": True}, ShapeError),
+        ((T(boolean, 3),), {"axis": 0, "largest": True}, DTypeError))  # fmt: skip
+def _():
+    for dtype in (f32, bf16, i64, u8):
+        for axis, largest in ((0, True), (1, False)):
+            yield Sample("running_extreme", (array(dtype, 7, 5, special=True),), {"axis": axis, "largest": largest})
+    yield Sample("running_extreme", (array(f32, 0, 3),), {"axis": 0, "largest": True})
+
+
+@record("sort", ((T(f32),), {"descending": False}, ShapeError))
+def _():
+    for dtype in (f32, bf16, i64, u8, boolean):
+        for descending in (False, True):
+            yield Sample("sort", (array(dtype, 3, 40, special=True),), {"descending": descending})
+    yield Sample("sort", (array(f32, 3, 0),), {"descending": True})
+
+
+@record("topk", ((T(f32, 3),), {"k": 4, "largest": True}, ShapeError), ((T(f32),), {"k": 1, "largest": True}, ShapeError))
+def _():
+    for dtype in (f32, bf16, i64, boolean):
+        for k, largest in ((5, True), (40, False), (0, True)):
+            yield Sample("topk", (array(dtype, 3, 40, special=True),), {"k": k, "largest": largest})
+
+
+_SCATTER = {"axis": 0, "kind": "add", "shape": (5, 3)}
+
+
+@record(
+    "scatter",
+    ((T(f32, 4, 3), T(f32, 2, 3), T(i64, 2, 3)), _SCATTER, ShapeError),
+    ((T(f32), T(f32, 2, 3), T(i64, 2, 2)), _SCATTER, ShapeError),
+    ((T(f32), T(f32, 2, 4), T(i64, 2, 4)), _SCATTER, ShapeError),
+    ((T(f32), T(f32, 2, 3), T(i64, 2, 3)), _SCATTER | {"kind": "xor"}, ShapeError),
+    ((T(f32), T(f32, 2, 3), T(f32, 2, 3)), _SCATTER, DTypeError),
+    ((T(f32), T(f64, 2, 3), T(i64, 2, 3)), _SCATTER, DTypeError),
+    ((T(boolean), T(boolean, 2, 3), T(i64, 2, 3)), _SCATTER, DTypeError),
+)
+def _():
+    for dtype in (f32, bf16, i64, boolean):
+        for kind in ("set", "add", "mul", "max", "min"):
+            if dtype is boolean and kind in ("add", "mul"):
+                continue
+            for axis, written in ((0, (9, 2)), (1, (5, 7))):
+                at = array(i64, *written, low=-1, high=5)  # some lie outside
+                operands = (array(dtype, 5, 3), array(dtype, *written, seed=1), at)
+                yield Sample("scatter", operands, {"axis": axis, "kind": kind, "shape": (5, 3)})
+    yield Sample("scatter", (array(f32), array(f32, 0, 3), array(i64, 0, 3)), _SCATTER)
+
+
+_UPDATE = {"axes": (0,), "kind": "add", "shape": (5, 3)}
+
+
+@record(
+    "index_update",
+    ((T(f32), T(f32, 2, 4), T(i64, 2)), _UPDATE, ShapeError),
+    ((T(f32, 2, 5, 3), T(f32, 2, 3), T(i64, 2)), _UPDATE, ShapeError),
+    ((T(f32), T(f32, 2), T(i64, 2), T(i64, 2)), _UPDATE | {"axes": (1, 0)}, ShapeError),
+    ((T(f32), T(f32, 2, 3), T(f32, 2)), _UPDATE, DTypeError),
+)
+def _():
+    for dtype in (f32, bf16, i64, boolean):
+        kind = "max" if dtype is boolean else "add"
+        at = array(i64, 4, low=-1, high=5)
+        yield Sample("index_update", (array(dtype, 5, 3), array(dtype, 4, 3, seed=1), at), _UPDATE | {"kind": kind})
+        yield Sample("index_update", (array(dtype), array(dtype, 4, 3, seed=1), at), _UPDATE | {"kind": "set"})
+    both = (array(i32, 4, 1, low=0, high=4), array(i64, 2, low=0, high=2))
+    operands = (array(f32, 2, 5, 3), array(f32, 2, 4, 2, seed=1), *both)
+    yield Sample("index_update", operands, {"axes": (1, 2), "kind": "mul", "shape": (2, 5, 3)})
+    yield Sample("index_update", (array(f32), array(f32, 0, 3), array(i64, 0)), _UPDATE)
+
+
 # -- reductions --------------------------------------------------------------------------------------------------------------
 
 

@@ -22,6 +22,7 @@ VALUES = {
     "verify": (True, "yes", True),
     "dump_dir": ("/tmp/a", "/tmp/b", "/tmp/b"),
     "cache_dir": ("/tmp/a", "/tmp/b", "/tmp/b"),
+    "cache_bytes": (5, "0", 0),
     "disable_cache": (True, "false", False),
     "logs": (frozenset({"fusion"}), "cache,memory", frozenset({"cache", "memory"})),
     "progress": (False, "off", False),

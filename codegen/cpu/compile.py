@@ -1,23 +1,26 @@
-"""Compiles what a program runs on a CPU: each distinct kernel once in this process, all new ones in one module."""
+"""Compiles what a program runs on a CPU: each distinct kernel once in this process, and once on this machine's disk."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dlcompiler.codegen.cache import Store
 from dlcompiler.codegen.contraction import schedule_contraction
 from dlcompiler.codegen.cpu import scalars
 from dlcompiler.codegen.cpu.contraction import ContractionWriter
 from dlcompiler.codegen.cpu.emitter import Emitter
 from dlcompiler.codegen.cpu.machine import Machine, host, machine
+from dlcompiler.codegen.cpu.machine_code import find_functions
 from dlcompiler.codegen.cpu.routines import routines
 from dlcompiler.codegen.cpu.writer import KernelWriter
 from dlcompiler.codegen.schedule import Schedule, schedule_kernel
 from dlcompiler.codegen.target import Target
 from dlcompiler.ir import kernel as K
-from dlcompiler.ir.expression import Dim
+from dlcompiler.ir.expression import Dim, parse_dim
 from dlcompiler.ir.program import Code, CompiledKernel, Launch, Program, RoutineCall, Step
 from dlcompiler.ir.text.values import show_attributes, show_dims
 
@@ -36,8 +39,9 @@ class WrittenKernel:
     multiple: int = 1
 
 
-# Kernels compiled in this process: what they compute, for which machine -> machine code. Guarded by the lock.
+# Kernels of this process: what they compute, for which machine -> machine code. Guarded by the lock.
 _compiled: dict[str, CompiledKernel] = {}
+_made = {"compiled": 0, "loaded": 0}
 _lock = threading.Lock()
 
 
@@ -48,8 +52,13 @@ def forget() -> None:
 
 
 def compiled_count() -> int:
-    """Distinct kernels compiled and kept in this process."""
-    return len(_compiled)
+    """Kernels compiled by this process so far."""
+    return _made["compiled"]
+
+
+def loaded_count() -> int:
+    """Kernels whose code this process has taken from the cache on disk so far."""
+    return _made["loaded"]
 
 
 def machine_of(target: Target) -> Machine:
@@ -61,7 +70,8 @@ def kernel_key(unit: Unit, described: Machine) -> str:
     """What makes two kernels the same code: everything but their names and origins."""
     if isinstance(unit, RoutineCall):
         views = [f"{v.dtype}{show_dims(v.shape)}{show_dims(v.strides)}" for v in unit.arguments]
-        text = f"{unit.op} {len(unit.reads)} {' '.join(views)} {show_attributes(unit.attributes)}"
+        # some are written for a number of cores (not of threads: it is this machine's)
+        text = f"{unit.op} {described.cores} {len(unit.reads)} {' '.join(views)} {show_attributes(unit.attributes)}"
     else:
         text = str(unit.replace(name="kernel", origin=()))
     return hashlib.sha256(f"{described.name} {described.cache_bytes}\n{text}".encode()).hexdigest()[:24]
@@ -94,34 +104,42 @@ def write_kernel(unit: Unit, described: Machine, name: str = "kernel") -> tuple[
     return e.text(), written
 
 
-def compile_kernels(kernels: Sequence[Unit], target: Target) -> list[CompiledKernel]:
-    """Machine code for each kernel, in order. Equal kernels share one, and so do those compiled earlier in this process."""
-    from dlcompiler.codegen.cpu.jit import compile_mlir
-
+def compile_kernels(kernels: Sequence[Unit], target: Target, store: Store | None = None) -> list[CompiledKernel]:
+    """Machine code for each kernel, in order. Equal kernels share one, and so do those that this process or `store` has."""
     described = machine_of(target)
     keys = [kernel_key(kernel, described) for kernel in kernels]
     with _lock:
-        new = {key: kernel for key, kernel in zip(keys, kernels) if key not in _compiled}
+        new = {f"k{key}": kernel for key, kernel in zip(keys, kernels) if key not in _compiled}
         if new:
-            e = Emitter(machine=described)
-            written = {key: _write(e, kernel, described, f"k{key}") for key, kernel in new.items()}
-            module = compile_mlir(e.text(), [w.name for w in written.values()])
-            for key, item in written.items():
-                _compiled[key] = CompiledKernel(
-                    item.name, module.address(item.name), item.work, item.grain, item.multiple, keep_alive=module
+
+            def write(missing: Sequence[str]) -> tuple[str, dict[str, str]]:
+                e = Emitter(machine=described)
+                facts = {name: _facts(_write(e, new[name], described, name)) for name in missing}
+                return e.text(), facts
+
+            for name, function in find_functions(list(new), write, store).items():
+                work, grain, multiple = json.loads(function.facts)
+                _compiled[name[1:]] = CompiledKernel(
+                    name, function.address, parse_dim(work), grain, multiple, keep_alive=function.code
                 )  # fmt: skip
+                _made["compiled" if function.compiled else "loaded"] += 1
         return [_compiled[key] for key in keys]
 
 
-def emit_program(program: Program, target: Target) -> Program:
-    """Attach machine code for every launch, and the driver that starts them."""
+def _facts(written: WrittenKernel) -> str:
+    """What a launch has to know of a kernel, as text that is kept beside its code."""
+    return json.dumps([str(written.work), written.grain, written.multiple])
+
+
+def emit_program(program: Program, target: Target, store: Store | None = None) -> Program:
+    """Attach machine code for every launch, and the driver that starts them, from `store` where it has them."""
     from dlcompiler.codegen.cpu.driver import compile_driver, driver_address
 
     units = [_unit(step) for step in (*program.preparation, *program.steps)]
-    codes = iter(compile_kernels([unit for unit in units if unit is not None], target))
+    codes = iter(compile_kernels([unit for unit in units if unit is not None], target, store))
     kernels = tuple(None if unit is None else next(codes) for unit in units)
     first = len(program.preparation)
-    code = Code(kernels[first:], driver_address(), keep_alive=compile_driver(), preparation=kernels[:first])
+    code = Code(kernels[first:], driver_address(store), keep_alive=compile_driver(store), preparation=kernels[:first])
     return program.replace(code=code)
 
 

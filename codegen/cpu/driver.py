@@ -14,7 +14,11 @@ Each part of a step has a thread of its own, so that parts may wait for each oth
 
 from __future__ import annotations
 
-from functools import cache
+import hashlib
+import threading
+
+from dlcompiler.codegen.cache import Store
+from dlcompiler.codegen.cpu.object_file import LoadedObject
 
 STEP_WORDS = 5
 PATCH_WORDS = 3
@@ -164,18 +168,28 @@ def driver_text(threads: bool = True) -> str:
     return "module {" + PATCHES + PART + SERIAL + (TEAM if threads else WITHOUT_THREADS) + "}\n"
 
 
-@cache
-def compile_driver():
-    """The compiled driver, a `jit.Module` with the entry point `driver`. It lives as long as the process.
+_compiled: list[LoadedObject] = []
+_lock = threading.Lock()
+
+
+def compile_driver(store: Store | None = None) -> LoadedObject:
+    """The driver's code, with the function `driver`; from `store` if it is there. It lives as long as the process.
 
     Where torch brings no libgomp along, a driver without threads.
     """
-    from dlcompiler.codegen.cpu.jit import compile_mlir, libgomp
+    from dlcompiler.codegen.cpu.jit import libgomp
+    from dlcompiler.codegen.cpu.machine_code import find_functions
 
-    threads = bool(libgomp())
-    return compile_mlir(driver_text(threads), ["driver"], openmp=threads)
+    with _lock:
+        if not _compiled:
+            libraries = libgomp()
+            text = driver_text(threads=bool(libraries))
+            name = "driver_" + hashlib.sha256(text.encode()).hexdigest()[:24]
+            found = find_functions([name], lambda _: (text.replace("@driver", f"@{name}"), {}), store, libraries)
+            _compiled.append(LoadedObject({"driver": found[name].address}, found[name].code))
+        return _compiled[0]
 
 
-def driver_address() -> int:
+def driver_address(store: Store | None = None) -> int:
     """Address of the C function `driver`, for `ir.program.Code`."""
-    return compile_driver().address("driver")
+    return compile_driver(store).address("driver")

@@ -107,11 +107,17 @@ class Emitter:
 
     @contextmanager
     def func(
-        self, name: str, arguments: Sequence[tuple[str, str]], public: bool = False, result: str | None = None
+        self,
+        name: str,
+        arguments: Sequence[tuple[str, str]],
+        public: bool = False,
+        result: str | None = None,
+        inline: bool = True,
     ) -> Iterator[tuple[Value, ...]]:
         """Open a function and give its arguments as Values; `arguments` are (name, element). `ret` ends one that has a `result`.
 
         Functions are internal to the module unless `public`; `jit.compile_mlir` finds its entry points either way.
+        One that is not `inline` stays a function of its own: less code to compile where a call costs nothing beside its work.
         """
         if self._open_function is not None:
             raise ValueError(f"function {name} opened inside {self._open_function}")
@@ -123,7 +129,9 @@ class Emitter:
             self.line("llvm.return")
         signature = ", ".join(f"{value.name}: {value.type}" for value in values)
         returns = f" -> {Value('', result).type}" if result else ""
-        attributes = f" attributes {{{self.attributes}}}" if self.attributes else ""
+        words = [self.attributes] if self.attributes else []
+        words += [] if inline else ['passthrough = ["noinline"]']
+        attributes = f" attributes {{{', '.join(words)}}}" if words else ""
         constants = [
             f"{value.name} = arith.constant {text}" for text, value in self._constants.items() if value.name in self._used
         ]

@@ -1,9 +1,10 @@
-"""MLIR text to machine code in this process: text -> LLVM dialect -> LLVM's JIT.
+"""MLIR text to machine code in this process: text -> LLVM dialect -> LLVM's JIT -> an object file -> memory.
 
-Entry points are called by plain C convention, not through the packed wrappers of MLIR's ExecutionEngine: one small
-public function writes the addresses of all entry points into a table, which is read once. Every other function stays
-internal, so LLVM makes no wrapper (a second copy) of it. The engine compiles for the live processor; a lower level is
-kept by `Machine.attributes()` on the functions.
+MLIR's ExecutionEngine is used as a compiler only: the object that it makes is taken out, loaded as one from the cache on disk
+would be (`object_file.py`), and the engine is dropped. Entry points are called by plain C convention, not through the engine's
+packed wrappers: one small public function names them all, so every other function can stay internal, and LLVM makes no wrapper
+(a second copy) of it. The engine compiles for the live processor; a lower level is kept by `Machine.attributes()` on the
+functions.
 """
 
 from __future__ import annotations
@@ -11,11 +12,16 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import os
+import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from dlcompiler.codegen.cpu.object_file import ELF_MAGIC, LoadedObject, load_object
 
 LOWER_TO_LLVM = (
     "builtin.module(convert-vector-to-llvm,convert-scf-to-cf,convert-math-to-llvm,convert-arith-to-llvm,convert-cf-to-llvm,"
@@ -28,37 +34,27 @@ TABLE_FUNCTION = "dlcompiler_entry_points"
 
 @dataclass
 class Module:
-    """Compiled code. The addresses are valid as long as this object lives; `milliseconds` is the time of each stage."""
+    """Compiled code. `milliseconds` is the time of each stage.
 
-    engine: Any
-    addresses: dict[str, int]
-    text: str
-    lowered: Any
+    code    its functions in memory; they stay as long as it lives
+    object  the ELF file that it was loaded from; None where the system has another format
+    """
+
+    code: LoadedObject
+    object: bytes | None
     milliseconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def stages(self) -> dict[str, str]:
-        """The text of each stage, for a dump: printing takes as long as lowering, so it is done when asked for."""
-        return {"mlir": self.text, "llvm-dialect": str(self.lowered)}
 
     def address(self, name: str) -> int:
         """The plain C address of an entry point: its arguments are what its `llvm.func` says (`!llvm.ptr` is void *,
         i64 is int64_t).
         """
-        return self.addresses[name]
+        return self.code.address(name)
 
     def function(self, name: str, *argument_types: Any, result: Any = None) -> Any:
-        """An entry point as a ctypes function that keeps this module alive; the default arguments are (void **,
+        """An entry point as a ctypes function that keeps its code alive; the default arguments are (void **,
         int64_t, int64_t).
         """
-        kinds = argument_types or (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
-        function: Any = ctypes.CFUNCTYPE(result, *kinds)(self.addresses[name])
-        function.module = self
-        return function
-
-    def write_object(self, path: Path) -> None:
-        """Write the machine code as an ELF object file, for a listing or an artefact."""
-        self.engine.dump_to_object_file(str(path))
+        return self.code.function(name, *argument_types, result=result)
 
 
 @functools.cache
@@ -73,7 +69,7 @@ def mlir_context() -> Any:
 
 
 def libgomp() -> list[str]:
-    """The OpenMP runtime that torch brings along, as `shared_libs`; empty if there is none. Does not import torch."""
+    """The OpenMP runtime that torch brings along, as files; empty if there is none. Does not import torch."""
     specification = importlib.util.find_spec("torch")
     if specification is None or specification.origin is None:
         return []
@@ -92,30 +88,67 @@ def entry_point_table(names: list[str]) -> str:
     return "\n".join([*lines, "llvm.return", "}"])
 
 
-def compile_mlir(text: str, entry_points: list[str], opt_level: int = 2, openmp: bool = False) -> Module:
+def compile_mlir(text: str, entry_points: list[str], opt_level: int = 2, libraries: Sequence[str] = ()) -> Module:
     """Compile a module of `llvm.func`s (their bodies in arith, vector, scf, math, llvm) and look up its entry points.
 
-    `openmp` links torch's libgomp, so that the code may declare and call GOMP_parallel. ImportError if the MLIR
-    bindings are missing; the bindings' MLIRError names the line of a text that does not parse; RuntimeError for a
-    symbol that cannot be found.
+    libraries   files of shared libraries that the code may declare functions of, and call; `libgomp()` for GOMP_parallel
+    ImportError if the MLIR bindings are missing; the bindings' MLIRError names the line of a text that does not parse;
+    RuntimeError for a symbol that cannot be found.
+    """
+    from torch_mlir import ir
+
+    whole = text.rstrip().removesuffix("}") + entry_point_table(entry_points) + "\n}\n"
+    milliseconds: dict[str, float] = {}
+    with COMPILING, mlir_context(), ir.Location.unknown():
+        made = _machine_code(whole, entry_points, opt_level, libraries, milliseconds)
+    if isinstance(made, LoadedObject):
+        return Module(made, None, milliseconds)
+    began = time.perf_counter()
+    code = load_object(made, libraries)
+    milliseconds["load"] = 1e3 * (time.perf_counter() - began)
+    return Module(code, made, milliseconds)
+
+
+def _machine_code(
+    text: str, entry_points: list[str], opt_level: int, libraries: Sequence[str], milliseconds: dict[str, float]
+) -> bytes | LoadedObject:
+    """The ELF object of a module's text; the engine's own code where it made another kind of object.
+
+    What MLIR holds of the module is freed on return, while the lock is held.
     """
     from torch_mlir import ir, passmanager
     from torch_mlir.execution_engine import ExecutionEngine
 
-    whole = text.rstrip().removesuffix("}") + entry_point_table(entry_points) + "\n}\n"
     clock = [time.perf_counter()]
-    with COMPILING, mlir_context(), ir.Location.unknown():
-        module = ir.Module.parse(whole)
-        clock.append(time.perf_counter())
-        passmanager.PassManager.parse(LOWER_TO_LLVM).run(module.operation)
-        clock.append(time.perf_counter())
-        engine = ExecutionEngine(module, opt_level=opt_level, shared_libs=libgomp() if openmp else [])
-        packed = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(engine.raw_lookup(TABLE_FUNCTION))
-        clock.append(time.perf_counter())
-    table = (ctypes.c_void_p * len(entry_points))()
+    module = ir.Module.parse(text)
+    clock.append(time.perf_counter())
+    passmanager.PassManager.parse(LOWER_TO_LLVM).run(module.operation)
+    clock.append(time.perf_counter())
+    engine = ExecutionEngine(module, opt_level=opt_level, shared_libs=list(libraries), enable_object_dump=True)
+    table_function = engine.raw_lookup(TABLE_FUNCTION)  # the engine compiles when something is looked up
+    data = object_of(engine)
+    clock.append(time.perf_counter())
+    durations = [1e3 * (after - before) for before, after in zip(clock, clock[1:])]
+    milliseconds.update(zip(("parse", "lower", "machine code"), durations))
+    return data if data.startswith(ELF_MAGIC) else LoadedObject(table_entries(table_function, entry_points), engine)
+
+
+def object_of(engine: Any) -> bytes:
+    """The object file that an engine has compiled. It gives it as a file only, so here is one that no disk has to hold."""
+    if hasattr(os, "memfd_create"):
+        with open(os.memfd_create("object"), "rb") as file:
+            engine.dump_to_object_file(f"/proc/self/fd/{file.fileno()}")
+            return file.read()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "object"
+        engine.dump_to_object_file(str(path))
+        return path.read_bytes()
+
+
+def table_entries(table_function: int, names: Sequence[str]) -> dict[str, int]:
+    """Call the function that gives every entry point's address: for objects that this process cannot load by itself."""
+    table = (ctypes.c_void_p * len(names))()
     argument = ctypes.c_void_p(ctypes.addressof(table))
     arguments = (ctypes.c_void_p * 1)(ctypes.addressof(argument))
-    packed(ctypes.addressof(arguments))
-    addresses = {name: int(address or 0) for name, address in zip(entry_points, table)}
-    durations = [1e3 * (after - before) for before, after in zip(clock, clock[1:])]
-    return Module(engine, addresses, text, module, dict(zip(("parse", "lower", "machine code"), durations)))
+    ctypes.CFUNCTYPE(None, ctypes.c_void_p)(table_function)(ctypes.addressof(arguments))
+    return {name: int(address or 0) for name, address in zip(names, table)}

@@ -1,4 +1,4 @@
-"""Facts about CPUs. The compiler is told its machine; only `host()` looks at the live one."""
+"""Facts about CPUs. The compiler is told its machine; only `host()` and `processor()` look at the live one."""
 
 from __future__ import annotations
 
@@ -104,12 +104,37 @@ def host() -> Machine:
     import os
     import platform
 
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
-    level = MACHINES[level_of_flags(platform.machine(), frozenset(flags))]
+    level = MACHINES[level_of_flags(platform.machine(), frozenset(_flags(_first_processor())))]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return dataclasses.replace(level, cores=cores, cache_bytes=_cache_bytes(level.cache_bytes))
+
+
+def processor() -> str:
+    """Everything about the live processor that changes what LLVM makes for it: family, model and features, on one line."""
+    import platform
+
+    facts = _first_processor()
+    names = ("vendor_id", "cpu family", "model", "CPU implementer", "CPU variant", "CPU part")
+    words = [f"{name} {facts[name]}" for name in names if name in facts] or [platform.processor()]
+    return "; ".join([*words, " ".join(sorted(_flags(facts)))])
+
+
+def _first_processor() -> dict[str, str]:
+    """The first processor's lines in /proc/cpuinfo; empty where there is no such file."""
+    cpuinfo = Path("/proc/cpuinfo")
+    facts: dict[str, str] = {}
+    if cpuinfo.exists():
+        with open(cpuinfo) as lines:  # the kernel writes it as it is read: on many cores the whole takes long
+            for line in lines:
+                if not line.strip():
+                    break
+                name, _, value = line.partition(":")
+                facts[name.strip()] = value.strip()
+    return facts
+
+
+def _flags(facts: dict[str, str]) -> list[str]:
+    return facts.get("flags", facts.get("Features", "")).split()
 
 
 def _cache_bytes(default: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from dlcompiler.codegen.cpu.emitter import Value
 from dlcompiler.codegen.cpu.indexing import Number
 from dlcompiler.codegen.cpu.scalars import element_name
 from dlcompiler.ir import kernel as K
-from dlcompiler.ir.expression import Dim, symbol, symbols
+from dlcompiler.ir.expression import Dim, linear_coefficients, symbol, symbols
 from dlcompiler.ir.types import contiguous_strides
 
 if TYPE_CHECKING:
@@ -61,32 +61,65 @@ class MemoryWriter:
         access = w.schedule.accesses[load]
         mask = self._mask(load.guard, copy)
         zero = e.constant(0, element_name(load.dtype), w.lanes.width)
-        stride = access.stride(w.schedule.vector)
+        stride = self._lane_stride(load)
         pointer = self.pointers[load.buffer]
-        if stride is None or load.indirect:
-            with_indirect = self._bind_indirect(load, copy)
+        with_indirect = self._bind_indirect(load, copy)
+        if stride is None:
             offsets = w.lane_index(access.offset, copy)
             self._unbind(with_indirect)
-            return self._gather(pointer, offsets, mask, zero)
+            return self._if_any(load, mask, zero, lambda: self._gather(pointer, offsets, mask, zero))
         base = self._first(access.offset, copy)
+        self._unbind(with_indirect)
         if stride == 0:  # only the guard moves with the lanes: read where any lane may
             return self._load_under(pointer, base, mask, zero)
         if stride == 1:
             if mask is None:
                 return e.load(pointer, base, element_name(load.dtype), w.lanes.width)
             return e.masked_load(pointer, base, mask, zero)
-        if stride == -1 and mask is None:
-            backwards = e.load(pointer, w.index.plus(base, 1 - w.lanes.width), element_name(load.dtype), w.lanes.width)
-            return e.shuffle(backwards, backwards, list(reversed(range(w.lanes.width))))
+        if stride == -1:
+            return self._if_any(load, mask, zero, lambda: self._load_backwards(pointer, base, mask, zero))
         steps = w.index.times(w.index.write(stride), e.iota(w.lanes.width))
-        return e.gather(pointer, base, steps, mask if mask is not None else self._all(), zero)
+        held = mask if mask is not None else self._all()
+        return self._if_any(load, mask, zero, lambda: e.gather(pointer, base, steps, held, zero))
+
+    def _if_any(self, load: K.Load, mask: Value | None, zero: Value, read: Callable[[], Value]) -> Value:
+        """`read()`, for a guarded load only if some lane is inside: at most places a guard holds for all lanes or none."""
+        if not load.guard or mask is None:
+            return read()
+        (value,) = self.e.if_else(self.e.any(mask), lambda: [read()], lambda: [zero])
+        return value
+
+    def _load_backwards(self, pointer: Value, base: Number, mask: Value | None, zero: Value) -> Value:
+        """Lane k from k elements before the first."""
+        e, lanes = self.e, zero.lanes
+        turned = list(reversed(range(lanes)))
+        start = self.writer.index.plus(base, 1 - lanes)
+        if mask is None:
+            backwards = e.load(pointer, start, zero.element, lanes)
+        else:
+            backwards = e.masked_load(pointer, start, e.shuffle(mask, mask, turned), zero)
+        return e.shuffle(backwards, backwards, turned)
+
+    def _lane_stride(self, load: K.Load) -> Dim | None:
+        """Elements from one lane's to the next; None if not evenly spaced. An index that data gives may be one for all lanes."""
+        w = self.writer
+        access, vector = w.schedule.accesses[load], w.schedule.vector
+        if not load.indirect:
+            return access.stride(vector)
+        if vector is None or any(vector in w.axes_of[value] for value in load.indirect):
+            return None
+        coefficients = linear_coefficients(access.offset, w.schedule.axes)
+        return None if coefficients is None else coefficients.get(vector, 0)
 
     def _load_under(self, pointer: Value, base: Number, mask: Value | None, zero: Value) -> Value:
         e = self.e
         if mask is None:
             return e.broadcast(e.load(pointer, base, zero.element), zero.lanes)
-        same = e.mul(e.iota(zero.lanes), 0)
-        return e.gather(pointer, base, same, mask, zero)
+        return e.if_else(
+            e.any(mask),
+            lambda: [e.select(mask, e.broadcast(e.load(pointer, base, zero.element), zero.lanes), zero)],
+            lambda: [zero],
+        )[0]
 
     def _gather(self, pointer: Value, offsets: Number, mask: Value | None, zero: Value) -> Value:
         e = self.e
@@ -110,8 +143,6 @@ class MemoryWriter:
             access_axis, amount = w.schedule.vector, copy * w.lanes.width
         if not amount or access_axis not in symbols(offset):
             return number
-        from dlcompiler.ir.expression import linear_coefficients
-
         coefficients = linear_coefficients(offset, w.schedule.axes)
         assert coefficients is not None
         stride = w.index.write(coefficients.get(access_axis, 0))

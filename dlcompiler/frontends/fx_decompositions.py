@@ -16,7 +16,8 @@ _KEPT_WHOLE = (
     "masked_fill", "select_scatter", "unsafe_split", "unsafe_split_with_sizes", "take", "t", "transpose", "rsub", "ones",
     "new_full", "new_ones", "new_zeros", "ones_like", "fill", "arange", "_unsafe_index", "expand_copy", "adaptive_avg_pool1d",
     "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "reshape", "narrow", "linear", "lstm", "gru", "rnn_tanh",
-    "rnn_relu",
+    "rnn_relu", "embedding_dense_backward",
+    *(f"{kind}_pad{rank}d{pass_}" for kind in ("reflection", "replication") for rank in (1, 2, 3) for pass_ in ("", "_backward")),
 )  # fmt: skip
 # Operators outside torch's core table whose parts we have rules for
 _BROKEN_UP = (

@@ -6,11 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from dlcompiler.frontends.fx_pointwise import pointwise
 from dlcompiler.frontends.fx_rules import NoRule, rule
 from dlcompiler.frontends.fx_view import expand, permute, reshape
+from dlcompiler.frontends.resample import adaptive_matrix, resample_all
 from dlcompiler.ir.expression import Dim
 from dlcompiler.ir.graph import Node
 from dlcompiler.ir.types import boolean, compute_dtype
@@ -241,14 +240,6 @@ def _pool_attributes(i: Any, x: Node, kernel, stride, padding, dilation, ceil_mo
     return attributes
 
 
-@rule("max_pool2d_with_indices.default", "max_pool3d_with_indices.default")
-def _max_pool(i, x, kernel, stride=(), padding=0, dilation=1, ceil_mode=False):
-    if i.uses(1):
-        raise NoRule("the positions of maxima")
-    spatial = 3 if "3d" in str(i.node.target) else 2
-    return i.b.max_pool(x, **_pool_attributes(i, x, kernel, stride, padding, dilation, ceil_mode, spatial)), None
-
-
 def _average_pool_rule(spatial: int):
     def apply(i, x, kernel, stride=(), padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None):
         if not x.dtype.is_float:
@@ -271,32 +262,6 @@ def _adaptive_kernel(x: Node, output_size: Sequence[int]) -> tuple[int, ...] | N
     return None if any(s % o for s, o in zip(sizes, output_size)) else tuple(s // o for s, o in zip(sizes, output_size))
 
 
-def _adaptive_windows(i: Any, x: Node, output_size: Sequence[int]) -> tuple[Node, Node, np.ndarray]:
-    """Windows of unequal sizes: window k of n over size s is [floor(k*s/n), ceil((k+1)*s/n)).
-
-    Returns the windows, x[..., o1, k1, o2, k2, ...] with every k as long as the longest; which of their elements count; and how
-    many count in each window, as an array [o1, 1, o2, 1, ...].
-    """
-    spatial, rank = len(output_size), x.tensor.rank
-    positions, inside = [], np.ones((1,) * (2 * spatial), dtype=bool)
-    for axis, (size, out) in enumerate(zip(x.shape[-spatial:], output_size)):
-        starts = np.arange(out) * size // out
-        ends = -(-(np.arange(1, out + 1) * size) // out)
-        taps = np.arange((ends - starts).max())
-        shape = (1,) * (2 * axis) + (out, len(taps)) + (1,) * (2 * (spatial - axis - 1))
-        at = starts[:, None] + taps
-        inside = inside & (at < ends[:, None]).reshape(shape)
-        positions.append(i.b.constant(np.minimum(at, size - 1).reshape(shape)))
-    windows = i.b.index(x, *positions, axes=tuple(range(rank - spatial, rank)))
-    count = inside.sum(axis=tuple(range(1, 2 * spatial, 2)), keepdims=True)
-    return windows, i.b.constant(inside), count
-
-
-def _window_axes(rank: int, spatial: int) -> tuple[int, ...]:
-    """Where `_adaptive_windows` puts the elements of a window."""
-    return tuple(rank - spatial + 2 * k + 1 for k in range(spatial))
-
-
 def _adaptive_average(i, x, output_size):
     spatial, rank = len(output_size), x.tensor.rank
     if not x.dtype.is_float:
@@ -307,28 +272,11 @@ def _adaptive_average(i, x, output_size):
     if kernel is not None:
         ones, zeros = (1,) * spatial, (0,) * spatial
         return i.b.average_pool(x, kernel=kernel, strides=kernel, padding=zeros, dilations=ones, count_padding=True, divisor=None)
-    wide = compute_dtype(x.dtype)
-    windows, inside, count = _adaptive_windows(i, i.cast(x, wide), output_size)
-    masked = i.b.where(inside, windows, i.number(0, wide))
-    total = i.b.reduce_sum(masked, axes=_window_axes(rank, spatial), keepdims=True)
-    average = i.b.div(total, i.b.constant(count, wide))
-    return reshape(i, i.cast(average, x.dtype), i.shape)
+    matrices = [adaptive_matrix(size, out) for size, out in zip(x.shape[rank - spatial :], output_size)]
+    return resample_all(i.b, x, [m / m.sum(axis=1, keepdims=True) for m in matrices])
 
 
 rule("adaptive_avg_pool1d.default", "_adaptive_avg_pool2d.default", "_adaptive_avg_pool3d.default")(_adaptive_average)
-
-
-@rule("adaptive_max_pool2d.default", "adaptive_max_pool3d.default")
-def _adaptive_max(i, x, output_size):
-    if i.uses(1):
-        raise NoRule("the positions of maxima")
-    spatial, rank = len(output_size), x.tensor.rank
-    kernel = _adaptive_kernel(x, output_size)
-    if kernel is not None:
-        return i.b.max_pool(x, kernel=kernel, strides=kernel, padding=(0,) * spatial, dilations=(1,) * spatial), None
-    windows, inside, _ = _adaptive_windows(i, x, output_size)
-    masked = i.b.where(inside, windows, i.number(-math.inf, x.dtype))
-    return reshape(i, i.b.reduce_max(masked, axes=_window_axes(rank, spatial), keepdims=True), i.shape), None
 
 
 # -- attention ---------------------------------------------------------------------------------------------------------------

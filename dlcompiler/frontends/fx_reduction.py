@@ -1,4 +1,4 @@
-"""Rules for reductions, softmax and scans."""
+"""Rules for reductions and softmax."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ from typing import Any
 
 from dlcompiler.frontends.fx_pointwise import as_bool
 from dlcompiler.frontends.fx_rules import NoRule, rule
-from dlcompiler.frontends.fx_view import axis_of, expand, reshape
+from dlcompiler.frontends.fx_view import axis_of, reshape
 from dlcompiler.ir.graph import Node
 from dlcompiler.ir.types import boolean, compute_dtype, u8
-
-# A running sum over n elements is written as n masked sums of n up to this n: n*n work, but one kernel, and foldable.
-SCAN_LIMIT = 256
 
 
 def axes_of(dim: int | Sequence[int] | None, rank: int) -> tuple[int, ...]:
@@ -148,33 +145,3 @@ def _softmax_rule(op: str):
 
 rule("_softmax.default")(_softmax_rule("softmax"))
 rule("_log_softmax.default")(_softmax_rule("log_softmax"))
-
-# -- running sums and products -------------------------------------------------------------------------------------------------
-
-
-def _scan_rule(op: str, neutral: int):
-    def apply(i, x, dim, dtype=None):
-        """y[k] = sum over j of (x[j] if j <= k else 0), and a product likewise."""
-        rank = x.tensor.rank
-        x = i.cast(x, i.dtype)
-        if not rank:
-            return x
-        axis = axis_of(dim, rank)
-        size = x.shape[axis]
-        if not isinstance(size, int) or size > SCAN_LIMIT or x.dtype is boolean:
-            raise NoRule(f"a scan over {size} elements")
-        if size <= 1:
-            return x
-        spread = reshape(i, x, (*x.shape[:axis], 1, *x.shape[axis:]))
-        wide = expand(i, spread, (*x.shape[:axis], size, *x.shape[axis:]))
-        tail = (1,) * (rank - axis - 1)
-        line = i.b.iota(size=size)
-        seen = i.b.le(reshape(i, line, (size, *tail)), reshape(i, line, (size, 1, *tail)))
-        masked = i.b.where(seen, wide, i.number(neutral, x.dtype))
-        return i.b(op, masked, axes=(axis + 1,), keepdims=False)
-
-    return apply
-
-
-rule("cumsum.default")(_scan_rule("reduce_sum", 0))
-rule("cumprod.default")(_scan_rule("reduce_prod", 1))

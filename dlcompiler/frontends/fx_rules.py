@@ -33,8 +33,11 @@ def _fill_table() -> None:
         fx_create,
         fx_index,
         fx_layer,
+        fx_order,
         fx_pointwise,
+        fx_pool,
         fx_reduction,
+        fx_scatter,
         fx_view,
     )
 

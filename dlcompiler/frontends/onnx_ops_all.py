@@ -9,6 +9,7 @@ from dlcompiler.frontends import (  # noqa: F401
     onnx_ops_elementwise,
     onnx_ops_index,
     onnx_ops_normalization,
+    onnx_ops_order,
     onnx_ops_pooling,
     onnx_ops_quantize,
     onnx_ops_recurrent,

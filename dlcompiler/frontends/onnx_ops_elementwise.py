@@ -167,30 +167,17 @@ def bit_cast(call: Call) -> Node:
 # -- scans -----------------------------------------------------------------------------------------------------------------
 
 
-def _scan(call: Call, op: str, neutral: float) -> Node:
-    """y[i] is x[0..i] reduced: each element reduces the whole row with what lies behind it masked out."""
+def _scan(call: Call, kind: str) -> Node:
     x = call.require_rank(0, 1)
-    rank = x.tensor.rank
-    axis = call.normalize(int(call.scalar(1, "axis")), rank)
-    size = x.shape[axis]
-    if isinstance(size, int) and size > 8192:
-        call.unsupported(f"a scan over {size} elements")
-    row = call.reshape(call.b.iota(size=size), (size, 1))
-    column = call.reshape(call.b.iota(size=size), (1, size))
-    first, second = (column, row) if not call.flag("reverse") else (row, column)
-    seen = call.b("lt" if call.flag("exclusive") else "le", first, second)
-    behind = rank - axis - 1
-    wide = call.wide(x)
-    spread = call.reshape(wide, (*wide.shape[:axis], 1, *wide.shape[axis:]))
-    masked = call.b.where(call.reshape(seen, (size, size, *(1,) * behind)), spread, call.number(neutral, wide))
-    return call.cast(call.b(op, masked, axes=(axis + 1,), keepdims=False), x.dtype)
+    axis = call.normalize(int(call.scalar(1, "axis")), x.tensor.rank)
+    return call.b.scan(x, axis=axis, kind=kind, exclusive=call.flag("exclusive"), reverse=call.flag("reverse"))
 
 
 @operator("CumSum")
 def cumulative_sum(call: Call) -> Node:
-    return _scan(call, "reduce_sum", 0)
+    return _scan(call, "add")
 
 
 @operator("CumProd")
 def cumulative_product(call: Call) -> Node:
-    return _scan(call, "reduce_prod", 1)
+    return _scan(call, "mul")

@@ -90,7 +90,18 @@ def lookup(name: str) -> Op:
 
 def _fill_table() -> None:
     # each module registers its entries when imported
-    from dlcompiler.ir.ops import composite, contraction, pointwise, recurrent, reduction, source, view  # noqa: F401
+    from dlcompiler.ir.ops import (  # noqa: F401
+        composite,
+        contraction,
+        order,
+        pointwise,
+        recurrent,
+        reduction,
+        scan,
+        scatter,
+        source,
+        view,
+    )
 
 
 _fill_table()

@@ -6,6 +6,7 @@
 Only where a library of the target runs attention whole, and nothing else reads the scores. Equal for finite scores, up to the
 order of sums. Two other cases have another answer: a row whose every score is -inf gives NaN when written out and zeros from
 `attention`; a NaN or infinite score that a mask hides is hidden when written out by `where`, and spreads where masks are added.
+Exporters write weights of NaN as 0, which `attention` does for rows that see nothing, and not for NaN that comes with the scores.
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ class Scores:
 def attention(b: GraphRewriter, node: Node) -> Node | None:
     """matmul(softmax(scale * matmul(q, permute(k)) + mask), v) --> attention(q, k, v, mask)"""
     weights, value = node.inputs
-    weights = _through_casts(b, weights)
-    if weights.op.name != "softmax" or not b.is_used_once(weights) or value.dtype is not node.dtype:
+    tested = _tested_for_nan(b, weights)
+    weights = tested or _through_casts(b, weights)
+    if weights.op.name != "softmax" or not (tested or b.is_used_once(weights)) or value.dtype is not node.dtype:
         return None
     scores = weights.inputs[0]
     if weights.attributes["axis"] % scores.tensor.rank != scores.tensor.rank - 1:
@@ -75,11 +77,60 @@ def attention_mask(b: GraphRewriter, node: Node) -> Node | None:
     return b.attention(query, key, value, scale=node.attributes["scale"], causal=causal or node.attributes["causal"])
 
 
+@rule("grouped-attention", "attention", exact=True)
+def grouped_attention(b: GraphRewriter, node: Node) -> Node | None:
+    """attention(q, reshape(expand(k)), reshape(expand(v))): heads that share keys and values --> read from where they are"""
+    query, key, value, *mask = node.inputs
+    keys, values = _repeated_heads(key), _repeated_heads(value)
+    if keys is None or values is None or keys[1] != values[1] or query.tensor.rank != 4:
+        return None
+    (key, repeats), (value, _) = keys, values
+    heads = key.shape[1]
+    lead = query.shape[0]
+    if query.shape[0] != key.shape[0] or query.shape[1] != heads * repeats or value.shape[:2] != key.shape[:2]:
+        return None
+    operands = [b.reshape(query, shape=(lead, heads, repeats, *query.shape[2:])), key, value]
+    if mask:
+        (given,) = mask
+        shape = (1,) * (4 - given.tensor.rank) + given.shape
+        if shape[1] not in (1, heads * repeats):
+            return None
+        split = (1, 1) if shape[1] == 1 else (heads, repeats)
+        operands.append(b.reshape(given, shape=(shape[0], *split, *shape[2:])))
+    result = b.attention(*operands, **node.attributes)
+    return b.reshape(result, shape=node.shape)
+
+
+def _repeated_heads(node: Node) -> tuple[Node, Dim] | None:
+    """([N, H, 1, S, E], G) of reshape(expand(x, [N, H, G, S, E]), [N, H * G, S, E])."""
+    if node.op.name != "reshape" or node.inputs[0].op.name != "expand" or node.tensor.rank != 4:
+        return None
+    wide = node.inputs[0]
+    source = wide.inputs[0]
+    if wide.tensor.rank != 5 or source.tensor.rank != 5 or wide.shape[2] == 1:
+        return None
+    (n, heads, repeats, *matrix) = wide.shape
+    if source.shape != (n, heads, 1, *matrix) or node.shape != (n, heads * repeats, *matrix):
+        return None
+    return source, repeats
+
+
 def _through_casts(b: GraphRewriter, node: Node) -> Node:
     """What a value was cast from, where softmax is computed wider than the rest."""
     while node.op.name == "cast" and node.inputs[0].dtype.is_float and b.is_used_once(node):
         node = node.inputs[0]
     return node
+
+
+def _tested_for_nan(b: GraphRewriter, node: Node) -> Node | None:
+    """x of `where(isnan(x), 0, x)` that nothing else reads: how exporters write that a row which sees nothing gives zeros."""
+    if node.op.name != "where" or not b.is_used_once(node):
+        return None
+    test, zero, x = node.inputs
+    number = uniform_value(zero)
+    if test.op.name != "isnan" or test.inputs[0] is not x or number is None or float(number) != 0:
+        return None
+    return x if b.is_used_once(test) and b.uses[x] == 2 else None
 
 
 def _match_scores(b: GraphRewriter, node: Node) -> Scores | None:
@@ -95,9 +146,9 @@ def _match_scores(b: GraphRewriter, node: Node) -> Scores | None:
         node, found, is_causal = step
         causal |= is_causal
         if found is not None:
-            if mask is not None or broadcast_shapes([shape, found.shape]) != shape:
+            if broadcast_shapes([shape, found.shape]) != shape:
                 return None
-            mask = found
+            mask = found if mask is None else _both_masks(b, found, mask)
     if node.shape != shape:
         return None
     scaled = _scaled_product(b, node)
@@ -108,6 +159,23 @@ def _match_scores(b: GraphRewriter, node: Node) -> Scores | None:
             return None
         mask = b.cast(mask, dtype=scaled.query.dtype.name)
     return replace(scaled, mask=mask, causal=causal)
+
+
+def _both_masks(b: GraphRewriter, first: Node, second: Node) -> Node:
+    """One mask for two that follow each other."""
+    if first.dtype is boolean and second.dtype is boolean:
+        return b.bitwise_and(first, second)
+    if first.dtype is boolean:
+        return b.where(first, second, -np.inf)
+    if second.dtype is boolean:
+        return b.where(second, first, -np.inf)
+    # one that adds nothing is common: the mask of a model that was given none
+    return second if _is_zero(b, first) else first if _is_zero(b, second) else b.add(first, second)
+
+
+def _is_zero(b: GraphRewriter, mask: Node) -> bool:
+    number = uniform_value(mask)
+    return number is not None and float(number) == 0
 
 
 def _masked(b: GraphRewriter, node: Node) -> tuple[Node, Node | None, bool] | None:
@@ -182,6 +250,12 @@ def _transposed(b: GraphRewriter, keys: Node) -> Node:
     swap = (*range(rank - 2), rank - 1, rank - 2)
     if keys.op.name == "permute" and tuple(keys.attributes["dims"]) == swap:
         return keys.inputs[0]
+    if keys.op.name == "reshape" and keys.inputs[0].op.name == "permute":
+        # leading dimensions merged, the last two exchanged, and split again, as exporters write it
+        turned = keys.inputs[0]
+        last = turned.tensor.rank - 1
+        if tuple(turned.attributes["dims"]) == (*range(last - 1), last, last - 1) and turned.shape[-2:] == keys.shape[-2:]:
+            return b.reshape(turned.inputs[0], shape=(*keys.shape[:-2], *turned.inputs[0].shape[-2:]))
     return b.permute(keys, dims=swap)
 
 

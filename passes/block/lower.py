@@ -130,7 +130,10 @@ def _without_unused(kernel: K.Kernel) -> K.Kernel:
     needed: set[str] = set().union(*kernel.axes_of.values(), kernel.reduced_axes)
     for store in kernel.stores:
         needed |= set().union(*(symbols(e) for e in store.index))
-    return kernel.replace(buffers=buffers, axes=tuple(a for a in kernel.axes if a.name in needed))
+    axes = tuple(a for a in kernel.axes if a.name in needed)
+    if len(buffers) == len(kernel.buffers) and len(axes) == len(kernel.axes):
+        return kernel  # with what it knows of its values already
+    return kernel.replace(buffers=buffers, axes=axes)
 
 
 def covers_once(index: Sequence[Dim], shape: Sequence[Dim], extents: dict[str, Dim]) -> bool:

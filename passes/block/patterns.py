@@ -11,7 +11,7 @@ from dlcompiler.passes.block import attention, normalization
 from dlcompiler.passes.context import Context
 from dlcompiler.passes.rewrite import RuleTable, apply_rules
 
-RULES = RuleTable([attention.attention, attention.attention_mask, *normalization.RULES])
+RULES = RuleTable([attention.attention, attention.attention_mask, attention.grouped_attention, *normalization.RULES])
 WITHOUT_ATTENTION = RuleTable(normalization.RULES)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from dlcompiler.ir.text import parse_graph
 
+import dlcompiler
 from dlcompiler.cli.commands import COMMANDS
 from tests.cli.conftest import CLASSES, TEXT, WIDTH, Cli
 
@@ -146,6 +147,25 @@ def test_cache_says_that_nothing_is_kept(cli: Cli) -> None:
     for action in ("info", "clear", "verify"):
         assert cli("cache", action, "--json").json["entries"] == 0
         assert "nothing is kept on disk" in cli("cache", action).out
+
+
+def test_cache_shows_checks_and_clears(cli: Cli, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DLCOMPILER_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("DLCOMPILER_CACHE_BYTES", str(1 << 20))
+    assert cli("cache", "info", "--json").json["entries"] == 0
+    dlcompiler.reset()
+    assert cli("compile", text, "--json").json["report"]["compiled"] == 1
+    dlcompiler.reset()
+    assert "0 compiled, 1 from disk" in cli("compile", text).out
+    info = cli("cache", "info", "--json").json
+    assert info["entries"] >= 2 and info["on_disk"] and 0 < info["bytes"] < info["limit"] == 1 << 20
+    assert "of at most 1.0 MiB" in cli("cache", "info").out
+    assert cli("cache", "verify", "--json").json["damaged"] == {}
+    damaged = next((tmp_path / "cache").glob("*.object"))
+    damaged.write_bytes(b"")
+    assert list(cli("cache", "verify", "--json").json["damaged"]) == [str(damaged)] and "1 damaged" in cli("cache", "verify").out
+    assert cli("cache", "clear", "--json").json["removed"] == info["entries"]
+    assert "0 removed" in cli("cache", "clear").out and list((tmp_path / "cache").iterdir()) == []
 
 
 def test_a_model_from_a_python_file(cli: Cli, tmp_path: Path) -> None:

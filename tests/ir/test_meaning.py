@@ -279,6 +279,36 @@ def test_contractions_mean_what_torch_means(name, reference):
     check_samples(name, reference, takes=lambda s: all(x.dtype.kind in "fVb" and x.size for x in s.inputs))
 
 
+def scan(x, *, axis, kind, exclusive, reverse):
+    """Not of narrow integers, which torch's scans widen, and the neutral element put in front by hand."""
+    fill = {"add": 0, "mul": 1, "max": -math.inf, "logaddexp": -math.inf, "min": math.inf}[kind]
+    x = x.flip(axis) if reverse else x
+    if exclusive:
+        x = torch.cat([torch.full_like(x.narrow(axis, 0, 1), fill), x.narrow(axis, 0, x.shape[axis] - 1)], axis)
+    first = {"max": lambda x, d: torch.cummax(x, d)[0], "min": lambda x, d: torch.cummin(x, d)[0]}
+    functions = {"add": torch.cumsum, "mul": torch.cumprod, "logaddexp": torch.logcumsumexp, **first}
+    result = functions[kind](x, axis)
+    return result.flip(axis) if reverse else result
+
+
+def scatter(x, updates, indices, *, axis, kind, shape):
+    """An index outside goes to a row that is cut off again."""
+    longer = torch.cat([x.expand(shape), torch.zeros_like(x.expand(shape).narrow(axis, 0, 1))], axis)
+    size = shape[axis]
+    at = torch.where((indices >= 0) & (indices < size), indices, size)
+    names = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
+    return longer.scatter_reduce(axis, at, updates, names[kind]).narrow(axis, 0, size)
+
+
+def test_scans_orders_and_scatters_mean_what_torch_means():
+    check_samples("scan", scan, takes=lambda s: s.inputs[0].dtype.kind in "fV" and s.inputs[0].size)
+    for name, function in (("running_extreme", {True: torch.cummax, False: torch.cummin}),):
+        check_samples(name, lambda x, *, axis, largest, f=function: f[largest](x, axis), takes=lambda s: s.inputs[0].size)
+    check_samples("sort", lambda x, *, descending: torch.sort(x, stable=True, dim=-1, descending=descending))
+    check_samples("topk", lambda x, *, k, largest: tuple(r[..., :k] for r in torch.sort(x, stable=True, descending=largest)))
+    check_samples("scatter", scatter, takes=lambda s: s.attributes["kind"] != "set" and s.inputs[0].dtype != bool)
+
+
 def test_views_mean_what_numpy_means():
     """The ops whose meaning is not one NumPy call: slice_update, window, index, gather."""
     x = np.arange(35).reshape(7, 5)

@@ -159,6 +159,35 @@ FIRES: dict[str, tuple[str, ...]] = {
         """input %q : f32[2, 3, N, 8]; input %k : f32[2, 3, N, 8]; input %v : f32[2, 3, N, 8]; %i = iota {size = N};
         %r = reshape(%i) {shape = (N, 1)}; %m = le(%i, %r); %t = permute(%k) {dims = (0, 1, 3, 2)}; %s = matmul(%q, %t);
         %f = constant -inf : f32[]; %a = where(%m, %s, %f); %w = softmax(%a) {axis = 3}; %y = matmul(%w, %v)""",
+        """input %q : f32[2, 4, 5, 8]; input %k : f32[2, 4, 6, 8]; input %v : f32[2, 4, 6, 8];
+        %t = permute(%k) {dims = (0, 1, 3, 2)}; %s = matmul(%q, %t); %w = softmax(%s) {axis = 3}; %n = isnan(%w);
+        %z = constant 0.0 : f32[]; %o = where(%n, %z, %w); %y = matmul(%o, %v)  # => a row that sees nothing gives zeros""",
+        """input %q : f32[2, 5, 8]; input %k : f32[2, 5, 8]; input %v : f32[2, 5, 8]; input %m : f32[5, 5];
+        input %p : f32[2, 1, 5];
+        %t = permute(%k) {dims = (0, 2, 1)}; %s = matmul(%q, %t); %a = add(%s, %m); %d = add(%a, %p); %w = softmax(%d) {axis = 2};
+        %y = matmul(%w, %v)  # => two masks""",
+        """input %q : f32[2, 5, 8]; input %k : f32[2, 5, 8]; input %v : f32[2, 5, 8]; input %m : f32[5, 5];
+        %g = constant [true, false, true, true, true] : bool[5]; %f = constant -inf : f32[]; %t = permute(%k) {dims = (0, 2, 1)};
+        %s = matmul(%q, %t); %a = where(%g, %s, %f); %d = add(%a, %m); %w = softmax(%d) {axis = 2};
+        %y = matmul(%w, %v)  # => one that keeps and one that is added""",
+        """input %q : f32[2, 4, 5, 8]; input %k : f32[2, 4, 6, 8]; input %v : f32[2, 4, 6, 8];
+        %j = reshape(%k) {shape = (8, 6, 8)};
+        %p = permute(%j) {dims = (0, 2, 1)}; %t = reshape(%p) {shape = (2, 4, 8, 6)}; %s = matmul(%q, %t);
+        %w = softmax(%s) {axis = 3}; %y = matmul(%w, %v)  # => heads merged around the exchange""",
+    ),
+    "grouped-attention": (
+        """input %q : f32[2, 6, 5, 8]; input %k : f32[2, 3, 1, 7, 8]; input %v : f32[2, 3, 1, 7, 4];
+        %a = expand(%k) {shape = (2, 3, 2, 7, 8)}; %b = reshape(%a) {shape = (2, 6, 7, 8)};
+        %c = expand(%v) {shape = (2, 3, 2, 7, 4)}; %d = reshape(%c) {shape = (2, 6, 7, 4)};
+        %y = attention(%q, %b, %d) {scale = 0.5, causal = true}""",
+        """input %q : f32[N, 4, 5, 8]; input %k : f32[N, 2, 1, 7, 8]; input %v : f32[N, 2, 1, 7, 4]; input %m : f32[N, 1, 5, 7];
+        %a = expand(%k) {shape = (N, 2, 2, 7, 8)}; %b = reshape(%a) {shape = (N, 4, 7, 8)};
+        %c = expand(%v) {shape = (N, 2, 2, 7, 4)}; %d = reshape(%c) {shape = (N, 4, 7, 4)};
+        %y = attention(%q, %b, %d, %m) {scale = 0.5, causal = false}""",
+        """input %q : f32[1, 4, 5, 8]; input %k : f32[1, 2, 1, 7, 8]; input %v : f32[1, 2, 1, 7, 4]; input %m : bool[4, 5, 7];
+        %a = expand(%k) {shape = (1, 2, 2, 7, 8)}; %b = reshape(%a) {shape = (1, 4, 7, 8)};
+        %c = expand(%v) {shape = (1, 2, 2, 7, 4)}; %d = reshape(%c) {shape = (1, 4, 7, 4)};
+        %y = attention(%q, %b, %d, %m) {scale = 0.5, causal = false}""",
     ),
     "attention-mask": (
         """input %q : f32[2, 5, 8]; input %k : f32[2, 5, 8]; input %v : f32[2, 5, 8]; %t = constant true : bool[];
@@ -328,6 +357,32 @@ MISSES: dict[str, tuple[str, ...]] = {
         %w = softmax(%a) {axis = 2}; %y = matmul(%w, %v)  # => -1 hides nothing""",
         """input %q : f32[5, 8]; input %k : f32[6, 8]; input %v : f32[6, 8]; %t = permute(%k) {dims = (1, 0)};
         %s = matmul(%q, %t); %w = softmax(%s) {axis = 1}; %y = matmul(%w, %v)  # => attention has rank 3 or more""",
+        """input %q : f32[2, 5, 8]; input %k : f32[2, 6, 8]; input %v : f32[2, 6, 8]; %t = permute(%k) {dims = (0, 2, 1)};
+        %s = matmul(%q, %t); %w = softmax(%s) {axis = 2}; %n = isnan(%w); %z = constant 1.0 : f32[]; %o = where(%n, %z, %w);
+        %y = matmul(%o, %v)  # => NaN becomes 1""",
+        """input %q : f32[2, 5, 8]; input %k : f32[2, 6, 8]; input %v : f32[2, 6, 8]; %t = permute(%k) {dims = (0, 2, 1)};
+        %s = matmul(%q, %t); %w = softmax(%s) {axis = 2}; %n = isnan(%s); %z = constant 0.0 : f32[]; %o = where(%n, %z, %w);
+        %y = matmul(%o, %v)  # => the scores are tested, not the weights""",
+        """input %q : f32[2, 6, 8]; input %k : f32[2, 6, 8]; input %v : f32[2, 6, 6]; %t = permute(%k) {dims = (0, 2, 1)};
+        %s = matmul(%q, %t); %w = softmax(%s) {axis = 2}; %n = isnan(%w); %z = constant 0.0 : f32[]; %o = where(%n, %z, %w);
+        %m = matmul(%o, %v); %y = add(%m, %w)  # => tested weights read elsewhere""",
+        """input %q : f32[2, 5, 8]; input %k : f32[2, 6, 8]; input %v : f32[2, 6, 8]; input %m : f32[5, 6];
+        input %p : f32[2, 5, 6];
+        %t = permute(%k) {dims = (0, 2, 1)}; %s = matmul(%q, %t); %a = add(%s, %m); %e = exp(%p); %d = mul(%a, %e);
+        %w = softmax(%d) {axis = 2}; %y = matmul(%w, %v)  # => masked scores times a tensor""",
+    ),
+    "grouped-attention": (
+        """input %q : f32[2, 6, 5, 8]; input %k : f32[2, 3, 1, 7, 8]; input %v : f32[2, 6, 7, 4];
+        %a = expand(%k) {shape = (2, 3, 2, 7, 8)}; %b = reshape(%a) {shape = (2, 6, 7, 8)};
+        %y = attention(%q, %b, %v) {scale = 0.5, causal = false}  # => values are each head's own""",
+        """input %q : f32[2, 6, 5, 8]; input %k : f32[2, 1, 3, 7, 8]; input %v : f32[2, 1, 3, 7, 4];
+        %a = expand(%k) {shape = (2, 2, 3, 7, 8)}; %b = reshape(%a) {shape = (2, 6, 7, 8)};
+        %c = expand(%v) {shape = (2, 2, 3, 7, 4)}; %d = reshape(%c) {shape = (2, 6, 7, 4)};
+        %y = attention(%q, %b, %d) {scale = 0.5, causal = false}  # => all heads repeated, not each next to itself""",
+        """input %q : f32[2, 1, 5, 8]; input %k : f32[2, 3, 1, 7, 8]; input %v : f32[2, 3, 1, 7, 4];
+        %a = expand(%k) {shape = (2, 3, 2, 7, 8)}; %b = reshape(%a) {shape = (2, 6, 7, 8)};
+        %c = expand(%v) {shape = (2, 3, 2, 7, 4)}; %d = reshape(%c) {shape = (2, 6, 7, 4)};
+        %y = attention(%q, %b, %d) {scale = 0.5, causal = false}  # => one head of queries""",
     ),
     "attention-mask": (
         """input %q : f32[2, 2, 8]; input %k : f32[2, 2, 8]; input %v : f32[2, 2, 8]; %m = constant [true, true, true, false] :

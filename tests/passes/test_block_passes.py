@@ -7,8 +7,10 @@ import pytest
 from dlcompiler.codegen.target import Target
 from dlcompiler.ir.graph import Builder, Graph, Node
 from dlcompiler.ir.interpret import interpret_graph
+from dlcompiler.ir.program import Launch
 from dlcompiler.ir.types import TensorType, f32
 from dlcompiler.passes.context import Context, DefaultOptions
+from dlcompiler.passes.dataflow.program import plan_graph
 from dlcompiler.passes.pipeline import PASSES, optimize, run_pass
 
 TARGET = Target("cpu", "x86-64-v3")
@@ -133,6 +135,23 @@ def test_attention_whose_weights_are_a_result_stays():
     q, k, v = (b.input(n, TensorType(f32, (2, 5, 8))) for n in "qkv")
     weights = b.softmax(b.matmul(q, b.permute(k, dims=(0, 2, 1))), axis=-1)
     assert "attention" not in ops(optimize(b.finish([b.matmul(weights, v), weights]), TARGET))
+
+
+def test_heads_that_share_keys_are_not_copied():
+    b = Builder()
+    q = b.input("q", TensorType(f32, (1, 6, 5, 16)))
+    shared = []
+    for name in "kv":
+        heads = b.reshape(b.input(name, TensorType(f32, (1, 3, 7, 16))), shape=(1, 3, 1, 7, 16))
+        shared.append(b.reshape(b.expand(heads, shape=(1, 3, 2, 7, 16)), shape=(1, 6, 7, 16)))
+    result = b.attention(q, *shared, scale=0.25, causal=True)
+    graph = b.finish([b.reshape(b.permute(result, dims=(0, 2, 1, 3)), shape=(1, 5, 96))])
+    optimized = optimize(graph, TARGET)
+    assert_same_answer(graph, optimized, [random(1, heads, length, 16) for heads, length in ((6, 5), (3, 7), (3, 7))])
+    steps = plan_graph(optimized, TARGET).steps
+    assert [step.op for step in steps if not isinstance(step, Launch)] == ["attention"]
+    # one copy hands out the result, which a call of the model would have read where it is
+    assert len(steps) <= 2
 
 
 def linears(shared: bool = False, argument: bool = False) -> Graph:

@@ -88,6 +88,16 @@ def test_other_memory_behind_a_parameter_is_seen(model, x):
             torch.testing.assert_close(compiled(x), model(x))
 
 
+@pytest.mark.parametrize("entry", ["torch.compile", "dlcompiler.compile"])
+def test_changes_behind_the_version_counter_are_noticed(entry, model, x):
+    with torch.no_grad():
+        compiled = compiled_by(entry, model, x)
+        compiled(x)
+        for parameter in model[0].parameters():
+            parameter.data.mul_(1.25)
+            torch.testing.assert_close(compiled(x), model(x))
+
+
 def test_tensors_without_a_version_are_read_in_each_call(x):
     with torch.inference_mode():
         model = nn.Linear(40, 30).eval()

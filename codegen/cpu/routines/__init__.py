@@ -61,10 +61,12 @@ class Packs(Protocol):
 
 def routines() -> Mapping[str, Routine]:
     """The routine of each op that has one."""
+    from dlcompiler.codegen.cpu.routines.attention import Attention
+    from dlcompiler.codegen.cpu.routines.indexing import INDEXING
     from dlcompiler.codegen.cpu.routines.recurrent import Recurrent
 
     scan = Recurrent()
-    return {"lstm_scan": scan, "gru_scan": scan, "rnn_scan": scan}
+    return {"attention": Attention(), "lstm_scan": scan, "gru_scan": scan, "rnn_scan": scan, **INDEXING}
 
 
 def find_routine(node: Node, machine: Machine) -> Routine | None:

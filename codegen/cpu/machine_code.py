@@ -1,0 +1,143 @@
+"""Functions as machine code: from the cache on disk, else compiled, all missing ones in one module.
+
+A function's name must say all that it depends on, but for the compiler and the processor, which are added here. On disk an entry
+for each function names the object that holds it: what was compiled for one model serves every other that shares a kernel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import dlcompiler.codegen
+import dlcompiler.ir
+from dlcompiler.codegen.cache import Store, entry_name
+from dlcompiler.codegen.cpu.machine import processor
+from dlcompiler.codegen.cpu.object_file import LoadedObject, load_object
+from dlcompiler.codegen.cpu.relocations import ObjectFileError
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function of `code`, which has to live as long as it is called.
+
+    facts     what its writer said of it, for whoever calls it
+    compiled  by this process, now
+    """
+
+    name: str
+    code: LoadedObject
+    facts: str
+    compiled: bool
+
+    @property
+    def address(self) -> int:
+        return self.code.address(self.name)
+
+
+@cache
+def fingerprint() -> str:
+    """What code depends on besides its text: our sources and versions, and the live processor. No path, no number of threads."""
+    digest = hashlib.sha256()
+    for package in (dlcompiler.codegen, dlcompiler.ir):
+        root = Path(package.__path__[0])
+        for path in sorted(root.rglob("*.py")):
+            digest.update(f"\n{path.relative_to(root).as_posix()}\n".encode() + path.read_bytes())
+    versions = [f"{name} {_version(name)}" for name in ("dlcompiler", "torch-mlir")]
+    return "\n".join([digest.hexdigest(), *versions, platform.system(), platform.machine(), processor()])
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+# Objects in this process by their name in the cache: two kernels of one object map it once.
+_objects: weakref.WeakValueDictionary[str, LoadedObject] = weakref.WeakValueDictionary()
+_lock = threading.Lock()
+
+
+def find_functions(
+    names: Sequence[str],
+    write: Callable[[Sequence[str]], tuple[str, Mapping[str, str]]],
+    store: Store | None = None,
+    libraries: Sequence[str] = (),
+) -> dict[str, Function]:
+    """Each name's function.
+
+    write       gives the MLIR text of a module that defines those that have to be compiled, and the facts of each
+    libraries   files of shared libraries that the functions call into
+    Of several processes that ask for the same names at once, one compiles them. Raises as `jit.compile_mlir`.
+    """
+    if store is None:
+        return _compile(names, write, libraries)[0]
+    entries = {name: entry_name("function", fingerprint(), name) for name in names}
+    found = _load(entries, store, libraries)
+    if len(found) == len(names):
+        return found
+    with store.lock(entry_name("object", *sorted(entries.values()))):
+        found |= _load({name: entry for name, entry in entries.items() if name not in found}, store, libraries)
+        missing = [name for name in names if name not in found]
+        if missing:
+            compiled, data = _compile(missing, write, libraries)
+            found |= compiled
+            if data is not None:
+                _keep(data, {entries[name]: function.facts for name, function in compiled.items()}, store)
+    return found
+
+
+def _compile(
+    names: Sequence[str], write: Callable[[Sequence[str]], tuple[str, Mapping[str, str]]], libraries: Sequence[str]
+) -> tuple[dict[str, Function], bytes | None]:
+    """The functions, compiled in one module, and the object that holds them."""
+    from dlcompiler.codegen.cpu.jit import compile_mlir
+
+    text, facts = write(names)
+    module = compile_mlir(text, list(names), libraries=libraries)
+    return {name: Function(name, module.code, facts.get(name, ""), True) for name in names}, module.object
+
+
+def _load(entries: Mapping[str, str], store: Store, libraries: Sequence[str]) -> dict[str, Function]:
+    """The functions that are on disk, whole."""
+    found = {}
+    for name, entry in entries.items():
+        payload = store.get(entry)
+        if payload is not None:
+            held_by, _, facts = payload.decode().partition("\n")
+            code = _load_object(held_by, store, libraries)
+            if code is not None and name in code.addresses:
+                found[name] = Function(name, code, facts, False)
+    return found
+
+
+def _load_object(name: str, store: Store, libraries: Sequence[str]) -> LoadedObject | None:
+    with _lock:
+        code = _objects.get(name)
+        if code is None:
+            data = store.get(name)
+            if data is None:
+                return None
+            try:
+                code = load_object(data, libraries)
+            except ObjectFileError as error:
+                store.discard(name, str(error))
+                return None
+            _objects[name] = code
+        return code
+
+
+def _keep(data: bytes, facts: Mapping[str, str], store: Store) -> None:
+    """The object first, so that whoever finds a function finds its code. `facts` by entry."""
+    name = entry_name("object", data)
+    store.put(name, data)
+    for entry, text in facts.items():
+        store.put(entry, f"{name}\n{text}".encode())
