@@ -119,6 +119,15 @@ def _infer_scan(cell: Cell):
     return infer
 
 
+def _unpacked(x: Array, hidden: int) -> Array:
+    """A weight [G*H, H] or bias [G*H] as it is, also of the panels [P, H, G, V, L] or [P, G, V, L] in which a program has it."""
+    if x.ndim < 4:
+        return x
+    blocks = x.transpose(2, 0, 3, 4, 1) if x.ndim == 5 else x.transpose(1, 0, 2, 3)
+    units = blocks.reshape(blocks.shape[0], -1, *blocks.shape[4:])[:, :hidden]
+    return units.reshape(-1, *blocks.shape[4:])
+
+
 def _evaluate_scan(cell: Cell):
     each = 3 if cell.inner_bias else 2
 
@@ -129,8 +138,9 @@ def _evaluate_scan(cell: Cell):
         initial, rest = operands[: cell.states], operands[cell.states :]
         sides, lasts = [], []
         for direction, backwards in enumerate(attributes["reverse"]):
-            gates, weight, *bias = rest[direction * each : (direction + 1) * each]
+            gates, *packed = rest[direction * each : (direction + 1) * each]
             states = tuple(s[direction] for s in initial)
+            weight, *bias = (_unpacked(x, states[0].shape[-1]) for x in packed)
             y = np.empty((*gates.shape[:2], states[0].shape[-1]), gates.dtype)
             for t in reversed(range(len(gates))) if backwards else range(len(gates)):
                 product = states[0] @ weight.T + (bias[0] if bias else 0)

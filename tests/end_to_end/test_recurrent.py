@@ -105,6 +105,21 @@ def test_any_number_of_threads_gives_the_same_bits(batch: int, bidirectional: bo
 
 
 @ours_only
+@pytest.mark.parametrize("kind", KINDS)
+def test_program_means_what_the_graph_means(kind: str) -> None:
+    """Also for the interpreter of programs, which is given the weights in panels."""
+    from dlcompiler.ir.interpret import interpret_program
+
+    import dlcompiler
+
+    model = layer(kind, 4, 21, bidirectional=True).requires_grad_(False)
+    x = torch.randn(3, 2, 4)
+    program = dlcompiler.compile(model, (x,)).program
+    for found, eager in zip(interpret_program(program, [x.numpy()]), leaves(model(x))):
+        np.testing.assert_allclose(found, eager.numpy(), rtol=1e-5, atol=2e-6)
+
+
+@ours_only
 @pytest.mark.parametrize("kind", ["gru", "rnn"])
 def test_training_under_torch_compile(kind: str, traced: None) -> None:
     model = layer(kind, 4, 6, batch_first=True)

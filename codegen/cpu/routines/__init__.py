@@ -53,7 +53,8 @@ class Packs(Protocol):
     def packing(self, node: Node, machine: Machine) -> Mapping[int, Callable[[Builder, Node], Node]]:
         """For these operands, how each is written with views; the code is given that, stored row major, in the operand's place.
 
-        It is stored once for what stays the same between calls, else in each call.
+        It is stored once for what stays the same between calls, else in each call. The op's meaning must take it too, since the
+        interpreter of programs is given what the code is given.
         """
         ...
 
