@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import TypeAlias, Union
 
 Dim: TypeAlias = Union[int, "Expression"]
@@ -151,6 +151,7 @@ def _atom(kind: str, *operands: Dim | str) -> Expression:
     return Expression({(Atom(kind, operands),): 1})
 
 
+@lru_cache(maxsize=4096)
 def symbol(name: str) -> Expression:
     """The non-negative integer called `name`."""
     return _atom("symbol", name)

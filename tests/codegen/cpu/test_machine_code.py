@@ -144,6 +144,17 @@ def test_a_changed_model_compiles_what_changed(in_process: Any, tmp_path: Path) 
     assert counts(compile_anew(tmp_path, two)) == (0, 2, 0)
 
 
+def test_sizes_known_when_called_come_back_from_disk(in_process: Any, tmp_path: Path) -> None:
+    text = TEXT.replace("[4, 30]", "[N, 30]").replace("f32[4]", "f32[N]")
+    works = []
+    for expected_counts in ((1, 0, 0), (0, 1, 0)):
+        compiled = compile_anew(tmp_path, text)
+        assert counts(compiled) == expected_counts
+        check(compiled)
+        works += [(code.work, code.grain, code.multiple) for code in compiled.program.code.kernels if code is not None]
+    assert works[0] == works[1] and not isinstance(works[0][0], int)
+
+
 @pytest.mark.parametrize("suffix", [".function", ".object"])
 @pytest.mark.parametrize("how", ["cut", "flipped", "intact, but no object"])
 def test_damage_is_compiled_again_with_one_warning(
