@@ -148,7 +148,7 @@ def panel_width(kernel: K.Kernel, fixed: Set[K.Buffer], machine: TileMachine) ->
 
     `fixed`: buffers that keep their contents between calls: what is packed from them alone is packed once.
     """
-    found = find_contraction(kernel, fixed.__contains__)
+    found = find_contraction(kernel, fixed)
     if found is None or found.packed is not None:
         return None
     extents = kernel.extents
@@ -171,7 +171,7 @@ def _lanewise_vectors(count: Dim, lanes: int, machine: TileMachine) -> int:
 
 def is_worth_it(kernel: K.Kernel, fixed: Set[K.Buffer], machine: TileMachine) -> bool:
     """Whether a kernel is a contraction whose tiled loop is at least as quick as a library."""
-    found = find_contraction(kernel, fixed.__contains__)
+    found = find_contraction(kernel, fixed)
     # narrow floats are left to libraries that multiply them without widening them first
     if found is None or any(load.dtype is not found.reduce.dtype for load in (found.load, *loads_under(found.columns))):
         return False

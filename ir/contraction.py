@@ -12,8 +12,9 @@ as in a depthwise convolution, a batch axis fills the lanes: then each lane mult
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 from dlcompiler.ir import kernel as K
 from dlcompiler.ir.expression import (
@@ -62,11 +63,23 @@ class Contraction:
         return isinstance(self.columns, K.Load) and _stride(self.columns, self.vector) == 1
 
 
-def find_contraction(kernel: K.Kernel, is_fixed: Callable[[K.Buffer], bool] = lambda buffer: False) -> Contraction | None:
+# What was found in kernels that are still in use: each is asked about several times on its way to code.
+_found: WeakKeyDictionary[K.Kernel, dict[frozenset[K.Buffer], Contraction | None]] = WeakKeyDictionary()
+
+
+def find_contraction(kernel: K.Kernel, fixed: Set[K.Buffer] = frozenset()) -> Contraction | None:
     """The contraction that a kernel is, with whatever it does to each sum; None if it is none.
 
-    `is_fixed` says of a buffer that it keeps its contents between launches, as weights do: such a factor is taken as the columns.
+    `fixed` buffers keep their contents between launches, as weights do: a factor of these alone is taken as the columns.
     """
+    known = _found.setdefault(kernel, {})
+    key = frozenset(fixed)
+    if key not in known:
+        known[key] = _look_for_contraction(kernel, key)
+    return known[key]
+
+
+def _look_for_contraction(kernel: K.Kernel, fixed: frozenset[K.Buffer]) -> Contraction | None:
     reduces = [value for value in kernel.values if isinstance(value, K.Reduce)]
     if len(reduces) != 1:
         return None
@@ -84,14 +97,14 @@ def find_contraction(kernel: K.Kernel, is_fixed: Callable[[K.Buffer], bool] = la
         if summed & (axes_of[store.value].union(*map(symbols, store.index))):
             return None
     left, right = product.inputs
-    for rows, columns in _orders(kernel, left, right, is_fixed):
+    for rows, columns in _orders(kernel, left, right, fixed):
         found = _as_contraction(kernel, reduce, rows, columns)
         if found is not None:
             return found
     return None
 
 
-def _orders(kernel: K.Kernel, left: K.Value, right: K.Value, is_fixed: Callable[[K.Buffer], bool]):
+def _orders(kernel: K.Kernel, left: K.Value, right: K.Value, fixed: frozenset[K.Buffer]) -> list[tuple[K.Value, K.Value]]:
     """(rows, columns) to try: what is packed or fixed as columns, else what runs through the result without gaps."""
 
     def columns_first(factor: K.Value) -> tuple[bool, bool, bool]:
@@ -99,7 +112,7 @@ def _orders(kernel: K.Kernel, left: K.Value, right: K.Value, is_fixed: Callable[
         axes = kernel.axes_of[factor]
         return (
             _panel_axis(factor) is not None,
-            bool(loads) and all(is_fixed(load.buffer) for load in loads),
+            bool(loads) and all(load.buffer in fixed for load in loads),
             _innermost(kernel, frozenset(axes)) is not None and _innermost(kernel, frozenset(kernel.extents)) in axes,
         )
 

@@ -26,7 +26,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
 def two_kernels(name: str = "model") -> Graph:
-    """A softmax, a product (a library's), an exponential; each op has a line."""
+    """A softmax, then a product with an exponential in the same kernel; each op has a line."""
     b = Builder(name)
     x = b.input("x", TensorType(f32, (6, 6)))
     b.location = "net.py:3"
@@ -54,7 +54,7 @@ def test_what_is_there(dump: Path) -> None:
     }  # fmt: skip
     assert dump.name == "0001-model" and not list(dump.parent.glob(".*"))
     kernels = sorted(path.name for path in (dump / "kernels").iterdir())
-    assert kernels == ["000-softmax", "001-exp"]
+    assert kernels == ["000-softmax", "001-matmul_exp"]
     for kernel in (dump / "kernels").iterdir():
         files = {path.name for path in kernel.iterdir()}
         assert files >= {"index.md", "kernel.txt", "schedule.txt", "kernel.mlir", "kernel.llvm.mlir"}

@@ -310,7 +310,7 @@ class _Planner:
         width = self.target.panel_width(kernel, fixed)
         if width is None:
             return kernel, views
-        found = find_contraction(kernel, fixed.__contains__)
+        found = find_contraction(kernel, fixed)
         assert found is not None
         pack, packed = pack_columns(kernel, found, width)
         of = dict(zip(kernel.buffers, views))

@@ -44,7 +44,7 @@ def check(kernel: K.Kernel, fixed=lambda b: True, sizes=None, pack: bool = True,
         main, buffers = kernel, dict(arrays)
         width = panel_width(kernel, {b for b in kernel.buffers if fixed(b)}, machine.tiles) if pack else None
         if width is not None:
-            found = find_contraction(kernel, fixed)
+            found = find_contraction(kernel, {b for b in kernel.buffers if fixed(b)})
             assert found is not None
             packing, main = pack_columns(kernel, found, width)
             verify_kernel(packing)
