@@ -274,6 +274,35 @@ def test_gather_nd(seed, batch, length):
 
 
 @few
+@given(shape=filled, seed=seeds, largest=st.integers(0, 1))
+def test_first_in_order(shape, seed, largest):
+    axis = seed % len(shape)
+    k = np.array([1 + seed % shape[axis]])
+    check_node("TopK", {"x": normal(shape, seed)}, {"k": k}, outputs=2, axis=axis, largest=largest)
+
+
+@few
+@given(shape=filled, seed=seeds, reduction=st.sampled_from(["none", "add", "mul", "max", "min"]))
+def test_scatter_elements(shape, seed, reduction):
+    """Each place once where nothing says how two updates combine."""
+    axis = seed % len(shape)
+    order = np.argsort(normal(shape, seed + 1), axis=axis)
+    places = order - shape[axis] * (order % 2) if reduction == "none" else whole(shape, seed, -shape[axis], shape[axis] - 1)
+    feeds = {"x": normal(shape, seed), "places": places, "updates": normal(shape, seed + 2)}
+    check_node("ScatterElements", feeds, axis=axis, reduction=reduction, opset=18)
+
+
+@few
+@given(seed=seeds, length=st.integers(1, 3), reduction=st.sampled_from(["none", "add", "mul", "max", "min"]))
+def test_scatter_nd(seed, length, reduction):
+    shape = (5, 4, 3)
+    rows = np.random.default_rng(seed).permutation(5)[:3]
+    places = np.stack([rows, *(whole((3,), seed + k, 0, shape[k] - 1) for k in range(1, length))], axis=-1)
+    feeds = {"x": normal(shape, seed), "places": places, "updates": normal((3, *shape[length:]), seed + 1)}
+    check_node("ScatterND", feeds, reduction=reduction, opset=18)
+
+
+@few
 @given(seed=seeds, axis=st.integers(-3, 2))
 def test_one_hot(seed, axis):
     places = whole((2, 3), seed, -5, 4)
