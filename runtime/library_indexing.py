@@ -46,30 +46,25 @@ def _scan(call: Call) -> Routine:
     return run
 
 
-def _pair(call: Call, function: Callable[[Tensor], Sequence[Tensor]]) -> Routine:
-    """A call that gives values and positions."""
-    x, outs = call.reads[0].position, [operand.position for operand in call.writes]
-
-    def run(tensors: Sequence[Tensor]) -> None:
-        for out, result in zip(outs, function(tensors[x])):
-            tensors[out].copy_(result)
-
-    return run
+def _pair(call: Call, function: Callable[[Tensor, tuple[Tensor, Tensor]], object]) -> Routine:
+    """A call that writes values and positions."""
+    x, (values, places) = call.reads[0].position, (operand.position for operand in call.writes)
+    return lambda tensors: function(tensors[x], (tensors[values], tensors[places]))
 
 
 def _running_extreme(call: Call) -> Routine:
     axis, extreme = call.attributes["axis"], torch.cummax if call.attributes["largest"] else torch.cummin
-    return _pair(call, lambda x: extreme(x, axis))
+    return _pair(call, lambda x, out: extreme(x, axis, out=out))
 
 
 def _sort(call: Call) -> Routine:
     descending = bool(call.attributes["descending"])
-    return _pair(call, lambda x: torch.sort(x, stable=True, dim=-1, descending=descending))
+    return _pair(call, lambda x, out: torch.sort(x, stable=True, dim=-1, descending=descending, out=out))
 
 
 def _topk(call: Call) -> Routine:
     k, largest = call.attributes["k"], bool(call.attributes["largest"])
-    return _pair(call, lambda x: torch.topk(x, k, -1, largest=largest))
+    return _pair(call, lambda x, out: torch.topk(x, k, -1, largest=largest, out=out))
 
 
 def _scatter(call: Call) -> Routine:

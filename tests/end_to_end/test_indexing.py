@@ -163,3 +163,15 @@ def test_an_update_outside_writes_nothing() -> None:
     x, new = torch.zeros(4, 3), torch.ones(3, 3)
     result = compiled(x, torch.tensor([1, 4, 1 << 40]), new)
     assert result[1].eq(1).all() and result.sum() == 3
+
+
+def test_a_library_takes_what_no_routine_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dlcompiler.codegen.cpu.routines.routines", lambda: {})
+
+    def function(x: Tensor, at: Tensor, each: Tensor, new: Tensor) -> list[Any]:
+        return [x.sort(-1), x.cummin(1), x.topk(3), x.cumsum(1), x.index_add(1, at, new), x.scatter_add(1, each, new)]
+
+    compiled = torch.compile(function, backend="dlcompiler", options={"strict": True})
+    inputs = (X, AT, EACH, NEW)
+    for got, want in zip(leaves(compiled(*inputs)), leaves(function(*inputs)), strict=True):
+        torch.testing.assert_close(got, want)
