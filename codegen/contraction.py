@@ -43,7 +43,8 @@ class ContractionSchedule:
     """How a contraction runs.
 
     axes      axes after merging, with extents
-    outer     axes whose every point is a work item of its own, outermost first (before panels and chunks of rows)
+    outer     axes that columns depend on and whose every point is a work item of its own: outside of the panels
+    between   such axes that only rows have: between panels and chunks of rows, so that a panel is used for all of them in turn
     row       the axis that tiles take `rows` of; None for a single row. column: the axis in vectors
     summed    summed axes, outermost first
     rows, vectors, lanes   the tile
@@ -56,6 +57,7 @@ class ContractionSchedule:
     contraction: Contraction
     axes: dict[str, Dim]
     outer: tuple[str, ...]
+    between: tuple[str, ...]
     row: str | None
     column: str
     summed: tuple[str, ...]
@@ -100,11 +102,12 @@ class ContractionSchedule:
 
     @property
     def work(self) -> Dim:
-        return product(self.axes[a] for a in self.outer) * self.panels * self.chunks
+        return product(self.axes[a] for a in (*self.outer, *self.between)) * self.panels * self.chunks
 
     def __str__(self) -> str:
         tile = f"tile({self.row or '-'} {self.rows} x {self.column} {self.vectors} vectors of {self.lanes} lanes)"
-        outer = f"rows({', '.join(self.outer)}) " if self.outer else ""
+        axes = (*self.outer, *self.between)
+        outer = f"rows({', '.join(axes)}) " if axes else ""
         columns = "packed" if self.is_packed else "in place"
         return f"contraction {outer}{tile} sum({', '.join(self.summed)}) columns {columns} grain({self.grain})"
 
@@ -230,12 +233,14 @@ def schedule_contraction(kernel: K.Kernel, machine: TileMachine) -> ContractionS
         rows, vectors = choose_tile(axes[found.vector], height, lanes, registers)
     outer = tuple(a for a in axes if a not in summed and a not in (row, found.vector))
     sums = K.Buffer("sums", found.reduce.dtype, (height, axes[found.vector]), (vectors * lanes, 1))
-    finishing, finish = _finish(kernel, found, axes, accesses, row, outer, sums, lanes, vectors)
+    between = tuple(a for a in outer if columns_access.stride(a) == 0)
+    outer = tuple(a for a in outer if a not in between)
+    finishing, finish = _finish(kernel, found, axes, accesses, row, (*outer, *between), sums, lanes, vectors)
     rest = (height % rows if isinstance(height, int) else None) if row is not None else 0
     inner = product(size_estimate(axes[a]) for a in summed)
     grain = max(1, GRAIN_PRODUCTS // max(inner * vectors * lanes * min(rows * TILES_AN_ITEM, size_estimate(height)), 1))
     return ContractionSchedule(
-        found, axes, outer, row, found.vector, summed, rows, vectors, lanes, rest, found.packed is not None, rows_access,
+        found, axes, outer, between, row, found.vector, summed, rows, vectors, lanes, rest, found.packed is not None, rows_access,
         columns_access, finishing, finish, sums, grain, guards,
     )  # fmt: skip
 

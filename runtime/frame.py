@@ -137,14 +137,18 @@ class Frame:
         """
         shared = self.plan.shared
         tensors = [inputs[s] if type(s) is int else s for s in self.plan.sources]
-        state = [None if t.is_inference() else (t.data_ptr(), t._version) for t in tensors]
-        if state == shared.prepared_from and None not in state and _read(shared.probes) == shared.probed:
+        try:
+            versions: list[int | None] = [t._version for t in tensors]
+        except RuntimeError:  # of a tensor made in inference mode
+            versions = [None if t.is_inference() else t._version for t in tensors]
+        state = list(zip([t.data_ptr() for t in tensors], versions))
+        if state == shared.prepared_from and None not in versions and _read(shared.probes) == shared.probed:
             return
         with shared.preparing:
             before, seen = shared.prepared_from, _read(shared.probes)  # another call may have done it meanwhile
             for table, preparation in self._preparation:
                 changed = before is None or any(
-                    state[k] is None or state[k] != before[k] or seen[k] != shared.probed[k] for k in preparation.sources
+                    versions[k] is None or state[k] != before[k] or seen[k] != shared.probed[k] for k in preparation.sources
                 )
                 if changed:
                     self.driver(table, threads)
@@ -244,7 +248,7 @@ class Frame:
 
 
 def _probes(tensor: Tensor) -> list[Any]:
-    """Where the first, the middle and the last element of a tensor lie; only the first of one with gaps in its memory.
+    """Where the middle and the last element of a matrix lie, the middle one of a vector; of memory with gaps, the first.
 
     Four bytes of each, the upper ones, which nearly every change of a number changes; fewer where elements are smaller.
     """
@@ -253,7 +257,7 @@ def _probes(tensor: Tensor) -> list[Any]:
         return []
     kind = {1: ctypes.c_int8, 2: ctypes.c_int16}.get(size, ctypes.c_int32)
     reach = 1 + sum((n - 1) * abs(step) for n, step in zip(tensor.shape, tensor.stride()))
-    places = {0, count // 2, count - 1} if reach == count else {0}
+    places = {0} if reach != count else {count // 2, count - 1} if tensor.ndim > 1 else {count // 2}
     return [kind.from_address(tensor.data_ptr() + (k + 1) * size - ctypes.sizeof(kind)) for k in sorted(places)]
 
 

@@ -125,7 +125,7 @@ class Shared:
     constants: dict[Slot, Tensor] = field(init=False)
     held: list[Any] = field(init=False)
     prepared: dict[Slot, int] = field(init=False)
-    prepared_from: list[tuple[int, int] | None] | None = None
+    prepared_from: list[tuple[int, int | None]] | None = None
     storages: list[Any] = field(default_factory=list)
     probes: list[list[Any]] = field(default_factory=list)
     probed: list[list[int]] = field(default_factory=list)

@@ -81,7 +81,9 @@ class ContractionWriter:
         """A panel of columns, for a chunk of rows, at one point of the outer axes."""
         e, schedule = self.e, self.schedule
         digits: list[tuple[str, Dim]] = [(a, schedule.axes[a]) for a in schedule.outer]
-        digits += [("panel", schedule.panels), ("chunk", schedule.chunks)]
+        digits.append(("panel", schedule.panels))
+        digits += [(a, schedule.axes[a]) for a in schedule.between]
+        digits.append(("chunk", schedule.chunks))
         places: dict[str, Number] = {}
         rest: Number = item
         for position, (name, extent) in reversed(list(enumerate(digits))):
@@ -110,7 +112,7 @@ class ContractionWriter:
                 self.edge = end
                 self._chunk(chunk)
                 self.edge = None
-        for axis in schedule.outer:
+        for axis in (*schedule.outer, *schedule.between):
             del self.axis_values[axis]
 
     def _fills_panels(self) -> bool:
