@@ -12,7 +12,8 @@ from dlcompiler.codegen.target import Target
 from dlcompiler.ir.graph import Node
 from dlcompiler.ir.kernel import Kernel
 from dlcompiler.ir.ops import Trait
-from dlcompiler.ir.program import AtenCall, Launch, LibraryCall, Program, Step
+from dlcompiler.ir.program import AtenCall, Launch, LibraryCall, Program, RoutineCall, Step
+from dlcompiler.ir.text.values import show_attributes, show_dims
 from dlcompiler.report import Report
 
 NODE_NAME = re.compile(r"%([A-Za-z0-9_.]+)")
@@ -51,13 +52,14 @@ def kernel_pages(program: Program, target: Target, safe_name: Callable[[str], st
     compiled = program.code.kernels if program.code is not None else (None,) * len(program.steps)
     pages: dict[Any, KernelPage] = {}
     for number, (step, code) in enumerate(zip(program.steps, compiled)):
-        if not isinstance(step, Launch):
+        if not isinstance(step, Launch | RoutineCall):
             continue
-        key = step.kernel if code is None else code
+        unit = step.kernel if isinstance(step, Launch) else step
+        key = unit if code is None else code
         page = pages.get(key)
         if page is None:
             folder = f"kernels/{len(pages):03d}-{safe_name(what_it_computes(step))}"
-            page = pages[key] = KernelPage(folder.removeprefix("kernels/"), folder, _kernel_files(step.kernel, target))
+            page = pages[key] = KernelPage(folder.removeprefix("kernels/"), folder, _kernel_files(unit, target))
         page.steps.append(number)
         page.nodes += [by_name[name] for name in origin_names(step) if name in by_name]
     return list(pages.values())
@@ -69,23 +71,33 @@ def origin_names(step: Step) -> list[str]:
     return list(dict.fromkeys(name for line in origin for name in NODE_NAME.findall(line.split(" at ")[0])))
 
 
-def what_it_computes(step: Launch) -> str:
+def what_it_computes(step: Launch | RoutineCall) -> str:
     """A name out of the nodes that a kernel computes, `index_add_layer_norm`: parts of one composite count once.
 
     A node whose name is a number, as in Graph text, stands as its op.
     """
     stems = []
-    for line in step.origin or step.kernel.origin:
+    for line in step.origin or (step.kernel.origin if isinstance(step, Launch) else ()):
         op, _, rest = line.split(" at ")[0].partition(" %")
         stem = re.sub(r"_\d+$", "", rest.split(".")[0])
         stems.append(op if not stem or stem.isdigit() else stem)
-    return "_".join(list(dict.fromkeys(stems))[:4]) or step.kernel.name
+    return "_".join(list(dict.fromkeys(stems))[:4]) or (step.kernel.name if isinstance(step, Launch) else step.op)
 
 
-def _kernel_files(kernel: Kernel, target: Target) -> dict[str, str]:
-    """Kernel IR, and what was emitted for it."""
+def _kernel_files(kernel: Kernel | RoutineCall, target: Target) -> dict[str, str]:
+    """Kernel IR (of a hand-written kernel: what it is called with), and what was emitted for it."""
     listing = kernel_listing(kernel, target)
-    return {"kernel.txt": str(kernel), **{FILE_NAMES.get(stage, f"kernel.{stage}"): text for stage, text in listing.items()}}
+    return {"kernel.txt": _text_of(kernel), **{FILE_NAMES.get(stage, f"kernel.{stage}"): text for stage, text in listing.items()}}
+
+
+def _text_of(unit: Kernel | RoutineCall) -> str:
+    if isinstance(unit, Kernel):
+        return str(unit)
+    views = {"read": unit.reads, "write": unit.writes}
+    lines = [f"  {word} {view.dtype}{show_dims(view.shape)} strides {show_dims(view.strides)}"
+             for word, each in views.items() for view in each if view is not None]  # fmt: skip
+    attributes = f" {show_attributes(unit.attributes)}" if unit.attributes else ""
+    return "\n".join([f"routine {unit.op}{attributes} {{", *lines, "}"]) + "\n"
 
 
 def kernel_page(page: KernelPage) -> str:
