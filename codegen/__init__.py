@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from dlcompiler.codegen.cache import CacheOptions
     from dlcompiler.codegen.target import Target
     from dlcompiler.ir.kernel import Kernel
-    from dlcompiler.ir.program import Program
+    from dlcompiler.ir.program import Program, RoutineCall
 
 
 def emit(program: Program, target: Target, options: CacheOptions | None = None) -> Program:
@@ -26,10 +26,12 @@ def emit(program: Program, target: Target, options: CacheOptions | None = None) 
     return emit_for_gpu(program, target)
 
 
-def kernel_listing(kernel: Kernel, target: Target) -> dict[str, str]:
+def kernel_listing(kernel: Kernel | RoutineCall, target: Target) -> dict[str, str]:
     """What one kernel becomes for the target, stage by stage: `{"schedule": text, stage: text, ...}`."""
     if target.kind == "cpu":
-        from dlcompiler.codegen.cpu.listing import kernel_listing as listing
-    else:
-        from dlcompiler.codegen.gpu.listing import kernel_listing as listing
-    return listing(kernel, target)
+        from dlcompiler.codegen.cpu.listing import kernel_listing as for_cpu
+
+        return for_cpu(kernel, target)
+    from dlcompiler.codegen.gpu.listing import kernel_listing as for_gpu
+
+    return for_gpu(kernel, target)

@@ -87,10 +87,14 @@ def what_it_computes(step: Launch | RoutineCall) -> str:
 def _kernel_files(kernel: Kernel | RoutineCall, target: Target) -> dict[str, str]:
     """Kernel IR (of a hand-written kernel: what it is called with), and what was emitted for it."""
     listing = kernel_listing(kernel, target)
-    return {"kernel.txt": _text_of(kernel), **{FILE_NAMES.get(stage, f"kernel.{stage}"): text for stage, text in listing.items()}}
+    return {
+        "kernel.txt": kernel_text(kernel),
+        **{FILE_NAMES.get(stage, f"kernel.{stage}"): text for stage, text in listing.items()},
+    }
 
 
-def _text_of(unit: Kernel | RoutineCall) -> str:
+def kernel_text(unit: Kernel | RoutineCall) -> str:
+    """Kernel IR; of a hand-written kernel the op and the memory it is called with."""
     if isinstance(unit, Kernel):
         return str(unit)
     views = {"read": unit.reads, "write": unit.writes}

@@ -11,9 +11,11 @@ import click
 
 from dlcompiler.cli.commands import flags
 from dlcompiler.cli.shared import Session, build, check_output, print_json, read_source, table, write_text
+from dlcompiler.dump_pages import kernel_text
 from dlcompiler.ir.graph import Graph
+from dlcompiler.ir.kernel import Kernel
 from dlcompiler.ir.ops import Trait
-from dlcompiler.ir.program import Launch, Program
+from dlcompiler.ir.program import Launch, Program, RoutineCall
 from dlcompiler.memory_table import memory_plan, memory_table
 from dlcompiler.observe import Collector
 
@@ -85,7 +87,7 @@ class View:
         if name == "program":
             return str(self.planned), {"program": str(self.planned)}
         if name == "kernels":
-            kernels = [str(step.kernel) for step in self._distinct()]
+            kernels = [kernel_text(unit) for unit in self._distinct().values()]
             return "\n\n".join(kernels) or "no kernels", {"kernels": kernels}
         if name in CODE_STAGES:
             return self._code(name)
@@ -126,21 +128,23 @@ class View:
     def _code(self, stage: str) -> tuple[str, Any]:
         from dlcompiler.codegen import kernel_listing
 
-        listings = {step.kernel.name: kernel_listing(step.kernel, self.target) for step in self._distinct()}
+        listings = {name: kernel_listing(unit, self.target) for name, unit in self._distinct().items()}
         found = {name: listing[stage] for name, listing in listings.items() if stage in listing}
         if listings and not found:
             stages = sorted({key for listing in listings.values() for key in listing} - {"schedule"})
             raise click.UsageError(f"code for {self.target} has no stage {stage!r}; it has {', '.join(stages)}")
         return "\n".join(f"// {name}\n{text}" for name, text in found.items()) or "no kernels", {"kernels": found}
 
-    def _distinct(self) -> list[Launch]:
-        """The first launch of each distinct kernel."""
-        launches: dict[Any, Launch] = {}
+    def _distinct(self) -> dict[str, Kernel | RoutineCall]:
+        """Each distinct kernel by name, in order of first launch; hand-written ones by their op and step."""
+        units: dict[Any, tuple[str, Kernel | RoutineCall]] = {}
         assert self.planned.code is not None
-        for step, code in zip(self.planned.steps, self.planned.code.kernels):
+        for number, (step, code) in enumerate(zip(self.planned.steps, self.planned.code.kernels)):
             if isinstance(step, Launch):
-                launches.setdefault(code, step)
-        return list(launches.values())
+                units.setdefault(code, (step.kernel.name, step.kernel))
+            elif isinstance(step, RoutineCall):
+                units.setdefault(code, (f"{step.op}_{number}", step))
+        return dict(units.values())
 
     def inputs(self) -> list[str]:
         from dlcompiler.api import names_of_inputs
