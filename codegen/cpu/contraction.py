@@ -284,9 +284,12 @@ class ContractionWriter:
         """Loops over the summed axes from `axes` on, at whose beginning `base` and `columns` point; over part of the first."""
         e, schedule = self.e, self.schedule
         if not axes:
-            if not (self.is_lanewise and self.other_bounds):
+
+            def step() -> list[Value]:
                 return self._step(self._row_pointers(base, offsets, per_row), columns, sums)
-            step = lambda: self._step(self._row_pointers(base, offsets, per_row), columns, sums)  # noqa: E731
+
+            if not (self.is_lanewise and self.other_bounds):
+                return step()
             return list(e.if_else(self._within(self.other_bounds), step, lambda: sums))
         axis, rest = axes[0], axes[1:]
         row_element = scalars.element_name(self.load.dtype)
