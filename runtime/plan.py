@@ -6,6 +6,7 @@ call, inputs, outputs and extern tensors, is a base, a number under which the fr
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from dlcompiler.ir.program import AtenCall, Code, CompiledKernel, Launch, Librar
 from dlcompiler.runtime.aten import prepare_aten
 from dlcompiler.runtime.constants import constant_tensors, tensor_behind
 from dlcompiler.runtime.library import Call, Operand, Routine, prepare
+from dlcompiler.runtime.memory import anonymous_memory
 from dlcompiler.runtime.tensors import Shape, torch_dtype
 from torch import Tensor
 
@@ -148,10 +150,9 @@ class Shared:
                 end += -(-slot.bytes // ALIGNMENT) * ALIGNMENT
         if not offsets:
             return {}
-        with torch.inference_mode(False):
-            memory = torch.empty(end + ALIGNMENT, dtype=torch.uint8, device="cpu")
+        memory = anonymous_memory(end)
         self.held.append(memory)
-        start = -(-memory.data_ptr() // ALIGNMENT) * ALIGNMENT
+        start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         return {slot: start + offset for slot, offset in offsets.items()}
 
     def packed(self, key: tuple, make: Callable[[], Tensor]) -> Tensor | None:
