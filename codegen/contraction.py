@@ -87,7 +87,7 @@ class ContractionSchedule:
     @property
     def is_summed_in_blocks(self) -> bool:
         """Whether sums are so long that they are made in parts of SUM_BLOCK."""
-        if len(self.summed) != 1:
+        if len(self.summed) != 1 or self.guards:
             return False
         length = self.axes[self.summed[0]]
         return not isinstance(length, int) or length >= 2 * SUM_BLOCK
@@ -162,11 +162,11 @@ def panel_width(kernel: K.Kernel, fixed: Set[K.Buffer], machine: TileMachine) ->
     tallest = max((extents[a] for a in found.row_axes), key=size_estimate, default=1)
     lanes = machine.vector_bytes // found.reduce.dtype.bytes
     if found.is_lanewise:
-        return _lanewise_vectors(extents[found.vector], lanes, machine) * lanes
+        return _lanewise_vectors(extents[found.vector], lanes) * lanes
     return choose_tile(extents[found.vector], tallest, lanes, machine.registers)[1] * lanes
 
 
-def _lanewise_vectors(count: Dim, lanes: int, machine: TileMachine) -> int:
+def _lanewise_vectors(count: Dim, lanes: int) -> int:
     """Vectors of a tile whose rows are vectors too: two, where no lane is wasted by that."""
     vectors = -(-size_estimate(count) // lanes)
     return 2 if vectors % 2 == 0 else 1
@@ -216,9 +216,10 @@ def schedule_contraction(kernel: K.Kernel, machine: TileMachine) -> ContractionS
     summed = tuple(a for a in summation_order(kernel, found) if a in axes)
     if guards and not found.is_lanewise and not _can_be_guarded(guards, axes, summed, rows_access):
         return None
-    if found.is_lanewise and not machine.has_masks and axes[found.vector] % lanes != 0:
+    filled = axes[found.vector]
+    if found.is_lanewise and not machine.has_masks and not (isinstance(filled, int) and filled % lanes == 0):
         return None
-    row = _row_axis(row_axes, axes, rows_access, lanes)
+    row = _row_axis(row_axes, axes, rows_access)
     height = axes[row] if row is not None else 1
     if found.packed is not None:
         width = columns.buffer.shape[-1]
@@ -258,7 +259,7 @@ def _access(load: K.Load, offset: Dim, kernel: K.Kernel) -> Access:
     return Access(load, offset, linear_coefficients(offset, kernel.extents))
 
 
-def _row_axis(names: list[str], axes: dict[str, Dim], access: Access, lanes: int) -> str | None:
+def _row_axis(names: list[str], axes: dict[str, Dim], access: Access) -> str | None:
     """The axis whose neighbours make the fewest tiles: of those that nearly fill them the one with the smallest step."""
 
     def waste(axis: str) -> float:
@@ -288,11 +289,8 @@ def _finish(
         kernel.name, tuple(K.Axis(a, e) for a, e in kernel.extents.items() if a not in found.reduce.over),
         (*kernel.buffers, sums), stores,
     )  # fmt: skip
-    known = {}
-    for statement in [*(v for v in finishing.values if isinstance(v, K.Load)), *finishing.stores]:
-        if statement is load:
-            offset = sums.offset(place)
-            known[statement] = Access(load, offset, linear_coefficients(offset, kept))
+    offset = sums.offset(place)
+    known: dict[object, Access] = {load: Access(load, offset, linear_coefficients(offset, kept))}
     for old, new in zip(kernel.stores, finishing.stores):
         access = accesses[old]
         known[new] = Access(new, access.offset, access.coefficients)

@@ -134,12 +134,14 @@ class _Runner:
     def __call__(self, inputs: Sequence[Any], times: list[tuple[int, float]] | None = None) -> list[Tensor]:
         """A call; with `times` one step at a time, and a time for each is added."""
         frame = self._free_frame()
+        prepared = False
         try:
             replaced = self._take_inputs(frame, inputs)
             outputs = frame.allocate_outputs()
             threads = torch.get_num_threads()
             if self.plan.preparation:
                 frame.prepare(inputs, threads)
+                prepared = True
             if self.plan.uses_torch:
                 _run_with_torch(frame, threads, times)
             elif times is None:
@@ -150,6 +152,8 @@ class _Runner:
                 self._finish_writes(inputs, replaced)
             return [self._result(r, frame, inputs, replaced, outputs) for r in self.plan.results]
         finally:
+            if prepared:
+                frame.release()
             frame.forget()
             if len(self.frames) < IDLE_FRAMES:
                 self.frames.append(frame)

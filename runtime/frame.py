@@ -133,7 +133,7 @@ class Frame:
 
         A tensor changes when its version counter does, which every in-place operation moves, but not one on `tensor.data`: so a
         few of its elements are looked at too. A tensor made in inference mode has no counter; what is made from one is made again
-        in each call.
+        in each call. Until `release` nobody fills it with something else.
         """
         shared = self.plan.shared
         tensors = [inputs[s] if type(s) is int else s for s in self.plan.sources]
@@ -142,21 +142,41 @@ class Frame:
         except RuntimeError:  # of a tensor made in inference mode
             versions = [None if t.is_inference() else t._version for t in tensors]
         state = list(zip([t.data_ptr() for t in tensors], versions))
-        if state == shared.prepared_from and None not in versions and _read(shared.probes) == shared.probed:
-            return
         with shared.preparing:
-            before, seen = shared.prepared_from, _read(shared.probes)  # another call may have done it meanwhile
-            for table, preparation in self._preparation:
-                changed = before is None or any(
-                    versions[k] is None or state[k] != before[k] or seen[k] != shared.probed[k] for k in preparation.sources
-                )
-                if changed:
-                    self.driver(table, threads)
-            # held, so that no other tensor comes to lie at the same address unnoticed
-            shared.storages = [tensor.untyped_storage() for tensor in tensors]
-            shared.probes = [_probes(tensor) for tensor in tensors]
-            shared.probed = _read(shared.probes)
-            shared.prepared_from = state
+            if not self._is_prepared(state):
+                # calls in progress read what was prepared for them, perhaps of other tensors than these
+                shared.preparing.wait_for(lambda: shared.users == 0)
+                if not self._is_prepared(state):
+                    self._fill(tensors, state, threads)
+            shared.users += 1
+
+    def _is_prepared(self, state: list[tuple[int, int | None]]) -> bool:
+        """Whether prepared memory was made from tensors of these addresses and versions, unchanged since as far as is looked."""
+        shared = self.plan.shared
+        return state == shared.prepared_from and all(v is not None for _, v in state) and _read(shared.probes) == shared.probed
+
+    def _fill(self, tensors: Sequence[Tensor], state: list[tuple[int, int | None]], threads: int) -> None:
+        """Make what depends on tensors that are not what they were. No call is reading it."""
+        shared = self.plan.shared
+        before, seen = shared.prepared_from, _read(shared.probes)
+        for table, preparation in self._preparation:
+            if before is None or any(
+                state[k][1] is None or state[k] != before[k] or seen[k] != shared.probed[k] for k in preparation.sources
+            ):
+                self.driver(table, threads)
+        # held, so that no other tensor comes to lie at the same address unnoticed
+        shared.storages = [tensor.untyped_storage() for tensor in tensors]
+        shared.probes = [_probes(tensor) for tensor in tensors]
+        shared.probed = _read(shared.probes)
+        shared.prepared_from = state
+
+    def release(self) -> None:
+        """Say that this call no longer reads prepared memory; once for each `prepare`."""
+        shared = self.plan.shared
+        with shared.preparing:
+            shared.users -= 1
+            if shared.users == 0:
+                shared.preparing.notify_all()
 
     def allocate_outputs(self) -> list[Tensor]:
         """Fresh memory for the outputs; library calls see the tensors themselves."""

@@ -118,6 +118,7 @@ class Shared:
     prepared       the address of each prepared slot
     prepared_from  address and version of each of `Plan.sources` when memory was prepared last; None before
     storages       and the storages that these lay in
+    users          calls in progress that read prepared memory; `preparing` guards all of these
     probes, probed a few numbers of each, where they lie and what they were
     """
 
@@ -131,7 +132,8 @@ class Shared:
     storages: list[Any] = field(default_factory=list)
     probes: list[list[Any]] = field(default_factory=list)
     probed: list[list[int]] = field(default_factory=list)
-    preparing: threading.Lock = field(default_factory=threading.Lock)
+    preparing: threading.Condition = field(default_factory=threading.Condition)
+    users: int = 0
     _packed: dict[tuple, Tensor] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 

@@ -168,7 +168,7 @@ class ContractionWriter:
             offsets = [0, *(self.index.times(step, e.minimum(last, k)) for k in range(1, rows))]
         columns = self._columns_base(at_begin)
         zeros = [e.constant(0.0, self.element, schedule.lanes)] * (rows * schedule.vectors)
-        if schedule.is_summed_in_blocks and not schedule.guards:
+        if schedule.is_summed_in_blocks:
             self._sum_blocks(base, offsets, columns, zeros)
         elif self.row_bounds:
             self._store_sums(self._guarded(first, rows, base, offsets, columns, zeros))

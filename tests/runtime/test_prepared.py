@@ -134,3 +134,30 @@ def test_calls_at_once_share_what_was_prepared(model, x):
     with ThreadPoolExecutor(4) as pool:
         for result in pool.map(call, range(16)):
             torch.testing.assert_close(result, expected)
+
+
+def test_calls_at_once_with_other_weights_do_not_mix():
+    """One program called for several modules of one kind, as torch.compile does with equal layers, from several threads."""
+    from dlcompiler.codegen.target import parse_target
+    from dlcompiler.ir.graph import Builder
+    from dlcompiler.ir.types import DTYPES, TensorType
+
+    from dlcompiler.compiler import compile_graph
+    from dlcompiler.options import Options
+
+    b = Builder("shared")
+    x = b.input("x", TensorType(DTYPES["f32"], (64, 300)))
+    w = b.input("w", TensorType(DTYPES["f32"], (200, 300)), is_parameter=True)
+    executable = compile_graph(b.finish([b.tanh(b.linear(x, w))]), parse_target("cpu"), Options.resolve({}))
+    assert executable.program.preparation
+    image = torch.randn(64, 300)
+    weights = [torch.randn(200, 300) / 20 for _ in range(3)]
+    expected = [torch.tanh(image @ weight.T) for weight in weights]
+
+    def call(number: int) -> bool:
+        return all(
+            torch.allclose(executable([image, weights[number % 3]])[0], expected[number % 3], atol=1e-5) for _ in range(30)
+        )
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(call, range(6)))
