@@ -34,10 +34,14 @@ class AssembledKernel:
 
 @dataclass(frozen=True, eq=False)
 class GpuCode:
-    """What codegen attaches to a program for a GPU: an AssembledKernel for each launch, None for the other steps."""
+    """What codegen attaches to a program for a GPU: an AssembledKernel for each launch, None for the other steps.
+
+    preparation  the same for each launch of the program's preparation
+    """
 
     kernels: tuple[AssembledKernel | None, ...]
     target: Target
+    preparation: tuple[AssembledKernel, ...] = ()
 
 
 _assembled: dict[tuple[str, str], AssembledKernel] = {}
@@ -84,7 +88,9 @@ def assemble_kernels(kernels: Sequence[K.Kernel], target: Target) -> list[Assemb
 
 def emit_program(program: Program, target: Target) -> Program:
     """Attach every launch's Triton source and its assembled stages."""
-    launches = [step.kernel for step in program.steps if isinstance(step, Launch)]
-    codes = iter(assemble_kernels(launches, target))
+    launches = [step.kernel for step in (*program.preparation, *program.steps) if isinstance(step, Launch)]
+    assembled = assemble_kernels(launches, target)
+    first = len(program.preparation)
+    codes = iter(assembled[first:])
     kernels = tuple(next(codes) if isinstance(step, Launch) else None for step in program.steps)
-    return program.replace(code=GpuCode(kernels, target))
+    return program.replace(code=GpuCode(kernels, target, tuple(assembled[:first])))
