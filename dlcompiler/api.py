@@ -174,13 +174,10 @@ class Compiled:
     def profile(self, *inputs: Any, rounds: int = 10, **keywords: Any) -> list[StepTime]:
         """Run `rounds` times, each step of the program on its own: the median seconds of every step, in order.
 
-        Raises UnsupportedError for a GPU program.
+        Raises LaunchError for a GPU program on a machine that cannot run it.
         """
-        from dlcompiler.runtime.gpu import GpuExecutable
         from dlcompiler.runtime.profile import profile
 
-        if isinstance(self._executable, GpuExecutable):
-            raise UnsupportedError(f"programs for {self.target} are not launched by this version, and so not timed")
         values, _ = self._as_tensors(self._source.convention.flatten(inputs, keywords))
         self._check(values)
         return profile(self._executable, values, rounds)

@@ -37,8 +37,8 @@ def tensor_from_array(array: np.ndarray) -> torch.Tensor:
 
 
 def array_from_tensor(tensor: torch.Tensor) -> np.ndarray:
-    """An array over the tensor's memory."""
-    plain = tensor.detach().resolve_conj().resolve_neg()
+    """An array over the tensor's memory; over a copy of it if it lies on a device."""
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg()
     if plain.dtype is torch.bfloat16:
         return plain.view(torch.uint16).numpy().view(bf16.numpy)
     return plain.numpy()
