@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dlcompiler.ir.errors import OptionError
+from dlcompiler.ir.errors import OptionError, UnsupportedError
 from dlcompiler.ir.scalar import SCALARS
 from dlcompiler.ir.types import DType, TensorType, compute_dtype
 
@@ -96,6 +96,20 @@ class Target:
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.arch}"
+
+
+def nearest_architecture(capability: tuple[int, int]) -> str:
+    """The newest architecture whose code a GPU of this compute capability runs. Raises UnsupportedError if there is none."""
+    number = 10 * capability[0] + capability[1]
+    known = [int(a.removeprefix("sm_")) for a in GPU_ARCHITECTURES]
+    fitting = [n for n in known if n // 10 == capability[0] and n <= number]
+    if not fitting:
+        oldest, name = f"sm_{min(known)}", f"sm_{number}"
+        why = f"is older than {oldest}" if number < min(known) else "is not known to this version"
+        raise UnsupportedError(
+            f"a GPU of architecture {name} {why}", items=(name,), hint=f"one of {', '.join(GPU_ARCHITECTURES)}"
+        )
+    return f"sm_{max(fitting)}"
 
 
 def parse_target(text: str) -> Target:

@@ -197,8 +197,9 @@ class Compiled:
         outputs = simulate(self.program, [array_from_tensor(v) if is_tensor(v) else v for v in values])
         return self._source.convention.unflatten(outputs if as_arrays else [tensor_from_array(o) for o in outputs])
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a `.dlc` that `dlcompiler.load` and `dlcompiler run` read: the graph, the weights and what to compile for.
+    def save(self, path: str | os.PathLike[str], *others: Compiled) -> None:
+        """Write a `.dlc` that `dlcompiler.load` and `dlcompiler run` read: the graph, the weights, what to compile for, and for
+        GPUs the kernels. `others` are the same model compiled for other targets, which the file is good for too.
 
         The file appears whole or not at all. Raises OSError, and UnsupportedError for a model whose calls change its own tensors.
         """
@@ -210,12 +211,19 @@ class Compiled:
         given = {name for name, origin in self.options.sources.items() if origin == "explicit"}
         machine_bound = {"dump_dir", "cache_dir", "cache_bytes", "logs", "progress"}
         options = {name: value for name, value in self.options.as_dict().items() if name in given - machine_bound}
-        target = "cpu" if self.target.host else str(self.target)
-        save_artifact(path, Artifact(self.graph, target, options, self._source.convention.as_dict()))
+        first, *rest = (str(each.target.kind if each.target.host else each.target) for each in (self, *others))
+        code = {each.target.arch: _code_files(each.program) for each in (self, *others) if each.target.kind == "cuda"}
+        save_artifact(path, Artifact(self.graph, first, options, self._source.convention.as_dict(), tuple(rest), code))
 
     def __repr__(self) -> str:
         inputs = ", ".join(f"{name}: {node.type}" for name, node in zip(self.input_names, self.graph.inputs))
         return f"<dlcompiler.Compiled {self.graph.name} on {self.target}: {inputs}>"
+
+
+def _code_files(program: Program) -> dict[str, bytes]:
+    from dlcompiler.codegen.gpu.compile import program_files
+
+    return program_files(program)
 
 
 def _array(value: Any, name: str) -> np.ndarray:
@@ -377,8 +385,14 @@ def _read_onnx(model: Any, shapes: Mapping[str, Sequence[int | str]] | None, tim
 
 def _from_artifact(artifact: Artifact, timings: Timings) -> Source:
     graph = artifact.graph
+    if artifact.code:
+        from dlcompiler.codegen.gpu.compile import offer
+        from dlcompiler.codegen.gpu.kept import from_files
+
+        for arch, files in artifact.code.items():
+            offer(from_files(arch, files, files.__getitem__))
     convention: Convention = ByName(names_of_inputs(graph))
-    return Source(graph, convention, timings, artifact.target, artifact.options)
+    return Source(graph, convention, timings, best_target(artifact.targets), artifact.options)
 
 
 def _capture_torch(model: Callable[..., Any], example_inputs: Any, dynamic_shapes: Any, timings: Timings) -> Source:
@@ -437,20 +451,44 @@ def build(source: Source, target: str, options: Options, observe: Observer | Non
 
 
 def load(path: str | os.PathLike[str], *, target: str | None = None, options: Mapping[str, Any] | None = None) -> Compiled:
-    """The model saved in a `.dlc`, compiled for the target it was saved for unless another is given.
+    """The model saved in a `.dlc`, for one of the targets it was saved for unless another is given.
 
-    Its weights are mapped, not read. Raises InvalidModelError for a file that is missing, damaged or of another format version.
+    Of several targets the one for this machine's GPU is taken, else the first for a CPU, else the first. Its weights are mapped,
+    not read. Kernels for a GPU that the file carries are used as they are, and run on the GPU when the model is called: load such
+    a file only from whom you would take a program. Raises InvalidModelError for a file that is missing, damaged or of another
+    format version.
     """
     path = Path(path)
     timings = Timings()
     with timings.stage("import"):
-        source = _from_artifact(load_artifact(path), timings)
-    if source.target is not None and target is None:
+        artifact = load_artifact(path)
+        source = _from_artifact(artifact, timings)
+    if target is None:
         try:
-            parse_target(source.target)
+            target = best_target(artifact.targets)
         except OptionError as error:
             raise InvalidModelError(f"{path} was saved for a target that is not known here: {error.message}") from None
-    return build(source, target or source.target or "cpu", Options.resolve({**source.options, **(options or {})}))
+    return build(source, target, Options.resolve({**source.options, **(options or {})}))
+
+
+def best_target(targets: Sequence[str]) -> str:
+    """The one of several targets that suits this machine best. Raises OptionError for one that is not known."""
+    parsed = {name: parse_target(name) for name in targets}
+    on_gpu = [name for name, target in parsed.items() if target.kind == "cuda"]
+    if len(targets) == 1 or not on_gpu:
+        return targets[0]
+    import torch
+
+    if torch.cuda.is_available():
+        capability = torch.cuda.get_device_capability()
+        fitting = [
+            n
+            for n in on_gpu
+            if (number := int(parsed[n].arch.removeprefix("sm_"))) // 10 == capability[0] and number % 10 <= capability[1]
+        ]
+        if fitting:
+            return max(fitting, key=lambda name: int(parsed[name].arch.removeprefix("sm_")))
+    return next((name for name, target in parsed.items() if target.kind == "cpu"), targets[0])
 
 
 def reset() -> None:

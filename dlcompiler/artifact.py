@@ -1,8 +1,9 @@
 """The `.dlc` artefact: a compiled model in one file, as data and nothing that runs when loaded.
 
-A zip of `manifest.json` (what it is, and a SHA-256 of every other member), `graph.txt` (the captured Graph) and
-`weights.safetensors`. Members are stored, not compressed, and the weights begin at a multiple of 64 bytes, so that loading
-maps them. Kernels are rebuilt when it is loaded. A file from elsewhere is not trusted: names, sizes and digests are checked
+A zip of `manifest.json` (what it is, and a SHA-256 of every other member), `graph.txt` (the captured Graph),
+`weights.safetensors`, and for each GPU architecture that it was compiled for its kernels, as `code/sm_90/0000.cubin`. Members are
+stored, not compressed, and the weights begin at a multiple of 64 bytes, so that loading maps them. Kernels for a CPU are rebuilt
+when it is loaded. A file from elsewhere is not trusted: names, sizes and digests are checked
 before use, and nothing is unpacked to disk. A digest finds damage, it does not say who made the file.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import struct
 import zipfile
 import zlib
@@ -27,8 +29,10 @@ from dlcompiler.version import __version__
 from dlcompiler.weights import ALIGNMENT, map_file, read_safetensors, write_safetensors
 
 FORMAT_VERSION = 1
+CODE = re.compile(r"code/sm_\d{2,3}/(index\.json|\d{4,6}\.(py|cu|ptx|cubin))")
 MANIFEST, GRAPH, WEIGHTS = "manifest.json", "graph.txt", "weights.safetensors"
 LARGEST = {MANIFEST: 64 << 20, GRAPH: 1 << 30}  # bytes; weights are bounded by the file itself
+LARGEST_CODE = 64 << 20
 LARGEST_RATIO = 200  # of a compressed member's size to what it takes in the file
 ZIP_ERRORS = (
     zipfile.BadZipFile,
@@ -44,12 +48,22 @@ ZIP_ERRORS = (
 
 @dataclass(frozen=True)
 class Artifact:
-    """What an artefact holds. `options` are the explicit ones; `structure` says how inputs and outputs were nested."""
+    """What an artefact holds. `options` are the explicit ones; `structure` says how inputs and outputs were nested.
+
+    target  the first of the targets that it was compiled for; `others` are the rest
+    code    architecture -> name of a file -> its contents: kernels for that GPU
+    """
 
     graph: Graph
     target: str
     options: Mapping[str, Any] = field(default_factory=dict)
     structure: Mapping[str, Any] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
+    code: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return (self.target, *self.others)
 
 
 def save_artifact(path: str | os.PathLike[str], artifact: Artifact) -> None:
@@ -61,6 +75,10 @@ def save_artifact(path: str | os.PathLike[str], artifact: Artifact) -> None:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             members[GRAPH] = _add(archive, file, GRAPH, lambda out: out.write(text.encode()))
             members[WEIGHTS] = _add(archive, file, WEIGHTS, lambda out: write_safetensors(out, weights))
+            for arch, files in artifact.code.items():
+                for file_name, content in files.items():
+                    name = f"code/{arch}/{file_name}"
+                    members[name] = _add(archive, file, name, lambda out, content=content: out.write(content))
             manifest = json.dumps(_manifest(artifact, members), indent=1)
             _add(archive, file, MANIFEST, lambda out: out.write(manifest.encode()))
 
@@ -75,7 +93,7 @@ def _manifest(artifact: Artifact, members: Mapping[str, Any]) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "dlcompiler_version": __version__,
         "name": graph.name,
-        "targets": [artifact.target],
+        "targets": list(artifact.targets),
         "options": dict(artifact.options),
         "inputs": [_described(node.name, node) for node in graph.inputs],
         "outputs": [_described(name, node) for name, node in zip(names, graph.outputs)],
@@ -127,6 +145,7 @@ def load_artifact(path: str | os.PathLike[str]) -> Artifact:
             infos = _checked_infos(archive, where)
             manifest = _read_manifest(archive, infos, where)
             text = _read_member(archive, infos[GRAPH], where)
+            code = {name: _read_member(archive, info, where) for name, info in infos.items() if CODE.fullmatch(name)}
             offset = _data_offset(data, infos[WEIGHTS], where)
     except OSError as error:
         raise InvalidModelError(f"cannot read {where}: {error.strerror or error}") from None
@@ -135,14 +154,19 @@ def load_artifact(path: str | os.PathLike[str]) -> Artifact:
     except ZIP_ERRORS as error:
         raise InvalidModelError(f"{where} is no readable .dlc artefact ({error})", hint="compile the model again") from None
     weights = data[offset : offset + infos[WEIGHTS].file_size]
-    for name, content in ((GRAPH, text), (WEIGHTS, weights)):
+    for name, content in ((GRAPH, text), (WEIGHTS, weights), *code.items()):
         _check_digest(manifest, name, content, where)
     try:
         source = text.decode()
     except UnicodeDecodeError:
         raise InvalidModelError(f"{where}: {GRAPH} is not UTF-8") from None
     graph = graph_from_text(source, read_safetensors(weights, f"{where}: {WEIGHTS}"), f"{where}: {GRAPH}")
-    return Artifact(graph, manifest["targets"][0], manifest["options"], manifest["structure"])
+    target, *others = manifest["targets"]
+    by_arch: dict[str, dict[str, bytes]] = {}
+    for name, content in code.items():
+        _, arch, file_name = name.split("/")
+        by_arch.setdefault(arch, {})[file_name] = content
+    return Artifact(graph, target, manifest["options"], manifest["structure"], tuple(others), by_arch)
 
 
 def _checked_infos(archive: zipfile.ZipFile, where: str) -> dict[str, zipfile.ZipInfo]:
@@ -150,7 +174,7 @@ def _checked_infos(archive: zipfile.ZipFile, where: str) -> dict[str, zipfile.Zi
     size = os.fstat(archive.fp.fileno()).st_size  # type: ignore[union-attr]
     infos: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
-        if info.filename not in (MANIFEST, GRAPH, WEIGHTS):
+        if info.filename not in (MANIFEST, GRAPH, WEIGHTS) and not CODE.fullmatch(info.filename):
             raise InvalidModelError(f"{where} holds a member that no artefact has: {info.filename!r}")
         if info.filename in infos:
             raise InvalidModelError(f"{where} holds {info.filename} twice")
@@ -162,7 +186,7 @@ def _checked_infos(archive: zipfile.ZipFile, where: str) -> dict[str, zipfile.Zi
             raise InvalidModelError(f"{where}: {WEIGHTS} must be stored, not compressed")
         if info.compress_size > size or info.file_size > max(LARGEST_RATIO * info.compress_size, 1 << 12):
             raise InvalidModelError(f"{where}: {info.filename} claims {info.file_size} bytes in a file of {size}")
-        if info.file_size > LARGEST.get(info.filename, size):
+        if info.file_size > LARGEST.get(info.filename, LARGEST_CODE if CODE.fullmatch(info.filename) else size):
             raise InvalidModelError(f"{where}: {info.filename} claims {info.file_size} bytes, more than allowed")
         infos[info.filename] = info
     missing = [name for name in (MANIFEST, GRAPH, WEIGHTS) if name not in infos]
@@ -196,7 +220,7 @@ def _read_manifest(archive: zipfile.ZipFile, infos: Mapping[str, zipfile.ZipInfo
     for key, kind in kinds.items():
         if not isinstance(manifest.get(key), kind):
             raise InvalidModelError(f"{where}: {MANIFEST} has no {key}")
-    if not manifest["targets"] or not isinstance(manifest["targets"][0], str):
+    if not manifest["targets"] or not all(isinstance(target, str) for target in manifest["targets"]):
         raise InvalidModelError(f"{where}: {MANIFEST} names no target")
     return manifest
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from dlcompiler.codegen.target import Target, parse_target
+from dlcompiler.codegen.target import Target, nearest_architecture, parse_target
 from dlcompiler.frontends.fx import decompositions, import_fx, keep_recurrent_layers_whole, result_kinds
 from dlcompiler.frontends.fx_location import input_names
 from dlcompiler.ir.errors import OptionError, UnsupportedError
@@ -174,19 +174,29 @@ def _names(module: torch.fx.GraphModule) -> tuple[str, str | None]:
 
 
 def _target_of(module: torch.fx.GraphModule) -> Target:
-    """Where the graph's inputs are. Raises UnsupportedError if that is not one kind of device that we compile for."""
-    devices = set()
+    """Where the graph's inputs are. Raises UnsupportedError if that is not one kind of device that we compile for.
+
+    Numbers on the CPU (0-d tensors) among inputs on a GPU are copied there by each call.
+    """
+    devices, on_cpu = set(), []
     for node in module.graph.nodes:
         example = node.meta.get("val")
-        if isinstance(example, torch.Tensor):
+        if not isinstance(example, torch.Tensor):
+            continue
+        if example.device.type == "cpu" and node.op == "placeholder" and example.dim() == 0:
+            on_cpu.append(example.device)
+        else:
             devices.add(example.device)
+    devices = devices or set(on_cpu)
     kinds = sorted({device.type for device in devices}) or ["cpu"]
     if kinds == ["cpu"]:
         return parse_target("cpu")
-    if kinds == ["cuda"]:
-        major, minor = torch.cuda.get_device_capability(next(iter(devices)))
-        return parse_target(f"cuda:sm_{major}{minor}")
-    raise UnsupportedError(f"tensors on {' and '.join(kinds)} in one graph", items=tuple(kinds))
+    if kinds == ["cuda"] and len(devices) == 1:
+        if not torch.cuda.is_available():  # as when a graph is traced for a GPU that is elsewhere
+            return parse_target("cuda")
+        return parse_target("cuda:" + nearest_architecture(torch.cuda.get_device_capability(next(iter(devices)))))
+    named = sorted(map(str, devices))
+    raise UnsupportedError(f"tensors on {' and '.join(named)} in one graph", items=tuple(named))
 
 
 def _boxed(run: Run, kinds: Sequence[str]) -> Callable[[list[Any]], list[Any]]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from dlcompiler.codegen.gpu.cubin import Resources, resources_of
 from dlcompiler.codegen.gpu.device import device_of
+from dlcompiler.codegen.gpu.kept import SUFFIXES, KeptKernel, kernel_key, to_files
 from dlcompiler.codegen.gpu.load import load_function
 from dlcompiler.codegen.gpu.schedule import candidates
 from dlcompiler.codegen.gpu.triton_writer import TritonKernel, write_triton
 from dlcompiler.codegen.target import Target
 from dlcompiler.ir import kernel as K
+from dlcompiler.ir.expression import parse_dim
 from dlcompiler.ir.program import DeviceCode, DeviceKernel, Launch, Program, View
 
 ALIGNMENT = 16  # bytes; of addresses that let a thread load a vector
@@ -31,14 +33,22 @@ class AssembledKernel(DeviceKernel):
         return resources_of(self.binary, self.name)
 
 
-_assembled: dict[tuple[str, str], AssembledKernel] = {}
+_assembled: dict[str, AssembledKernel] = {}
+_offered: dict[str, KeptKernel] = {}
 _lock = threading.Lock()
+
+
+def offer(kernels: Mapping[str, KeptKernel]) -> None:
+    """Kernels assembled elsewhere, by `kernel_key`: taken when one of them is wanted, instead of assembling it."""
+    with _lock:
+        _offered.update(kernels)
 
 
 def forget() -> None:
     """Drop every assembled kernel that no program holds."""
     with _lock:
         _assembled.clear()
+        _offered.clear()
 
 
 def assembled_count() -> int:
@@ -119,12 +129,47 @@ def assemble_kernels(
     """Each kernel assembled, in order; equal ones once. `aligned`: names of each one's buffers at multiples of 16; None: all."""
     results = []
     for kernel, names in zip(kernels, aligned or [frozenset(b.name for b in k.buffers) for k in kernels], strict=True):
-        key = (str(kernel.replace(name="kernel", origin=())), f"{target.arch} {sorted(names)}")
+        key = kernel_key(kernel, target.arch, names)
         with _lock:
             if key not in _assembled:
-                _assembled[key] = assemble_kernel(kernel, target, names)
+                kept = _offered.get(key)
+                _assembled[key] = assemble_kernel(kernel, target, names) if kept is None else _restored(kept, kernel)
             results.append(_assembled[key])
     return results
+
+
+def _restored(kept: KeptKernel, kernel: K.Kernel) -> AssembledKernel:
+    """A kernel out of files; needs no Triton."""
+    entry, files = kept.entry, kept.entry["files"]
+    stages = {stage: kept.read(files[stage]).decode() for stage in SUFFIXES if stage in files}
+    grid = parse_dim(entry["grid"])
+    source = stages.get("triton", "")
+    written = TritonKernel(entry["name"], kernel, source, grid, dict(entry["constants"]), {}, warps=entry["threads"] // 32)
+    return AssembledKernel(
+        entry["name"],
+        kept.arch,
+        kept.read(files["cubin"]),
+        stages,
+        grid,
+        entry["threads"],
+        entry["shared_bytes"],
+        entry["extra_words"],
+        entry["scratch_bytes"],
+        entry["schedule"],
+        written,
+    )
+
+
+def program_files(program: Program) -> dict[str, bytes]:
+    """The program's kernels as files (`kept`), each distinct one once."""
+    code = program.code
+    assert isinstance(code, DeviceCode)
+    kernels = zip((*program.preparation, *program.steps), (*code.preparation, *code.kernels), strict=True)
+    return to_files(
+        (kernel_key(step.kernel, code.arch, aligned_buffers(step)), kernel)
+        for step, kernel in kernels
+        if isinstance(step, Launch) and kernel is not None
+    )
 
 
 def aligned_buffers(step: Launch) -> frozenset[str]:

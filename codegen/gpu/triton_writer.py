@@ -18,7 +18,7 @@ from dlcompiler.codegen.gpu.standalone import main_section
 from dlcompiler.codegen.phases import Phases
 from dlcompiler.ir import kernel as K
 from dlcompiler.ir.expression import Dim, product, symbol, symbols
-from dlcompiler.ir.types import contiguous_strides, i64
+from dlcompiler.ir.types import contiguous_strides, f32, i64
 
 DEFAULT_ARCH = "sm_90"
 HEADER = """import triton
@@ -64,6 +64,7 @@ class TritonWriter:
         self.count = 0
         self.depth = 1
         self.row_mask, self.second_mask = self._masks()
+        self.literals = _literals(kernel)
 
     def _masks(self) -> tuple[str, str]:
         """Names of the masks along either dimension of a block; empty where a block never reaches past the end."""
@@ -272,6 +273,8 @@ class TritonWriter:
             case K.Load():
                 return self._load(value)
             case K.Constant():
+                if value in self.literals:
+                    return repr(float(value.value))
                 return self._let(scalars.constant(value.value, value.dtype))
             case K.Index():
                 index = f"({self._number(value.expression)}) + tl.full([], 0, tl.int64)"
@@ -340,6 +343,25 @@ class TritonWriter:
                 mask = [self.row_mask] if self.row_mask else []
             arguments = [f"{store.buffer.name} + ({text})", self.names[store.value], *([" & ".join(mask)] if mask else [])]
             self._line(f"tl.store({', '.join(arguments)})")
+
+
+def _literals(kernel: K.Kernel) -> frozenset[K.Value]:
+    """Numbers that may stand in the text as they are: float32 beside something computed, whose type they then have."""
+    users: dict[K.Value, list[K.Value]] = {}
+    for value in kernel.values:
+        for operand in value.operands:
+            users.setdefault(operand, []).append(value)
+    stored = {s.value for s in kernel.stores}
+
+    def is_plain(user: K.Value) -> bool:
+        return (
+            isinstance(user, K.Compute)
+            and user.op in ("add", "sub", "mul")
+            and not all(isinstance(v, K.Constant) for v in user.inputs)
+        )
+
+    constants = [v for v in kernel.values if isinstance(v, K.Constant) and v.dtype is f32 and np.isfinite(v.value)]
+    return frozenset(v for v in constants if v not in stored and all(map(is_plain, users.get(v, ()))))
 
 
 def write_triton(

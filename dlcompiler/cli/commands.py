@@ -66,6 +66,10 @@ _OUTPUT = click.option("-o", "--output", type=click.Path(dir_okay=False), help="
 _TARGET = click.option(
     "--target", metavar="TARGET", help="cpu, cpu:x86-64-v3, cuda, cuda:sm_90 and the like.  [default: what a .dlc says, else cpu]"
 )
+_TARGETS = click.option(
+    "--target", "targets", multiple=True, metavar="TARGET",
+    help="cpu, cpu:x86-64-v3, cuda, cuda:sm_90 and the like. Repeatable.  [default: what a .dlc says, else cpu]",
+)  # fmt: skip
 _INPUT_SHAPE = click.option(
     "--input-shape", "input_shapes", multiple=True, metavar="NAME:SHAPE",
     help="Shape of an input: x:1x3x224x224, x:[1,3,224,224] or x=1,3,224,224. A letter is a size known when called. Repeatable.",
@@ -92,9 +96,10 @@ _GENERAL_FLAGS = (
 )
 
 
-def flags(*, compiles: bool = True, output: bool = False) -> Decorator:
-    """The shared flags: the general ones, those of every command that compiles, and -o."""
-    return _applied((*((_OUTPUT,) if output else ()), *(_COMPILE_FLAGS if compiles else ()), *_GENERAL_FLAGS))
+def flags(*, compiles: bool = True, output: bool = False, targets: bool = False) -> Decorator:
+    """The shared flags: the general ones, those of every command that compiles, and -o; with `targets`, several of these."""
+    compiling = (_TARGETS, *_COMPILE_FLAGS[1:]) if targets else _COMPILE_FLAGS
+    return _applied((*((_OUTPUT,) if output else ()), *(compiling if compiles else ()), *_GENERAL_FLAGS))
 
 
 def _applied(options: Sequence[Decorator]) -> Decorator:

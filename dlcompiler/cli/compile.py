@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -12,18 +13,26 @@ from dlcompiler.cli.shared import Session, build, check_output, print_json, read
 
 @click.command(name="compile")
 @click.argument("model")
-@flags(output=True)
-def command(model: str, output: str | None, **parameters: Any) -> None:
-    """Compile MODEL, print what was done, and with -o save it as a .dlc that `run` loads."""
-    session = Session.start(parameters)
+@flags(output=True, targets=True)
+def command(model: str, output: str | None, targets: Sequence[str], **parameters: Any) -> None:
+    """Compile MODEL, print what was done, and with -o save it as a .dlc that `run` loads.
+
+    For several targets, the .dlc is good for each of them. For a GPU it holds every kernel as Triton, PTX and cubin; that needs
+    no GPU.
+    """
+    sessions = [Session.start({**parameters, "target": target}) for target in dict.fromkeys(targets) or (None,)]
+    session = sessions[0]
     check_output(output)
     with session.progress() as progress:
-        compiled = build(read_source(model, session, progress), session, progress)
+        source = read_source(model, session, progress)
+        compiled, *others = (build(source, each, progress) for each in sessions)
         if output:
             progress.say(f"writing {output}")
-            compiled.save(output)
+            compiled.save(output, *others)
+    reports = [each.report() for each in (compiled, *others)]
     if session.as_json:
-        print_json({"report": compiled.report().as_dict(), "output": output})
+        more = {"others": [report.as_dict() for report in reports[1:]]} if others else {}
+        print_json({"report": reports[0].as_dict(), **more, "output": output})
     else:
-        click.echo(str(compiled.report()))
+        click.echo("\n\n".join(map(str, reports)))
         click.echo(f"saved {output}" if output else "not saved: give -o FILE.dlc to keep it")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +16,11 @@ from dlcompiler.dump_pages import kernel_text
 from dlcompiler.ir.graph import Graph
 from dlcompiler.ir.kernel import Kernel
 from dlcompiler.ir.ops import Trait
-from dlcompiler.ir.program import Launch, Program, RoutineCall
+from dlcompiler.ir.program import DeviceKernel, Launch, Program, RoutineCall
 from dlcompiler.memory_table import memory_plan, memory_table
 from dlcompiler.observe import Collector
 
-CODE_STAGES = ("mlir", "llvm", "triton", "ptx")
+CODE_STAGES = ("mlir", "llvm", "triton", "cuda", "ttir", "ttgir", "ptx")
 PROGRAM_STAGES = ("kernels", "plan", "program", *CODE_STAGES)
 
 
@@ -27,7 +28,7 @@ PROGRAM_STAGES = ("kernels", "plan", "program", *CODE_STAGES)
 @click.argument("model")
 @click.option(
     "--stage", metavar="STAGE",
-    help="captured, the name of a pass, optimized, kernels, mlir, llvm, triton, ptx, plan or program: print that and no more.",
+    help="captured, the name of a pass, optimized, kernels, mlir, llvm, triton, cuda, ttir, ttgir, ptx, plan, program: that alone.",
 )  # fmt: skip
 @click.option("--memory", is_flag=True, help="The memory plan: every slot's offset and lifetime, and live bytes by step.")
 @click.option("--ops", is_flag=True, help="How many of each op, before and after the passes.")
@@ -128,7 +129,10 @@ class View:
     def _code(self, stage: str) -> tuple[str, Any]:
         from dlcompiler.codegen import kernel_listing
 
-        listings = {name: kernel_listing(unit, self.target) for name, unit in self._distinct().items()}
+        listings: dict[str, Mapping[str, str]] = {
+            name: code.stages if isinstance(code, DeviceKernel) and stage in code.stages else kernel_listing(unit, self.target)
+            for code, (name, unit) in self._units().items()
+        }
         found = {name: listing[stage] for name, listing in listings.items() if stage in listing}
         if listings and not found:
             stages = sorted({key for listing in listings.values() for key in listing} - {"schedule"})
@@ -137,6 +141,10 @@ class View:
 
     def _distinct(self) -> dict[str, Kernel | RoutineCall]:
         """Each distinct kernel by name, in order of first launch; hand-written ones by their op and step."""
+        return dict(self._units().values())
+
+    def _units(self) -> dict[Any, tuple[str, Kernel | RoutineCall]]:
+        """Code -> name and kernel of its first launch."""
         units: dict[Any, tuple[str, Kernel | RoutineCall]] = {}
         assert self.planned.code is not None
         for number, (step, code) in enumerate(zip(self.planned.steps, self.planned.code.kernels)):
@@ -144,7 +152,7 @@ class View:
                 units.setdefault(code, (step.kernel.name, step.kernel))
             elif isinstance(step, RoutineCall):
                 units.setdefault(code, (f"{step.op}_{number}", step))
-        return dict(units.values())
+        return units
 
     def inputs(self) -> list[str]:
         from dlcompiler.api import names_of_inputs
