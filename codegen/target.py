@@ -43,6 +43,11 @@ class Target:
         """Whether kernels of ours compute matrix products and convolutions as well as a library, or better."""
         return self.kind == "cpu"
 
+    @property
+    def parallel_rows(self) -> int:
+        """How many independent pieces of work keep the target busy: a reduction with fewer results is split."""
+        return 16 if self.kind == "cpu" else 512
+
     def contracts(self, kernel: Kernel, fixed: Set[Buffer]) -> bool:
         """Whether a kernel is a sum of products that our tiles compute, and at least as quickly as a library.
 

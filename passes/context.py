@@ -21,6 +21,11 @@ class PassTarget(Protocol):
         """Whether kernels of ours compute matrix products and convolutions well."""
         ...
 
+    @property
+    def parallel_rows(self) -> int:
+        """How many independent pieces of work keep the target busy: a reduction with fewer results is split."""
+        ...
+
 
 class PassOptions(Protocol):
     """What passes ask of the options of a compilation."""

@@ -42,11 +42,12 @@ class GraphRewriter(Builder):
         graph = rewriter.finish()
 
     `visits` counts nodes taken from the worklist. `uses[node]` is how often a node of the new graph is read. `known` computes
-    what depends on no input.
+    what depends on no input. `parallel_rows`: as `PassTarget` says.
     """
 
-    def __init__(self, graph: Graph, escapes: set[Node] | None = None) -> None:
+    def __init__(self, graph: Graph, escapes: set[Node] | None = None, parallel_rows: int = 16) -> None:
         super().__init__(graph.name)
+        self.parallel_rows = parallel_rows
         self.graph = graph
         self.changed = False
         self.visits = 0
@@ -261,7 +262,7 @@ def apply_rules(graph: Graph, table: RuleTable, context: Context) -> Graph:
 
     Raises VerifyError if a rule changes a value's type, or if rules undo each other.
     """
-    rewriter = GraphRewriter(graph)
+    rewriter = GraphRewriter(graph, parallel_rows=context.target.parallel_rows)
     rewrites, limit = 0, MAXIMUM_REWRITES_AT_A_NODE + 20 * len(graph.nodes)
     while (node := rewriter.next()) is not None:
         if _rewrite(rewriter, node, table, context):

@@ -28,7 +28,7 @@ PROGRAM_STAGES = ("kernels", "plan", "program", *CODE_STAGES)
 @click.argument("model")
 @click.option(
     "--stage", metavar="STAGE",
-    help="captured, the name of a pass, optimized, kernels, mlir, llvm, triton, cuda, ttir, ttgir, ptx, plan, program: that alone.",
+    help="captured, a pass's name, optimized, kernels, mlir, llvm, triton, cuda, ttir, ttgir, ptx, plan, program: that alone.",
 )  # fmt: skip
 @click.option("--memory", is_flag=True, help="The memory plan: every slot's offset and lifetime, and live bytes by step.")
 @click.option("--ops", is_flag=True, help="How many of each op, before and after the passes.")

@@ -12,12 +12,14 @@ from dlcompiler.ir.graph import Node
 from dlcompiler.ir.types import compute_dtype
 from dlcompiler.passes.rewrite import GraphRewriter, rule
 
-# A reduction is split if it has fewer results than this, each over at least so many elements.
-FEW_RESULTS = 16
-LONG_RANGE = 16 * 1024
-# What a partial result of a split reduction ranges over, about; and how many partial results there may be.
-PART = 4096
+# What a partial result of a split reduction ranges over, about; and how many partial results there may be. A reduction is split
+# if its results are too few to keep the target busy, each over at least `LONG_RANGE` of these.
+PART, LONG_RANGE = 4096, 4
 FEWEST_PARTS, MOST_PARTS = 16, 256
+# The same where hundreds of small parts run at once; results that lie side by side are made by one of them.
+SMALL_PART, SMALL_LONG_RANGE = 128, 8
+FEWEST_SMALL_PARTS = 4
+SIDE_BY_SIDE = 64
 
 COMBINE = {
     "reduce_sum": "add",
@@ -52,15 +54,16 @@ def split_reduction(b: GraphRewriter, node: Node) -> Node | None:
     """reduce_sum(x) of few long ranges --> reduce_sum(reduce_sum(reshape(x))), the parts in parallel"""
     (x,) = node.inputs
     axes = tuple(sorted(node.attributes["axes"]))
-    if not x.tensor.is_static or math.prod(node.shape) >= FEW_RESULTS:
+    if not x.tensor.is_static or node.tensor.numel == 0:
         return None
-    length = math.prod(x.shape[a] for a in axes)
-    if length < LONG_RANGE or node.tensor.numel == 0:
+    wanted = _wanted_parts(b.parallel_rows, node, axes)
+    if wanted is None:
         return None
+    parts, fewest = wanted
     wide = compute_dtype(x.dtype) if node.op.name in ("reduce_sum", "reduce_prod") else x.dtype
     if wide is not x.dtype:
         x = b.cast(x, dtype=wide.name)
-    result = _in_two_stages(b, node.op.name, x, axes, min(MOST_PARTS, max(FEWEST_PARTS, length // PART)))
+    result = _in_two_stages(b, node.op.name, x, axes, parts, fewest)
     if result is None:
         return None
     if wide is not node.dtype:
@@ -68,7 +71,21 @@ def split_reduction(b: GraphRewriter, node: Node) -> Node | None:
     return b.reshape(result, shape=node.shape) if result.shape != node.shape else result
 
 
-def _in_two_stages(b: GraphRewriter, op: str, x: Node, axes: tuple[int, ...], parts: int) -> Node | None:
+def _wanted_parts(parallel_rows: int, node: Node, axes: tuple[int, ...]) -> tuple[int, int] | None:
+    """Into how many parts each result is best split, and the fewest that are worth it; None to leave it whole."""
+    (x,) = node.inputs
+    results, length = math.prod(node.shape), math.prod(x.shape[a] for a in axes)
+    if parallel_rows <= FEWEST_PARTS:
+        if results >= parallel_rows or length < LONG_RANGE * PART:
+            return None
+        return min(MOST_PARTS, max(FEWEST_PARTS, length // PART)), FEWEST_PARTS
+    rows = results if x.tensor.rank - 1 in axes else -(-results // SIDE_BY_SIDE)
+    if 2 * rows >= parallel_rows or length < SMALL_LONG_RANGE * SMALL_PART:
+        return None
+    return min(MOST_PARTS, -(-parallel_rows // rows), length // SMALL_PART), FEWEST_SMALL_PARTS
+
+
+def _in_two_stages(b: GraphRewriter, op: str, x: Node, axes: tuple[int, ...], parts: int, fewest: int) -> Node | None:
     """The reduction without keepdims: leading axes, the last of them perhaps split, make the parts."""
     taken, have = [], 1
     for axis in axes:
@@ -83,11 +100,11 @@ def _in_two_stages(b: GraphRewriter, op: str, x: Node, axes: tuple[int, ...], pa
         if factor is not None:
             x, axes = _with_axis_split(b, x, axes, axis, factor)
             taken.append(axis)
-        elif have < FEWEST_PARTS:
-            return _with_remainder(b, op, x, axes, axis, -(-parts // have), parts)
+        elif have < fewest:
+            return _with_remainder(b, op, x, axes, axis, -(-parts // have), parts, fewest)
         break
     rest = tuple(a for a in axes if a not in taken)
-    if not rest or math.prod(x.shape[a] for a in taken) < FEWEST_PARTS:
+    if not rest or math.prod(x.shape[a] for a in taken) < fewest:
         return None
     first = b(op, x, axes=rest, keepdims=False)
     return b(op, first, axes=tuple(a - sum(r < a for r in rest) for a in taken), keepdims=False)
@@ -106,14 +123,16 @@ def _with_axis_split(b: GraphRewriter, x: Node, axes: tuple[int, ...], axis: int
     return b.reshape(x, shape=shape), tuple(sorted(moved))
 
 
-def _with_remainder(b: GraphRewriter, op: str, x: Node, axes: tuple[int, ...], axis: int, wanted: int, parts: int) -> Node | None:
+def _with_remainder(
+    b: GraphRewriter, op: str, x: Node, axes: tuple[int, ...], axis: int, wanted: int, parts: int, fewest: int
+) -> Node | None:
     """An axis whose size nothing near divides: a main part that is divided evenly, and the rest by itself."""
     size = x.shape[axis]
     cut = size - size % wanted
     if cut in (0, size):
         return None
     main, rest = (_range_of(b, x, axis, start, limit) for start, limit in ((0, cut), (cut, size)))
-    first = _in_two_stages(b, op, main, axes, parts)
+    first = _in_two_stages(b, op, main, axes, parts, fewest)
     return None if first is None else b(COMBINE[op], first, b(op, rest, axes=axes, keepdims=False))
 
 

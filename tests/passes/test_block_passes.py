@@ -123,6 +123,7 @@ def test_attention_stays_written_out_where_no_library_has_it():
     class Bare:
         library_ops = frozenset({"matmul"})
         tiles_sums = False
+        parallel_rows = 16
 
     graph, inputs = attention_graph("div", "added")
     result = optimize(graph, Bare())

@@ -67,6 +67,7 @@ def test_composites_that_a_library_runs_stay_whole():
     class Bare:
         library_ops = frozenset({"matmul"})
         tiles_sums = False
+        parallel_rows = 16
 
     assert not any(n.has(Trait.COMPOSITE) for n in optimize(graph, Bare()).nodes)
 
