@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlcompiler.ir.graph import Graph, Node
 from dlcompiler.ir.ops import Trait
-from dlcompiler.ir.program import AtenCall, Launch, LibraryCall, Placement, Program, RoutineCall
+from dlcompiler.ir.program import AtenCall, DeviceCode, Launch, LibraryCall, Placement, Program, RoutineCall
 
 if TYPE_CHECKING:
     from dlcompiler.options import Options
@@ -74,6 +74,7 @@ class Report:
     compiled, loaded, reused   distinct kernels compiled now, taken from the cache on disk, and taken from those of this process
     planned_peak       arena of intermediates; None until the sizes of a dynamic program are bound
     lower_bound        no plan can be smaller; eager_peak: what eager execution of the captured graph holds
+    evidence           of a GPU program, for each step what is known without running it (`codegen.gpu.evidence.Evidence`)
     recompile          why the same code was compiled again, None for a first compilation
     """
 
@@ -102,6 +103,7 @@ class Report:
     recompile: str | None = None
     dump: str | None = None
     loaded: int = 0
+    evidence: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -124,7 +126,19 @@ class Report:
             f"  kernels   {self.kernels} launches of {self.distinct} distinct; "
             f"{self.compiled} compiled, {self.loaded} from disk, {self.reused} reused"
         )
-        return lines
+        return lines + self._gpu()
+
+    def _gpu(self) -> list[str]:
+        ours = [row for row in self.evidence if row["kind"] == "kernel"]
+        if not ours:
+            return []
+        moved, least = (sum(row[name] for row in ours) for name in ("bytes", "minimum_bytes"))
+        times = f" (x{moved / least:.2f} of the least)" if least else ""
+        seconds = sum(row["roofline_seconds"] for row in self.evidence)
+        return [
+            f"  gpu       {format_bytes(moved)} moved by kernels{times}, at most {max(row['registers'] for row in ours)} registers, "
+            f"{sum(bool(row['spilled_bytes']) for row in ours)} kernels spill; all steps take {seconds * 1e6:.1f} us or more"
+        ]
 
     def _memory_and_time(self) -> list[str]:
         stages = ", ".join(f"{name} {seconds:.3f}" for name, seconds in self.seconds.items() if name != "total")
@@ -238,6 +252,7 @@ def record(
         history=tuple(str(event) for event in (program.history or program.graph.history)),
         code_key=code_key,
         dump=dump,
+        evidence=_evidence(program),
         **_memory(placement),
     )
     with _lock:
@@ -273,6 +288,14 @@ def record_fallback(name: str, operators: Sequence[str], reason: str, options: O
         _reports.append(report)
     _log(report, options)
     return report
+
+
+def _evidence(program: Program) -> tuple[Mapping[str, Any], ...]:
+    if not isinstance(program.code, DeviceCode):
+        return ()
+    from dlcompiler.codegen.gpu.evidence import program_evidence
+
+    return tuple(row.as_dict() for row in program_evidence(program))
 
 
 def _memory(placement: Placement | None) -> dict[str, Any]:

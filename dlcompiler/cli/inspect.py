@@ -16,19 +16,19 @@ from dlcompiler.dump_pages import kernel_text
 from dlcompiler.ir.graph import Graph
 from dlcompiler.ir.kernel import Kernel
 from dlcompiler.ir.ops import Trait
-from dlcompiler.ir.program import DeviceKernel, Launch, Program, RoutineCall
+from dlcompiler.ir.program import DeviceCode, DeviceKernel, Launch, Program, RoutineCall
 from dlcompiler.memory_table import memory_plan, memory_table
 from dlcompiler.observe import Collector
 
 CODE_STAGES = ("mlir", "llvm", "triton", "cuda", "ttir", "ttgir", "ptx")
-PROGRAM_STAGES = ("kernels", "plan", "program", *CODE_STAGES)
+PROGRAM_STAGES = ("kernels", "plan", "program", "evidence", *CODE_STAGES)
 
 
 @click.command(name="inspect")
 @click.argument("model")
 @click.option(
     "--stage", metavar="STAGE",
-    help="captured, a pass's name, optimized, kernels, mlir, llvm, triton, cuda, ttir, ttgir, ptx, plan, program: that alone.",
+    help="captured, a pass's name, optimized, kernels, mlir, llvm, triton, cuda, ttir, ttgir, ptx, evidence, plan, program.",
 )  # fmt: skip
 @click.option("--memory", is_flag=True, help="The memory plan: every slot's offset and lifetime, and live bytes by step.")
 @click.option("--ops", is_flag=True, help="How many of each op, before and after the passes.")
@@ -92,7 +92,20 @@ class View:
             return "\n\n".join(kernels) or "no kernels", {"kernels": kernels}
         if name in CODE_STAGES:
             return self._code(name)
+        if name == "evidence":
+            return self._evidence()
         return self._after_pass(name)
+
+    def _evidence(self) -> tuple[str, Any]:
+        if not isinstance(self.planned.code, DeviceCode):
+            raise click.UsageError(
+                f"{self.target} is no GPU; --stage evidence is for programs made for one (--target cuda:sm_90)"
+            )
+        from dlcompiler.codegen.gpu.device import device_of
+        from dlcompiler.codegen.gpu.evidence import evidence_table, program_evidence
+
+        rows = program_evidence(self.planned)
+        return evidence_table(rows, device_of(self.planned.code.arch)), {"evidence": [row.as_dict() for row in rows]}
 
     def _graph(self, graph: Graph) -> tuple[str, Any]:
         text = str(graph)

@@ -79,8 +79,10 @@ def _wanted_parts(parallel_rows: int, node: Node, axes: tuple[int, ...]) -> tupl
         if results >= parallel_rows or length < LONG_RANGE * PART:
             return None
         return min(MOST_PARTS, max(FEWEST_PARTS, length // PART)), FEWEST_PARTS
-    rows = results if x.tensor.rank - 1 in axes else -(-results // SIDE_BY_SIDE)
-    if 2 * rows >= parallel_rows or length < SMALL_LONG_RANGE * SMALL_PART:
+    is_row = x.tensor.rank - 1 in axes
+    rows = results if is_row else -(-results // SIDE_BY_SIDE)
+    # a row is rather left whole: more can be fused with it
+    if rows * (FEWEST_PARTS if is_row else 2) >= parallel_rows or length < SMALL_LONG_RANGE * SMALL_PART:
         return None
     return min(MOST_PARTS, -(-parallel_rows // rows), length // SMALL_PART), FEWEST_SMALL_PARTS
 
