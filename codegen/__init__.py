@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from dlcompiler.codegen.cache import CacheOptions
@@ -10,8 +10,14 @@ if TYPE_CHECKING:
     from dlcompiler.ir.kernel import Kernel
     from dlcompiler.ir.program import Program, RoutineCall
 
+    class EmitOptions(CacheOptions, Protocol):
+        """What code generation asks of the options of a compilation. `gpu_writer`: triton or cuda, a kernel's language."""
 
-def emit(program: Program, target: Target, options: CacheOptions | None = None) -> Program:
+        @property
+        def gpu_writer(self) -> str: ...
+
+
+def emit(program: Program, target: Target, options: EmitOptions | None = None) -> Program:
     """Give every kernel of the program its text and its machine code; for a CPU from the cache that `options` name, if it has it.
 
     Raises UnsupportedError for what the target cannot spell.
@@ -23,7 +29,7 @@ def emit(program: Program, target: Target, options: CacheOptions | None = None) 
         return emit_program(program, target, open_store(options) if options is not None else None)
     from dlcompiler.codegen.gpu.compile import emit_program as emit_for_gpu
 
-    return emit_for_gpu(program, target)
+    return emit_for_gpu(program, target, options.gpu_writer if options is not None else "triton")
 
 
 def kernel_listing(kernel: Kernel | RoutineCall, target: Target) -> dict[str, str]:

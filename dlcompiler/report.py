@@ -136,8 +136,8 @@ class Report:
         times = f" (x{moved / least:.2f} of the least)" if least else ""
         seconds = sum(row["roofline_seconds"] for row in self.evidence)
         return [
-            f"  gpu       {format_bytes(moved)} moved by kernels{times}, at most {max(row['registers'] for row in ours)} registers, "
-            f"{sum(bool(row['spilled_bytes']) for row in ours)} kernels spill; all steps take {seconds * 1e6:.1f} us or more"
+            f"  gpu       {format_bytes(moved)} moved by kernels{times}, {max(row['registers'] for row in ours)} registers at most, "
+            f"{sum(bool(row['spilled_bytes']) for row in ours)} spill; all steps take {seconds * 1e6:.1f} us or more"
         ]
 
     def _memory_and_time(self) -> list[str]:

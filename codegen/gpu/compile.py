@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from dlcompiler.codegen.gpu.cubin import Resources, resources_of
+from dlcompiler.codegen.gpu.cuda_assemble import assemble_cuda
+from dlcompiler.codegen.gpu.cuda_writer import CudaKernel, write_cuda
 from dlcompiler.codegen.gpu.device import device_of
+from dlcompiler.codegen.gpu.handwritten import find as find_handwritten
 from dlcompiler.codegen.gpu.kept import SUFFIXES, KeptKernel, kernel_key, to_files
 from dlcompiler.codegen.gpu.load import load_function
 from dlcompiler.codegen.gpu.schedule import candidates
 from dlcompiler.codegen.gpu.triton_writer import TritonKernel, write_triton
 from dlcompiler.codegen.target import Target
 from dlcompiler.ir import kernel as K
+from dlcompiler.ir.errors import UnsupportedError
 from dlcompiler.ir.expression import parse_dim
 from dlcompiler.ir.program import DeviceCode, DeviceKernel, Launch, Program, View
+
+logger = logging.getLogger("dlcompiler")
 
 ALIGNMENT = 16  # bytes; of addresses that let a thread load a vector
 
 
+@dataclass(frozen=True, eq=False)
 class AssembledKernel(DeviceKernel):
-    """A DeviceKernel made from Triton."""
+    """A DeviceKernel made from Triton or CUDA C++, which `written` is; `key` is that of `kept.kernel_key`."""
 
-    @property
-    def triton(self) -> TritonKernel:
-        assert isinstance(self.written, TritonKernel)
-        return self.written
+    key: str = ""
 
     @property
     def resources(self) -> Resources:
@@ -117,23 +123,48 @@ def _too_large() -> tuple[type[Exception], ...]:
     return (OutOfResources, PTXASError)
 
 
-def assemble_kernel(kernel: K.Kernel, target: Target, aligned: frozenset[str]) -> AssembledKernel:
-    """One kernel by the first of its schedules that keeps everything in registers; `aligned` buffers begin at multiples of 16."""
-    schedules = candidates(kernel, device_of(target.arch))
+def assemble_cuda_kernel(kernel: CudaKernel, target: Target) -> AssembledKernel:
+    """Assemble CUDA C++. Raises UnsupportedError if this machine has no compiler for it."""
+    ptx, cubin = assemble_cuda(kernel.source, target.arch)
+    stages = {"cuda": kernel.source, "ptx": ptx}
+    return AssembledKernel(
+        kernel.name, target.arch, cubin, stages, kernel.grid, kernel.threads, schedule=kernel.schedule, written=kernel
+    )
+
+
+def assemble_kernel(kernel: K.Kernel, target: Target, aligned: frozenset[str], writer: str = "triton") -> AssembledKernel:
+    """One kernel: one written by hand if there is one, else by the writer asked for, else by Triton's.
+
+    Of the schedules the first that keeps everything in registers is taken; `aligned` buffers begin at multiples of 16 bytes.
+    """
+    device = device_of(target.arch)
+    own = find_handwritten(kernel, target.arch)
+    if own is not None:
+        made = own.write(kernel, device, aligned)
+        return assemble_cuda_kernel(made, target) if isinstance(made, CudaKernel) else assemble(made, target)
+    if writer == "cuda":
+        try:
+            schedule = next(iter(candidates(kernel, device)))
+            return assemble_cuda_kernel(write_cuda(kernel, schedule, "kernel", aligned), target)
+        except UnsupportedError as error:
+            logger.debug("%s is written in Triton: %s", kernel.name, error)
+    schedules = candidates(kernel, device)
     return first_without_spills((write_triton(kernel, "kernel", s, aligned) for s in schedules), target)
 
 
 def assemble_kernels(
-    kernels: Sequence[K.Kernel], target: Target, aligned: Sequence[frozenset[str]] | None = None
+    kernels: Sequence[K.Kernel], target: Target, aligned: Sequence[frozenset[str]] | None = None, writer: str = "triton"
 ) -> list[AssembledKernel]:
     """Each kernel assembled, in order; equal ones once. `aligned`: names of each one's buffers at multiples of 16; None: all."""
     results = []
     for kernel, names in zip(kernels, aligned or [frozenset(b.name for b in k.buffers) for k in kernels], strict=True):
-        key = kernel_key(kernel, target.arch, names)
+        own = find_handwritten(kernel, target.arch)
+        key = kernel_key(kernel, target.arch, names, writer if own is None else own.name)
         with _lock:
             if key not in _assembled:
                 kept = _offered.get(key)
-                _assembled[key] = assemble_kernel(kernel, target, names) if kept is None else _restored(kept, kernel)
+                made = assemble_kernel(kernel, target, names, writer) if kept is None else _restored(kept, kernel)
+                _assembled[key] = replace(made, key=key)
             results.append(_assembled[key])
     return results
 
@@ -144,7 +175,12 @@ def _restored(kept: KeptKernel, kernel: K.Kernel) -> AssembledKernel:
     stages = {stage: kept.read(files[stage]).decode() for stage in SUFFIXES if stage in files}
     grid = parse_dim(entry["grid"])
     source = stages.get("triton", "")
-    written = TritonKernel(entry["name"], kernel, source, grid, dict(entry["constants"]), {}, warps=entry["threads"] // 32)
+    written: TritonKernel | CudaKernel
+    if "cuda" in stages:
+        written = CudaKernel(entry["name"], kernel, stages["cuda"], grid, entry["threads"], entry["schedule"])
+    else:
+        constants = dict(entry["constants"])
+        written = TritonKernel(entry["name"], kernel, source, grid, constants, {}, warps=entry["threads"] // 32)
     return AssembledKernel(
         entry["name"],
         kept.arch,
@@ -164,12 +200,7 @@ def program_files(program: Program) -> dict[str, bytes]:
     """The program's kernels as files (`kept`), each distinct one once."""
     code = program.code
     assert isinstance(code, DeviceCode)
-    kernels = zip((*program.preparation, *program.steps), (*code.preparation, *code.kernels), strict=True)
-    return to_files(
-        (kernel_key(step.kernel, code.arch, aligned_buffers(step)), kernel)
-        for step, kernel in kernels
-        if isinstance(step, Launch) and kernel is not None
-    )
+    return to_files((k.key, k) for k in (*code.preparation, *code.kernels) if isinstance(k, AssembledKernel))
 
 
 def aligned_buffers(step: Launch) -> frozenset[str]:
@@ -181,10 +212,10 @@ def _is_aligned(view: View) -> bool:
     return isinstance(view.offset, int) and view.offset * view.dtype.bytes % ALIGNMENT == 0
 
 
-def emit_program(program: Program, target: Target) -> Program:
-    """Attach every launch's Triton source and its assembled stages."""
+def emit_program(program: Program, target: Target, writer: str = "triton") -> Program:
+    """Attach every launch's source and its assembled stages; `writer`: triton, or cuda where that can."""
     launches = [step for step in (*program.preparation, *program.steps) if isinstance(step, Launch)]
-    assembled = assemble_kernels([s.kernel for s in launches], target, [aligned_buffers(s) for s in launches])
+    assembled = assemble_kernels([s.kernel for s in launches], target, [aligned_buffers(s) for s in launches], writer)
     first = len(program.preparation)
     codes = iter(assembled[first:])
     kernels = tuple(next(codes) if isinstance(step, Launch) else None for step in program.steps)

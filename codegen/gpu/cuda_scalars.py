@@ -80,7 +80,8 @@ def compute(op: str, dtype: DType, *x: str) -> str:
     if op in table:
         return table[op](dtype, *x)
     if op in _OPERATORS and not (dtype.is_float and op.startswith("bitwise")) and not (dtype is boolean and "bitwise" not in op):
-        return f"({computed_type(dtype)})({x[0]} {_OPERATORS[op]} {x[1]})"
+        text = f"{x[0]} {_OPERATORS[op]} {x[1]}"
+        return text if dtype.is_float else f"({computed_type(dtype)})({text})"  # small integers are widened by C++
     if dtype.is_float and op in _FUNCTIONS:
         return f"{_FUNCTIONS[op]}{'' if dtype.bits == 64 else 'f'}({', '.join(x)})"
     raise UnsupportedError(f"the CUDA writer does not spell {op} of {dtype}", items=(f"{op}[{dtype}]",))

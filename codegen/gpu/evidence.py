@@ -67,7 +67,7 @@ def program_evidence(program: Program, device: Device | None = None) -> list[Evi
 
 def _step_evidence(number: int, step: Any, code: DeviceKernel | None, device: Device) -> Evidence:
     if isinstance(step, Launch):
-        moved, minimum, flops = kernel_traffic(step.kernel, code.schedule.startswith("loop") if code is not None else False)
+        moved, minimum, flops = kernel_traffic(step.kernel, code is not None and "loop" in code.schedule)
         resources = resources_of(code.binary, code.name) if code is not None else None
         registers = resources.registers if resources else 0
         occupied = occupancy(device, code.threads, registers, code.shared_bytes) if code is not None else 0.0

@@ -11,6 +11,7 @@ from dlcompiler.codegen.gpu.triton_writer import TritonKernel
 from dlcompiler.ir.errors import LaunchError
 from dlcompiler.ir.expression import evaluate
 from dlcompiler.ir.interpret import interpret_program
+from dlcompiler.ir.interpret_kernel import interpret_kernel
 from dlcompiler.ir.program import DeviceCode, Launch, Program
 
 
@@ -28,8 +29,12 @@ def simulate(program: Program, inputs: Sequence[np.ndarray | int]) -> list[np.nd
         assert isinstance(kernel, AssembledKernel) and isinstance(step, Launch)
         # equal kernels share one text, whose buffers may have other names
         names = [b.name for b in step.kernel.buffers]
-        own = {b.name: arrays[name] for b, name in zip(kernel.triton.kernel.buffers, names)}
-        run_interpreted(kernel.triton, own, sizes)
+        written = kernel.written
+        own = {b.name: arrays[name] for b, name in zip(written.kernel.buffers, names)}
+        if isinstance(written, TritonKernel):
+            run_interpreted(written, own, sizes)
+        else:  # nothing here runs CUDA C++: it was assembled, and numbers come from the kernel that it was written from
+            interpret_kernel(written.kernel, own, sizes)
 
     return interpret_program(program, inputs, launch=launch)[: len(program.outputs)]
 
