@@ -136,7 +136,7 @@ class Report:
         times = f" (x{moved / least:.2f} of the least)" if least else ""
         seconds = sum(row["roofline_seconds"] for row in self.evidence)
         return [
-            f"  gpu       {format_bytes(moved)} moved by kernels{times}, {max(row['registers'] for row in ours)} registers at most, "
+            f"  gpu       {format_bytes(moved)} moved by kernels{times}, {max(row['registers'] for row in ours)} registers, "
             f"{sum(bool(row['spilled_bytes']) for row in ours)} spill; all steps take {seconds * 1e6:.1f} us or more"
         ]
 
