@@ -5,16 +5,20 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 
+from dlcompiler.codegen.gpu.contraction import product_writers
+from dlcompiler.codegen.gpu.contraction_form import find_form
 from dlcompiler.codegen.gpu.cubin import Resources, resources_of
 from dlcompiler.codegen.gpu.device import device_of
 from dlcompiler.codegen.gpu.kept import SUFFIXES, KeptKernel, kernel_key, to_files
 from dlcompiler.codegen.gpu.load import load_function
+from dlcompiler.codegen.gpu.routines import routine_key, routine_parameters, routine_writers
 from dlcompiler.codegen.gpu.schedule import candidates
 from dlcompiler.codegen.gpu.triton_writer import TritonKernel, write_triton
 from dlcompiler.codegen.target import Target
 from dlcompiler.ir import kernel as K
+from dlcompiler.ir.errors import UnsupportedError
 from dlcompiler.ir.expression import parse_dim
-from dlcompiler.ir.program import DeviceCode, DeviceKernel, Launch, Program, View
+from dlcompiler.ir.program import DeviceCode, DeviceKernel, Launch, Program, RoutineCall, View
 
 ALIGNMENT = 16  # bytes; of addresses that let a thread load a vector
 
@@ -100,6 +104,9 @@ def first_without_spills(kernels: Iterable[TritonKernel], target: Target) -> Ass
         except _too_large() as error:
             failure = error
             continue
+        if assembled.shared_bytes > device_of(target.arch).block_shared_bytes:
+            failure = UnsupportedError(f"{kernel.schedule} takes {assembled.shared_bytes} bytes of shared memory")
+            continue
         if not assembled.resources.local_bytes:
             return assembled
         if best is None or assembled.resources.local_bytes < best.resources.local_bytes:
@@ -117,19 +124,25 @@ def _too_large() -> tuple[type[Exception], ...]:
     return (OutOfResources, PTXASError)
 
 
-def assemble_kernel(kernel: K.Kernel, target: Target, aligned: frozenset[str]) -> AssembledKernel:
+def assemble_kernel(kernel: K.Kernel | RoutineCall, target: Target, aligned: frozenset[str]) -> AssembledKernel:
     """One kernel by the first of its schedules that keeps everything in registers; `aligned` buffers begin at multiples of 16."""
-    schedules = candidates(kernel, device_of(target.arch))
+    device = device_of(target.arch)
+    if isinstance(kernel, RoutineCall):
+        return first_without_spills(routine_writers(kernel, device, target.float32, aligned), target)
+    products = product_writers(kernel, device, target.float32, aligned)
+    if products is not None:
+        return first_without_spills(products, target)
+    schedules = candidates(kernel, device)
     return first_without_spills((write_triton(kernel, "kernel", s, aligned) for s in schedules), target)
 
 
 def assemble_kernels(
-    kernels: Sequence[K.Kernel], target: Target, aligned: Sequence[frozenset[str]] | None = None
+    kernels: Sequence[K.Kernel | RoutineCall], target: Target, aligned: Sequence[frozenset[str]] | None = None
 ) -> list[AssembledKernel]:
     """Each kernel assembled, in order; equal ones once. `aligned`: names of each one's buffers at multiples of 16; None: all."""
     results = []
-    for kernel, names in zip(kernels, aligned or [frozenset(b.name for b in k.buffers) for k in kernels], strict=True):
-        key = kernel_key(kernel, target.arch, names)
+    for kernel, names in zip(kernels, aligned or [frozenset(_parameters(k)) for k in kernels], strict=True):
+        key = _key(kernel, target.arch, target.float32, names)
         with _lock:
             if key not in _assembled:
                 kept = _offered.get(key)
@@ -138,8 +151,17 @@ def assemble_kernels(
     return results
 
 
-def _restored(kept: KeptKernel, kernel: K.Kernel) -> AssembledKernel:
+def _key(kernel: K.Kernel | RoutineCall, arch: str, float32: str, aligned: frozenset[str]) -> str:
+    """By what an assembled kernel is known."""
+    if isinstance(kernel, RoutineCall):
+        return kernel_key(routine_parameters(kernel), arch, aligned, f"{float32} {routine_key(kernel)}")
+    return kernel_key(kernel, arch, aligned, float32 if find_form(kernel) is not None else "")
+
+
+def _restored(kept: KeptKernel, kernel: K.Kernel | RoutineCall) -> AssembledKernel:
     """A kernel out of files; needs no Triton."""
+    if isinstance(kernel, RoutineCall):
+        kernel = routine_parameters(kernel)
     entry, files = kept.entry, kept.entry["files"]
     stages = {stage: kept.read(files[stage]).decode() for stage in SUFFIXES if stage in files}
     grid = parse_dim(entry["grid"])
@@ -166,15 +188,21 @@ def program_files(program: Program) -> dict[str, bytes]:
     assert isinstance(code, DeviceCode)
     kernels = zip((*program.preparation, *program.steps), (*code.preparation, *code.kernels), strict=True)
     return to_files(
-        (kernel_key(step.kernel, code.arch, aligned_buffers(step)), kernel)
+        (_key(step if isinstance(step, RoutineCall) else step.kernel, code.arch, code.float32, aligned_buffers(step)), kernel)
         for step, kernel in kernels
-        if isinstance(step, Launch) and kernel is not None
+        if isinstance(step, Launch | RoutineCall) and kernel is not None
     )
 
 
-def aligned_buffers(step: Launch) -> frozenset[str]:
+def _parameters(kernel: K.Kernel | RoutineCall) -> list[str]:
+    """Names of the parameters that are addresses."""
+    return [b.name for b in (routine_parameters(kernel) if isinstance(kernel, RoutineCall) else kernel).buffers]
+
+
+def aligned_buffers(step: Launch | RoutineCall) -> frozenset[str]:
     """Names of the buffers whose addresses are sure to be multiples of 16: memory of its own begins at one, and so do inputs."""
-    return frozenset(b.name for b, view in zip(step.kernel.buffers, step.arguments) if _is_aligned(view))
+    names = _parameters(step if isinstance(step, RoutineCall) else step.kernel)
+    return frozenset(name for name, view in zip(names, step.arguments) if _is_aligned(view))
 
 
 def _is_aligned(view: View) -> bool:
@@ -182,10 +210,11 @@ def _is_aligned(view: View) -> bool:
 
 
 def emit_program(program: Program, target: Target) -> Program:
-    """Attach every launch's Triton source and its assembled stages."""
-    launches = [step for step in (*program.preparation, *program.steps) if isinstance(step, Launch)]
-    assembled = assemble_kernels([s.kernel for s in launches], target, [aligned_buffers(s) for s in launches])
+    """Attach the Triton source of every launch and routine, and its assembled stages."""
+    launches = [step for step in (*program.preparation, *program.steps) if isinstance(step, Launch | RoutineCall)]
+    units = [step if isinstance(step, RoutineCall) else step.kernel for step in launches]
+    assembled = assemble_kernels(units, target, [aligned_buffers(s) for s in launches])
     first = len(program.preparation)
     codes = iter(assembled[first:])
-    kernels = tuple(next(codes) if isinstance(step, Launch) else None for step in program.steps)
-    return program.replace(code=DeviceCode(kernels, target.arch, tuple(assembled[:first])))
+    kernels = tuple(next(codes) if isinstance(step, Launch | RoutineCall) else None for step in program.steps)
+    return program.replace(code=DeviceCode(kernels, target.arch, tuple(assembled[:first]), target.float32))
