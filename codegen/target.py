@@ -86,7 +86,7 @@ class Target:
         return panel_width(kernel, fixed, machine_of(self).tiles)
 
     def arranged(self, kernel: Kernel, fixed: Set[Buffer]) -> tuple[Kernel, Kernel] | None:
-        """A kernel that puts what such a kernel reads of `fixed` buffers in order, and the kernel that reads that; None for as is."""
+        """A kernel that puts what such a kernel reads of `fixed` buffers in order, and one that reads that; None to leave it."""
         if self.kind == "cpu":
             return None
         from dlcompiler.codegen.gpu.contraction import arrange

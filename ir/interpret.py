@@ -154,8 +154,8 @@ def interpret_program(
     """The outputs of `program`, then the final contents of the inputs that its graph writes back.
 
     Kernels run by the kernel interpreter (or by `launch`, as routines then are, given the number of the step, its buffers' arrays
-    by name in order and its sizes), library calls by the op table. With a placement, intermediates share one arena at their planned offsets; without one
-    each has memory of its own. Memory starts as NaN bits; `inputs` are not changed.
+    by name in order and its sizes), library calls by the op table. With a placement, intermediates share one arena at their
+    planned offsets; without one each has memory of its own. Memory starts as NaN bits; `inputs` are not changed.
     """
     memory = _Memory(program, inputs, bindings or bind_inputs(program.graph, inputs))
     for step in program.preparation:

@@ -90,10 +90,12 @@ def _reach(buffer: K.Buffer) -> int | None:
     return 1 + sum(abs(s) * max(n - 1, 0) for n, s in zip(buffer.shape, buffer.strides))  # type: ignore[operator,arg-type]
 
 
-def strided(name: str, view: View, lead: tuple[Dim, ...], has_columns: bool = True) -> Strided:
-    """How an operand lies; missing and single leading dimensions are broadcast."""
+def strided(name: str, view: View, lead: tuple[Dim, ...]) -> Strided:
+    """How an operand lies; missing and single leading dimensions are broadcast, and all those of a mask."""
+    has_columns = name not in ONE_NUMBER_A_ROW
     kept = 2 if has_columns else 1
-    steps = [0 if size == 1 else step for size, step in zip(view.shape, view.strides)]
+    single = len(view.shape) if name == "mask" else len(view.shape) - kept
+    steps = [0 if size == 1 and d < single else step for d, (size, step) in enumerate(zip(view.shape, view.strides))]
     steps = [*(0,) * (len(lead) + kept - len(steps)), *steps]
     rest = steps[len(lead) :]
     return Strided(name, view.dtype, tuple(steps[: len(lead)]), rest[0], rest[1] if has_columns else 0)
@@ -124,7 +126,7 @@ def problem_of(call: RoutineCall) -> Problem:
     assert isinstance(width, int) and isinstance(depth, int)
     found = Problem(
         lead, query.shape[-2], key.shape[-2], width, depth, float(call.attributes["scale"]), bool(call.attributes["causal"]),
-        query.dtype, {role: strided(role, view, lead, role not in ONE_NUMBER_A_ROW) for role, view in roles.items()},
+        query.dtype, {role: strided(role, view, lead) for role, view in roles.items()},
         tuple(buffer(role, view, "out" if role in writes else "in") for role, view in roles.items()), call.origin,
     )  # fmt: skip
     return _heads_as_rows(found) if call.op == "attention" else found

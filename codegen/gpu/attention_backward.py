@@ -26,7 +26,7 @@ def write_attention_backward(
 ) -> TritonKernel:
     """The gradients with respect to query, key and value as one Triton kernel.
 
-    `schedule.rows` is how much of what it keeps a program takes at a time, of keys or of rows, `schedule.keys` how much of the other.
+    `schedule.rows`: of how many keys or rows a program keeps the gradients; `schedule.keys`: how many of the others a step takes.
     """
     return _Backward(problem, schedule).write(name, aligned)
 

@@ -57,7 +57,7 @@ def _may_be_repeated(form: Form, factor: K.Value, count: int, across: tuple[str,
 def product_writers(
     kernel: K.Kernel, device: Device, precision: str, aligned: frozenset[str], name: str = "kernel"
 ) -> Iterator[TritonKernel] | None:
-    """A kernel for tensor cores by one schedule after another, the preferred one first, each written when asked for; None for others."""
+    """A kernel for tensor cores by one schedule after another, the preferred first, each written when asked for; or None."""
     form = find_form(kernel)
     if form is None or not form.is_tiled or 0 in form.axes.values():
         return None
@@ -155,7 +155,7 @@ def _with_buffer(kernel: K.Kernel, stores: tuple[K.Store, ...], buffer: K.Buffer
 def split(kernel: K.Kernel, device: Device, precision: str) -> tuple[K.Kernel, K.Kernel] | None:
     """A kernel of partial sums and one that adds them up and goes on, where that is quicker than few programs with long sums.
 
-        y[m, n] = f(sum over k of a * b)  -->  parts[s, m, n] = sum over c of (a * b at k = s*128 + c);  y = f(sum over s of parts)
+        y[m, n] = f(sum over k of a*b)  -->  parts[s, m, n] = sum over c of (a*b at k = s*128 + c);  y = f(sum over s of parts)
 
     The sums of parts have an order of their own, the same in every call. The first kernel's out buffer is the last in-buffer of
     the second one.
@@ -196,7 +196,7 @@ def split(kernel: K.Kernel, device: Device, precision: str) -> tuple[K.Kernel, K
 
 
 def _step(form: Form, axis: str) -> int:
-    """Elements between neighbours of the first result along an axis; of one that was merged, more than of the one it continues."""
+    """Elements between neighbours of the first result along an axis."""
     store = form.kernel.stores[0]
     steps = linear_coefficients(store.buffer.offset(store.index), form.kernel.extents) or {}
     return size_estimate(steps.get(axis, 0)) if steps.get(axis, 0) != 0 else 0

@@ -38,8 +38,8 @@ class Form:
     reduce: K.Reduce
     left: K.Value
     right: K.Value
-    factors: tuple[K.Value, K.Value]
     dtype: DType
+    factors: tuple[K.Value, K.Value]
     axes: dict[str, Dim]
     batch: tuple[str, ...]
     rows: tuple[str, ...]
@@ -101,12 +101,11 @@ def _look_for_form(kernel: K.Kernel) -> Form | None:
     def ordered(names: Set[str]) -> tuple[str, ...]:
         return tuple(name for name in order if name in names)
 
-    narrow_left, narrow_right, dtype = _operands(left, right)
-    sums = _summed_order(summed & axes.keys(), axes, merged, left)
-    return Form(
-        kernel, reduce, narrow_left, narrow_right, (left, right), dtype, axes, ordered(of_left & of_right), ordered(of_left - of_right),
-        ordered(of_right - of_left), sums, merged,
-    )  # fmt: skip
+    own = of_left & of_right, of_left - of_right, of_right - of_left
+    batch, rows, columns = map(ordered, own)
+    walk = _summed_order(summed & axes.keys(), axes, merged, left)
+    factors = left, right
+    return Form(kernel, reduce, *_operands(left, right), factors, axes, batch, rows, columns, walk, merged)
 
 
 def _simple_accesses(kernel: K.Kernel) -> tuple[dict[str, Dim], list[Access]]:

@@ -43,7 +43,7 @@ class MatrixSchedule:
     group        rows of tiles that run together; 1: in order
     persistent   as many programs as multiprocessors, each of which takes tile after tile
     descriptors  tiles are copied by the tensor memory accelerator (sm_90 and later)
-    flat         the summed axes are one, flattened; else the loop walks over the points of all but the last, in blocks of the last
+    flat         the summed axes are flattened into one; else the loop goes over points of all but the last, in blocks of that
     precision    of float32 products: ieee, tf32x3 or tf32
     """
 
@@ -111,9 +111,9 @@ def rate(device: Device, dtype: DType, precision: str) -> float:
 # -- the candidates ------------------------------------------------------------------------------------------------------------
 
 _TENSOR_TILES = (
-    (128, 256, 8), (256, 128, 8), (128, 128, 8), (128, 128, 4), (64, 256, 4), (256, 64, 4), (128, 64, 4), (64, 128, 4), (64, 64, 4),
-    (128, 32, 4), (32, 128, 4), (64, 32, 4), (32, 64, 4), (32, 32, 4), (16, 256, 4), (16, 128, 4), (16, 64, 4), (16, 32, 2),
-    (128, 16, 4), (64, 16, 4), (32, 16, 2), (16, 16, 1),
+    (128, 256, 8), (256, 128, 8), (128, 128, 8), (128, 128, 4), (64, 256, 4), (256, 64, 4), (128, 64, 4), (64, 128, 4),
+    (64, 64, 4), (128, 32, 4), (32, 128, 4), (64, 32, 4), (32, 64, 4), (32, 32, 4), (16, 256, 4), (16, 128, 4), (16, 64, 4),
+    (16, 32, 2), (128, 16, 4), (64, 16, 4), (32, 16, 2), (16, 16, 1),
 )  # fmt: skip
 _SCALAR_TILES = (
     (128, 128, 8), (128, 64, 8), (64, 128, 8), (64, 64, 4), (64, 32, 4), (32, 64, 4), (32, 32, 4), (16, 128, 4), (16, 64, 2),

@@ -1,4 +1,4 @@
-"""What Triton's interpreter lacks, from NumPy: CUDA's libdevice, which it cannot call, products of bfloat16, and reductions at a bearable speed."""
+"""What Triton's interpreter lacks, from NumPy: CUDA's libdevice, which it cannot call, products of bfloat16, quick reductions."""
 
 from __future__ import annotations
 

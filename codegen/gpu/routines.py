@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dlcompiler.ir.graph import Node
     from dlcompiler.ir.kernel import Kernel
 
+
 def scratch(node: Node) -> Sequence[TensorType] | None:
     """The scratch memory of the routine that computes a graph node; None if there is no such routine."""
     return () if node.op.name in attention.ROLES and attention.applies(node) else None

@@ -1,4 +1,4 @@
-"""Values of Kernel IR over two-dimensional tiles, as lines of Triton: each value has the dimensions of the tile that it depends on.
+"""Values of Kernel IR over two-dimensional tiles, as lines of Triton: each has those dimensions of the tile that it depends on.
 
 A value of the rows alone is a column of numbers `[ROWS, 1]`, one of the columns alone a row `[1, COLUMNS]`, one of neither a
 number; Triton's broadcasting does the rest, so that a bias is loaded once for a whole tile.

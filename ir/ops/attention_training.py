@@ -22,7 +22,7 @@ def _infer_forward(types, attributes):
 
 
 def _infer_backward(types, attributes):
-    """grad[..., L, F], q[..., L, E], k[..., S, E], v[..., S, F], logsumexp and delta f32[..., L], mask?; no broadcasting of q, k, v.
+    """grad[..., L, F], q[..., L, E], k[..., S, E], v[..., S, F], logsumexp and delta f32[..., L], mask?; nothing broadcast.
 
     The results are like q, k and v. attributes as of `attention`.
     """

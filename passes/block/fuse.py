@@ -202,7 +202,7 @@ class _Fuser:
                 self._join(new, [group])
 
     def _take_factors(self, node: Node, group: _Open) -> None:
-        """Let a sum of products compute its factors from what they are made of, where that is cheap enough to do for each tile."""
+        """Let a sum of products compute its factors from what they are made of, where that is cheap enough for each tile."""
         for base in self.bases[node]:
             producer = self._group(base)
             if producer is not None and producer is not group and producer.kind == "kernel" and not producer.has_reduction:

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from dlcompiler import compile as compile_model
 from dlcompiler.codegen.gpu.attention import problem_of
 from dlcompiler.codegen.gpu.contraction_form import find_form
 from dlcompiler.codegen.gpu.contraction_schedule import minimal_bytes, operations, rate
 from dlcompiler.codegen.gpu.device import device_of
 from dlcompiler.ir.program import Launch, Program, RoutineCall
 
+from dlcompiler import compile as compile_model
 from tests.zoo import build
 
 MODELS = ("bert-base", "gpt2", "llama-small", "vit-b16", "resnet50")

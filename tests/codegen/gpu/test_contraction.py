@@ -138,7 +138,7 @@ def test_weights_are_put_in_order_once():
 
 
 def test_long_sums_of_few_tiles_are_made_in_parts():
-    x, w = TensorType(f16, (20, 2048)), TensorType(f16, (33, 2048))
+    x, w = TensorType(f16, (20, 4096)), TensorType(f16, (33, 4096))
     kernels = check(lambda b, x, w: b.relu(b.linear(x, w)), x, w)
     assert len(kernels) == 2 and kernels[0].kernel.name.endswith("_parts")
     # many tiles: no parts
