@@ -229,11 +229,13 @@ class DeviceCode:
 
     kernels   one for each step: a DeviceKernel for a Launch or RoutineCall (identical ones may share it), None for the others
     preparation  the same for each step of the program's preparation
+    float32   how products of float32 are multiplied: ieee, tf32x3 or tf32
     """
 
     kernels: tuple[DeviceKernel | None, ...]
     arch: str
     preparation: tuple[DeviceKernel, ...] = ()
+    float32: str = "ieee"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from dlcompiler.codegen.gpu.contraction import product_writers
+from dlcompiler.codegen.gpu.contraction_form import find_form
 from dlcompiler.codegen.gpu.cubin import Resources, resources_of
 from dlcompiler.codegen.gpu.cuda_assemble import assemble_cuda
 from dlcompiler.codegen.gpu.cuda_writer import CudaKernel, write_cuda
@@ -14,13 +16,14 @@ from dlcompiler.codegen.gpu.device import device_of
 from dlcompiler.codegen.gpu.handwritten import find as find_handwritten
 from dlcompiler.codegen.gpu.kept import SUFFIXES, KeptKernel, kernel_key, to_files
 from dlcompiler.codegen.gpu.load import load_function
+from dlcompiler.codegen.gpu.routines import routine_key, routine_parameters, routine_writers
 from dlcompiler.codegen.gpu.schedule import candidates
 from dlcompiler.codegen.gpu.triton_writer import TritonKernel, write_triton
 from dlcompiler.codegen.target import Target
 from dlcompiler.ir import kernel as K
 from dlcompiler.ir.errors import UnsupportedError
 from dlcompiler.ir.expression import parse_dim
-from dlcompiler.ir.program import DeviceCode, DeviceKernel, Launch, Program, View
+from dlcompiler.ir.program import DeviceCode, DeviceKernel, Launch, Program, RoutineCall, View
 
 logger = logging.getLogger("dlcompiler")
 
@@ -106,6 +109,9 @@ def first_without_spills(kernels: Iterable[TritonKernel], target: Target) -> Ass
         except _too_large() as error:
             failure = error
             continue
+        if assembled.shared_bytes > device_of(target.arch).block_shared_bytes:
+            failure = UnsupportedError(f"{kernel.schedule} takes {assembled.shared_bytes} bytes of shared memory")
+            continue
         if not assembled.resources.local_bytes:
             return assembled
         if best is None or assembled.resources.local_bytes < best.resources.local_bytes:
@@ -132,16 +138,23 @@ def assemble_cuda_kernel(kernel: CudaKernel, target: Target) -> AssembledKernel:
     )
 
 
-def assemble_kernel(kernel: K.Kernel, target: Target, aligned: frozenset[str], writer: str = "triton") -> AssembledKernel:
+def assemble_kernel(
+    kernel: K.Kernel | RoutineCall, target: Target, aligned: frozenset[str], writer: str = "triton"
+) -> AssembledKernel:
     """One kernel: one written by hand if there is one, else by the writer asked for, else by Triton's.
 
     Of the schedules the first that keeps everything in registers is taken; `aligned` buffers begin at multiples of 16 bytes.
     """
     device = device_of(target.arch)
+    if isinstance(kernel, RoutineCall):
+        return first_without_spills(routine_writers(kernel, device, target.float32, aligned), target)
     own = find_handwritten(kernel, target.arch)
     if own is not None:
         made = own.write(kernel, device, aligned)
         return assemble_cuda_kernel(made, target) if isinstance(made, CudaKernel) else assemble(made, target)
+    products = product_writers(kernel, device, target.float32, aligned)
+    if products is not None:
+        return first_without_spills(products, target)
     if writer == "cuda":
         try:
             schedule = next(iter(candidates(kernel, device)))
@@ -153,13 +166,15 @@ def assemble_kernel(kernel: K.Kernel, target: Target, aligned: frozenset[str], w
 
 
 def assemble_kernels(
-    kernels: Sequence[K.Kernel], target: Target, aligned: Sequence[frozenset[str]] | None = None, writer: str = "triton"
+    kernels: Sequence[K.Kernel | RoutineCall],
+    target: Target,
+    aligned: Sequence[frozenset[str]] | None = None,
+    writer: str = "triton",
 ) -> list[AssembledKernel]:
     """Each kernel assembled, in order; equal ones once. `aligned`: names of each one's buffers at multiples of 16; None: all."""
     results = []
-    for kernel, names in zip(kernels, aligned or [frozenset(b.name for b in k.buffers) for k in kernels], strict=True):
-        own = find_handwritten(kernel, target.arch)
-        key = kernel_key(kernel, target.arch, names, writer if own is None else own.name)
+    for kernel, names in zip(kernels, aligned or [frozenset(_parameters(k)) for k in kernels], strict=True):
+        key = _key(kernel, target, names, writer)
         with _lock:
             if key not in _assembled:
                 kept = _offered.get(key)
@@ -169,8 +184,19 @@ def assemble_kernels(
     return results
 
 
-def _restored(kept: KeptKernel, kernel: K.Kernel) -> AssembledKernel:
+def _key(kernel: K.Kernel | RoutineCall, target: Target, aligned: frozenset[str], writer: str) -> str:
+    """By what an assembled kernel is known."""
+    if isinstance(kernel, RoutineCall):
+        return kernel_key(routine_parameters(kernel), target.arch, aligned, f"{target.float32} {routine_key(kernel)}")
+    own = find_handwritten(kernel, target.arch)
+    variant = writer if own is None else f"by hand: {own.name}"
+    return kernel_key(kernel, target.arch, aligned, target.float32 if find_form(kernel) is not None and own is None else variant)
+
+
+def _restored(kept: KeptKernel, kernel: K.Kernel | RoutineCall) -> AssembledKernel:
     """A kernel out of files; needs no Triton."""
+    if isinstance(kernel, RoutineCall):
+        kernel = routine_parameters(kernel)
     entry, files = kept.entry, kept.entry["files"]
     stages = {stage: kept.read(files[stage]).decode() for stage in SUFFIXES if stage in files}
     grid = parse_dim(entry["grid"])
@@ -203,9 +229,15 @@ def program_files(program: Program) -> dict[str, bytes]:
     return to_files((k.key, k) for k in (*code.preparation, *code.kernels) if isinstance(k, AssembledKernel))
 
 
-def aligned_buffers(step: Launch) -> frozenset[str]:
+def _parameters(kernel: K.Kernel | RoutineCall) -> list[str]:
+    """Names of the parameters that are addresses."""
+    return [b.name for b in (routine_parameters(kernel) if isinstance(kernel, RoutineCall) else kernel).buffers]
+
+
+def aligned_buffers(step: Launch | RoutineCall) -> frozenset[str]:
     """Names of the buffers whose addresses are sure to be multiples of 16: memory of its own begins at one, and so do inputs."""
-    return frozenset(b.name for b, view in zip(step.kernel.buffers, step.arguments) if _is_aligned(view))
+    names = _parameters(step if isinstance(step, RoutineCall) else step.kernel)
+    return frozenset(name for name, view in zip(names, step.arguments) if _is_aligned(view))
 
 
 def _is_aligned(view: View) -> bool:
@@ -213,10 +245,11 @@ def _is_aligned(view: View) -> bool:
 
 
 def emit_program(program: Program, target: Target, writer: str = "triton") -> Program:
-    """Attach every launch's source and its assembled stages; `writer`: triton, or cuda where that can."""
-    launches = [step for step in (*program.preparation, *program.steps) if isinstance(step, Launch)]
-    assembled = assemble_kernels([s.kernel for s in launches], target, [aligned_buffers(s) for s in launches], writer)
+    """Attach the source of every launch and routine, and its assembled stages; `writer`: triton, or cuda where that can."""
+    launches = [step for step in (*program.preparation, *program.steps) if isinstance(step, Launch | RoutineCall)]
+    units = [step if isinstance(step, RoutineCall) else step.kernel for step in launches]
+    assembled = assemble_kernels(units, target, [aligned_buffers(s) for s in launches], writer)
     first = len(program.preparation)
     codes = iter(assembled[first:])
-    kernels = tuple(next(codes) if isinstance(step, Launch) else None for step in program.steps)
-    return program.replace(code=DeviceCode(kernels, target.arch, tuple(assembled[:first])))
+    kernels = tuple(next(codes) if isinstance(step, Launch | RoutineCall) else None for step in program.steps)
+    return program.replace(code=DeviceCode(kernels, target.arch, tuple(assembled[:first]), target.float32))

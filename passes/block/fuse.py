@@ -128,7 +128,9 @@ class _Fuser:
             if is_virtual(node):
                 continue
             if node.has(Trait.CONTRACTION) and self._is_tiled(node):
-                self._new_group(node, "kernel")
+                group = self._new_group(node, "kernel")
+                if self.target.takes_factors:
+                    self._take_factors(node, group)
                 continue
             if not is_kernel_node(node, self.target):
                 kind = "extern" if node.has(Trait.EXTERN) else "library"
@@ -199,6 +201,13 @@ class _Fuser:
             if group is not new:
                 self._join(new, [group])
 
+    def _take_factors(self, node: Node, group: _Open) -> None:
+        """Let a sum of products compute its factors from what they are made of, where that is cheap enough for each tile."""
+        for base in self.bases[node]:
+            producer = self._group(base)
+            if producer is not None and producer is not group and producer.kind == "kernel" and not producer.has_reduction:
+                self._join(group, [producer])
+
     def _join(self, new: _Open, groups: Sequence[_Open], silent: bool = False) -> bool:
         parts = [*groups, new]
         reason = self._why_not(parts)
@@ -225,7 +234,7 @@ class _Fuser:
 
     def _why_not(self, parts: Sequence[_Open]) -> str | None:
         count = sum(len(p.nodes) for p in parts)
-        if len({all(n in self.fixed for n in p.nodes) for p in parts}) > 1:
+        if len({all(n in self.fixed for n in p.nodes) for p in parts}) > 1 and not self._is_stored_narrow(parts):
             return "one is made once and kept, the other in each call"
         if count > MAXIMUM_NODES:
             return f"together they have {count} ops, more than {MAXIMUM_NODES}"
@@ -255,7 +264,7 @@ class _Fuser:
         tiled = [n for n in nodes if n in self.tiled]
         members = set(nodes)
         for node in tiled:
-            if members & set(self.bases[node]):
+            if members & set(self.bases[node]) and not self.target.takes_factors:
                 return f"operands of the sum of products %{node.name} would be computed again for each tile"
         try:
             kernel, reads = self._trial(nodes, outputs)
@@ -264,6 +273,16 @@ class _Fuser:
         if tiled and not self.target.contracts(kernel, fixed_buffers(kernel, reads, self.fixed)):
             return f"the sum of products %{tiled[0].name} could no longer be computed in tiles"
         return None
+
+    def _is_stored_narrow(self, parts: Sequence[_Open]) -> bool:
+        """Whether what could be made once is smaller before than after, as weights of 8 bits: then reading it is what counts."""
+        made = [p for p in parts if all(n in self.fixed for n in p.nodes)]
+        if not self.target.takes_factors or len(made) != 1 or not any(n in self.tiled for p in parts for n in p.nodes):
+            return False
+        read = {b for n in made[0].nodes for b in self.bases[n]} - set(made[0].nodes)
+        widest = max((b.tensor.numel * b.dtype.bits for b in read if isinstance(b.tensor.numel, int)), default=0)
+        after = made[0].nodes[-1].tensor.numel
+        return isinstance(after, int) and 2 * widest <= after * made[0].nodes[-1].dtype.bits
 
     def _is_tiled(self, node: Node) -> bool:
         """Whether a sum of products becomes a kernel of ours, which others may join, and not a library call."""
