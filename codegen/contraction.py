@@ -9,6 +9,7 @@ addresses.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Set
 from dataclasses import dataclass, field
 
@@ -155,7 +156,7 @@ def panel_width(kernel: K.Kernel, fixed: Set[K.Buffer], machine: TileMachine) ->
     if found is None or found.packed is not None:
         return None
     extents = kernel.extents
-    rows = product(size_estimate(extents[a]) for a in found.row_axes)
+    rows = math.prod(size_estimate(extents[a]) for a in found.row_axes)
     is_fixed = all(load.buffer in fixed for load in loads_under(found.columns))
     if not is_fixed and rows < PACKED_ROWS:
         return None
@@ -178,7 +179,7 @@ def is_worth_it(kernel: K.Kernel, fixed: Set[K.Buffer], machine: TileMachine) ->
     # narrow floats are left to libraries that multiply them without widening them first
     if found is None or any(load.dtype is not found.reduce.dtype for load in (found.load, *loads_under(found.columns))):
         return False
-    rows = product(size_estimate(kernel.extents[a]) for a in found.row_axes)
+    rows = math.prod(size_estimate(kernel.extents[a]) for a in found.row_axes)
     lanes = machine.vector_bytes // found.reduce.dtype.bytes
     if found.batch_axes and not found.is_lanewise and 2 * size_estimate(kernel.extents[found.vector]) <= lanes:
         return False  # groups of few channels leave most lanes empty
@@ -238,7 +239,7 @@ def schedule_contraction(kernel: K.Kernel, machine: TileMachine) -> ContractionS
     outer = tuple(a for a in outer if a not in between)
     finishing, finish = _finish(kernel, found, axes, accesses, row, (*outer, *between), sums, lanes, vectors)
     rest = (height % rows if isinstance(height, int) else None) if row is not None else 0
-    inner = product(size_estimate(axes[a]) for a in summed)
+    inner = math.prod(size_estimate(axes[a]) for a in summed)
     grain = max(1, GRAIN_PRODUCTS // max(inner * vectors * lanes * min(rows * TILES_AN_ITEM, size_estimate(height)), 1))
     return ContractionSchedule(
         found, axes, outer, between, row, found.vector, summed, rows, vectors, lanes, rest, found.packed is not None, rows_access,

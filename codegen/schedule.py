@@ -7,6 +7,7 @@ data and prints on one line.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -40,15 +41,17 @@ class Access:
     # axes that an index given by data depends on
     indirect_axes: frozenset[str] = frozenset()
 
-    def lane_stride(self, axis: str) -> Dim | None:
+    def lane_stride(self, axis: str | None) -> Dim | None:
         """As `stride`, where an index that data gives is the same for all lanes."""
-        if self.coefficients is not None or axis in self.indirect_axes:
+        if axis is None or self.coefficients is not None or axis in self.indirect_axes:
             return None if self.coefficients is None else self.stride(axis)
         linear = linear_coefficients(self.offset, (axis,))
         return None if linear is None else linear.get(axis, 0)
 
-    def stride(self, axis: str) -> Dim | None:
-        """Elements moved for one step of the axis; None if that is not a constant of the loop."""
+    def stride(self, axis: str | None) -> Dim | None:
+        """Elements moved for one step of the axis (0 for no axis); None if that is not a constant of the loop."""
+        if axis is None:
+            return 0
         if self.coefficients is not None:
             return self.coefficients.get(axis, 0)
         return 0 if axis not in symbols(self.offset) else None
@@ -82,6 +85,18 @@ class Schedule:
     @property
     def vector_is_reduced(self) -> bool:
         return self.vector in self.inner
+
+    @property
+    def lane_axis(self) -> str:
+        """The vector axis of a kernel that has one."""
+        assert self.vector is not None
+        return self.vector
+
+    @property
+    def turned_axis(self) -> str:
+        """The unrolled axis of a kernel that turns tiles in registers."""
+        assert self.unroll_axis is not None
+        return self.unroll_axis
 
     @property
     def transposes(self) -> bool:
@@ -321,9 +336,9 @@ def schedule_kernel(kernel: K.Kernel, vector_bytes: int, cache_bytes: int = 1 <<
     if vector is not None and unroll_axis == vector:
         unroll = max(1, min(unroll, -(-size_estimate(axes[vector]) // lanes)))
     block = None
-    row_elements = product(size_estimate(axes[a]) for a in rows)
+    row_elements = math.prod(size_estimate(axes[a]) for a in rows)
     if vector is not None and vector not in reduced:
-        per_element = product(size_estimate(axes[a]) for a in inner)
+        per_element = math.prod(size_estimate(axes[a]) for a in inner)
         step = lanes * (unroll if unroll_axis == vector else 1)
         target = max(BLOCK_ELEMENTS // max(per_element, 1), step)
         if reduced:
@@ -350,7 +365,7 @@ def _grain(
     kernel: K.Kernel, axes: dict[str, Dim], rows: tuple[str, ...], vector: str | None, block: int | None, tile: int
 ) -> int:
     """Work items below which one thread does them all."""
-    elements = product(size_estimate(e) for a, e in axes.items() if a not in rows) * tile
+    elements = math.prod(size_estimate(e) for a, e in axes.items() if a not in rows) * tile
     if block is not None and vector is not None:
         elements = elements // max(size_estimate(axes[vector]), 1) * block
     weight = 1 + sum(8 if isinstance(v, K.Compute) and v.op in EXPENSIVE else 1 for v in kernel.values) / 8

@@ -158,8 +158,8 @@ def interpret_program(
     each has memory of its own. Memory starts as NaN bits; `inputs` are not changed.
     """
     memory = _Memory(program, inputs, bindings or bind_inputs(program.graph, inputs))
-    for step in program.preparation:
-        interpret_kernel(step.kernel, memory.arguments(step), memory.sizes(step))
+    for made in program.preparation:
+        interpret_kernel(made.kernel, memory.arguments(made), memory.sizes(made))
     for number, step in enumerate(program.steps):
         match step:
             case Launch():
@@ -172,17 +172,16 @@ def interpret_program(
                 operands = [memory.array(v).copy() for v in step.reads]
                 result = evaluate_op(lookup(step.op), operands, concrete(step.attributes, memory.bindings))
                 for view, array in zip(step.writes, result if isinstance(result, tuple) else (result,)):
-                    if view is not None:
-                        memory.array(view)[...] = array
+                    memory.array(view)[...] = array
             case AtenCall():
                 if call is None:
                     raise UnsupportedError(f"the interpreter has no meaning for {step.target}", items=(step.target,))
                 operands = [memory.array(v).copy() for v in step.reads]
                 result = call(step.target, concrete(step.arguments, memory.bindings), operands)
-                for view, array in zip(step.writes, result if isinstance(result, tuple | list) else (result,)):
-                    if view is not None:
-                        memory.give(view.slot, np.asarray(array))
-    results = [memory.array(view).copy() for view in program.outputs]
+                for written, array in zip(step.writes, result if isinstance(result, tuple | list) else (result,)):
+                    if written is not None:
+                        memory.give(written.slot, np.asarray(array))
+    results = [memory.array(output).copy() for output in program.outputs]
     places = {node: slot for node, slot in zip(program.graph.inputs, program.inputs)}
     for _, node in program.graph.writebacks:
         slot = places[node]
@@ -204,9 +203,9 @@ class _Memory:
         for slot in (*program.aliases, *program.aliases.values()):
             root = self._root(slot)
             self.group_bytes[root] = max(self.group_bytes.get(root, 0), evaluate(slot.bytes, bindings))
-        for slot, given in zip(program.inputs, inputs):
-            if slot is not None:
-                self.array(slot.view())[...] = given
+        for taken, given in zip(program.inputs, inputs):
+            if taken is not None:
+                self.array(taken.view())[...] = given
         for slot in program.slots:
             if slot.role == "constant":
                 self.array(slot.view())[...] = np.asarray(program.constants[slot.position])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from dlcompiler.ir.expression import Dim, product
+from dlcompiler.ir.expression import Dim, known, product
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,16 @@ class TensorType:
     @property
     def is_static(self) -> bool:
         return all(isinstance(d, int) for d in self.shape)
+
+    @property
+    def known_shape(self) -> tuple[int, ...]:
+        """The shape of a tensor whose sizes are all known."""
+        return tuple(known(d) for d in self.shape)
+
+    @property
+    def known_numel(self) -> int:
+        """Number of elements of a tensor whose sizes are all known."""
+        return known(self.numel)
 
     def with_shape(self, shape: Iterable[Dim]) -> TensorType:
         return TensorType(self.dtype, tuple(shape))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from dlcompiler.ir.errors import OptionError
@@ -119,7 +120,7 @@ def run_pass(each: Pass, graph: Graph, context: Context) -> Graph:
     return result.replace(history=(*graph.history, event))
 
 
-def check_pass_names(names: frozenset[str] | set[str]) -> None:
+def check_pass_names(names: AbstractSet[str]) -> None:
     """Raises OptionError for a name that is no pass, or a pass that nothing can be compiled without."""
     import difflib
 

@@ -65,7 +65,7 @@ class MemoryWriter:
         pointer = self.pointers[load.buffer]
         with_indirect = self._bind_indirect(load, copy)
         if stride is None:
-            offsets = w.lane_index(access.offset, copy)
+            offsets = w.lane_indices(access.offset, copy)
             self._unbind(with_indirect)
             return self._if_any(load, mask, zero, lambda: self._gather(pointer, offsets, mask, zero))
         base = self._first(access.offset, copy)
@@ -78,7 +78,7 @@ class MemoryWriter:
             return e.masked_load(pointer, base, mask, zero)
         if stride == -1:
             return self._if_any(load, mask, zero, lambda: self._load_backwards(pointer, base, mask, zero))
-        steps = w.index.times(w.index.write(stride), e.iota(w.lanes.width))
+        steps = w.lane_steps(stride)
         held = mask if mask is not None else self._all()
         return self._if_any(load, mask, zero, lambda: e.gather(pointer, base, steps, held, zero))
 
@@ -200,19 +200,20 @@ class MemoryWriter:
             self._store_turned(store, values)
             return
         stride = access.stride(w.schedule.vector)
+        held = w.lanes.mask if w.lanes.mask is not None else self._all()
         for copy, value in enumerate(values):
             if stride is None:
-                offsets = w.lane_index(access.offset, copy)
-                e.scatter(value, pointer, 0, offsets, w.lanes.mask if w.lanes.mask is not None else self._all())
+                offsets = w.lane_indices(access.offset, copy)
+                e.scatter(value, pointer, 0, offsets, held)
                 continue
             base = self._first(access.offset, copy)
             if stride == 1 and w.lanes.mask is None:
                 e.store(value, pointer, base, nontemporal=w.streaming)
             elif stride == 1:
-                e.masked_store(value, pointer, base, w.lanes.mask)
+                e.masked_store(value, pointer, base, held)
             else:
-                steps = w.index.times(w.index.write(stride), e.iota(w.lanes.width))
-                e.scatter(value, pointer, base, steps, w.lanes.mask if w.lanes.mask is not None else self._all())
+                steps = w.lane_steps(stride)
+                e.scatter(value, pointer, base, steps, held)
 
     # -- tiles turned in registers -------------------------------------------------------------------------------------------
 
@@ -228,7 +229,9 @@ class MemoryWriter:
         w = self.writer
         access = w.schedule.accesses[statement]
         base = w.index.write(access.offset)
-        stride = w.index.write(access.stride(w.schedule.vector))
+        step = access.stride(w.schedule.vector)
+        assert step is not None
+        stride = w.index.write(step)
         return [w.index.plus(base, w.index.times(stride, k)) for k in range(w.lanes.width)]
 
     def _load_turned(self, load: K.Load) -> tuple[Value, ...]:

@@ -198,6 +198,7 @@ class Importer:
         target = node.target
         if target is operator.getitem:
             source, index = node.args
+            assert isinstance(source, torch.fx.Node)
             return self.values[source][index]
         if isinstance(self.meta, torch.SymInt) or type(self.meta) is int:
             return dim_from_torch(self.meta)
@@ -207,10 +208,12 @@ class Importer:
             return None
         args, kwargs = self._arguments(node.args), {k: self._arguments(v) for k, v in node.kwargs.items()}
         if str(target) in _DATA_CHECKS:
-            return self._check_data(str(target), args, kwargs)
+            self._check_data(str(target), args, kwargs)
+            return None
         if target is torch.ops.higher_order.with_effects and str(args[1]) in _DATA_CHECKS:
             # (token, operator, *arguments) --> (token, result)
-            return None, self._check_data(str(args[1]), args[2:], kwargs)
+            self._check_data(str(args[1]), args[2:], kwargs)
+            return None, None
         if str(target) in _TOKENS:
             return None
         if not isinstance(target, torch._ops.OpOverload):

@@ -17,7 +17,7 @@ from onnx import TensorProto
 
 from dlcompiler.frontends.onnx_fold import FoldingBuilder
 from dlcompiler.ir.errors import InvalidModelError, ShapeError, UnsupportedError
-from dlcompiler.ir.expression import Dim, Expression
+from dlcompiler.ir.expression import Dim, Expression, known
 from dlcompiler.ir.graph import Node, reachable
 from dlcompiler.ir.types import DTYPES, DType, TensorType, compute_dtype
 
@@ -153,7 +153,7 @@ class Call:
         dims = self.dims(index, what)
         if any(isinstance(d, Expression) for d in dims):
             self.unsupported(f"{what} known only once symbolic sizes are")
-        return dims
+        return tuple(known(d) for d in dims)
 
     # -- attributes ------------------------------------------------------------------------------------------------------
 

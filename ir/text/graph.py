@@ -257,7 +257,7 @@ class _Reader:
             scanner.unexpected("':'")
         if len(elements) != type.numel:
             scanner.error(f"{type} has {type.numel} elements, not {len(elements)}", start)
-        return np.array(elements, dtype=type.dtype.numpy).reshape(type.shape)
+        return np.array(elements, dtype=type.dtype.numpy).reshape(type.known_shape)
 
     def named(self, key: str, type: TensorType) -> np.ndarray:
         scanner = self.scanner
@@ -265,7 +265,7 @@ class _Reader:
         if array is None:
             if not self.allow_missing:
                 scanner.error(f"the data of constant @{key} is missing: pass it in `constants`")
-            return np.broadcast_to(np.zeros((), type.dtype.numpy), type.shape)
+            return np.broadcast_to(np.zeros((), type.dtype.numpy), type.known_shape)
         if array.dtype != type.dtype.numpy or array.shape != type.shape:
             scanner.error(f"the data of constant @{key} is {array.dtype}{list(array.shape)}, not {type}")
         scanner.at += 1

@@ -14,6 +14,8 @@ kernel softmax(x: f32[M, N] strides [1, M], out y: f32[M, N]) for i < M, j < N f
 
 from __future__ import annotations
 
+from typing import Literal
+
 from dlcompiler.ir import kernel as K
 from dlcompiler.ir.kernel import REDUCTIONS, Kernel
 from dlcompiler.ir.scalar import SCALARS
@@ -120,7 +122,7 @@ class _Reader:
 
     def buffer(self) -> None:
         scanner = self.scanner
-        role = "out" if scanner.peek() == "out" and scanner.tokens[scanner.at + 1] != ":" else "in"
+        role: Literal["in", "out"] = "out" if scanner.peek() == "out" and scanner.tokens[scanner.at + 1] != ":" else "in"
         if role == "out":
             scanner.at += 1
         at = scanner.at

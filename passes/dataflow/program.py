@@ -170,7 +170,8 @@ class _Planner:
             node = node.inputs[0]
         if self.fusion.inlined(node) or node not in self.layouts:
             return node, None
-        strides, offset = self.layouts[node], 0
+        strides = self.layouts[node]
+        offset: Dim = 0
         for view in reversed(chain):
             found = view_strides(view, strides)
             if found is None:
@@ -215,7 +216,9 @@ class _Planner:
             for k in range(len(node.inputs))
         )
         if group.kind == "library":
-            writes, attributes = self._results(node), dict(node.attributes)
+            # every result of a library's op has memory
+            writes = tuple(view for view in self._results(node) if view is not None)
+            attributes = dict(node.attributes)
             if scratch is None:
                 self.steps.append(P.LibraryCall(node.op.name, reads, writes, attributes, origin))
             else:
@@ -393,7 +396,7 @@ class _Planner:
     def _write_back(self) -> None:
         """Copy results into the inputs they replace, after all else; a source that is itself overwritten is saved first."""
         overwritten = {target for _, target in self.graph.writebacks}
-        sources = []
+        sources: list[tuple[Node, Node, P.View | None]] = []
         for value, target in self.graph.writebacks:
             base, _ = self._base_view(value)
             if base in overwritten and value is not target:
@@ -401,14 +404,14 @@ class _Planner:
                 sources.append((value, target, saved))
             else:
                 sources.append((value, target, None))
-        for value, target, saved in sources:
+        for value, target, kept in sources:
             if value is target:
                 continue
             into = self.slot(target).view()
-            if saved is None:
+            if kept is None:
                 self._copy_into(value, into)
             else:
-                self._copy_slot(saved, into, value)
+                self._copy_slot(kept, into, value)
 
     def _copy_slot(self, source: P.View, target: P.View, node: Node) -> None:
         """A launch that copies one slot to another, both of the node's shape."""

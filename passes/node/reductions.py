@@ -52,9 +52,9 @@ def split_reduction(b: GraphRewriter, node: Node) -> Node | None:
     """reduce_sum(x) of few long ranges --> reduce_sum(reduce_sum(reshape(x))), the parts in parallel"""
     (x,) = node.inputs
     axes = tuple(sorted(node.attributes["axes"]))
-    if not x.tensor.is_static or math.prod(node.shape) >= FEW_RESULTS:
+    if not x.tensor.is_static or node.tensor.known_numel >= FEW_RESULTS:
         return None
-    length = math.prod(x.shape[a] for a in axes)
+    length = math.prod(x.tensor.known_shape[a] for a in axes)
     if length < LONG_RANGE or node.tensor.numel == 0:
         return None
     wide = compute_dtype(x.dtype) if node.op.name in ("reduce_sum", "reduce_prod") else x.dtype
@@ -72,7 +72,7 @@ def _in_two_stages(b: GraphRewriter, op: str, x: Node, axes: tuple[int, ...], pa
     """The reduction without keepdims: leading axes, the last of them perhaps split, make the parts."""
     taken, have = [], 1
     for axis in axes:
-        size = x.shape[axis]
+        size = x.tensor.known_shape[axis]
         if have * size <= 2 * parts:
             taken.append(axis)
             have *= size
@@ -87,7 +87,7 @@ def _in_two_stages(b: GraphRewriter, op: str, x: Node, axes: tuple[int, ...], pa
             return _with_remainder(b, op, x, axes, axis, -(-parts // have), parts)
         break
     rest = tuple(a for a in axes if a not in taken)
-    if not rest or math.prod(x.shape[a] for a in taken) < FEWEST_PARTS:
+    if not rest or math.prod(x.tensor.known_shape[a] for a in taken) < FEWEST_PARTS:
         return None
     first = b(op, x, axes=rest, keepdims=False)
     return b(op, first, axes=tuple(a - sum(r < a for r in rest) for a in taken), keepdims=False)
@@ -108,7 +108,7 @@ def _with_axis_split(b: GraphRewriter, x: Node, axes: tuple[int, ...], axis: int
 
 def _with_remainder(b: GraphRewriter, op: str, x: Node, axes: tuple[int, ...], axis: int, wanted: int, parts: int) -> Node | None:
     """An axis whose size nothing near divides: a main part that is divided evenly, and the rest by itself."""
-    size = x.shape[axis]
+    size = x.tensor.known_shape[axis]
     cut = size - size % wanted
     if cut in (0, size):
         return None
