@@ -151,6 +151,8 @@ class Compiled:
     def _as_tensors(self, values: list[Any]) -> tuple[list[Any], bool]:
         """Every array as a tensor over its memory, and whether results are to be arrays."""
         torch = sys.modules.get("torch")
+        if torch is not None and values and not [value for value in values if type(value) is not torch.Tensor]:
+            return values, False
         if torch is not None and any(isinstance(value, torch.Tensor) for value in values):
             arrays = [isinstance(value, np.ndarray | np.generic) for value in values]
             as_arrays = False

@@ -133,14 +133,15 @@ def _facts(written: WrittenKernel) -> str:
 
 def emit_program(program: Program, target: Target, store: Store | None = None) -> Program:
     """Attach machine code for every launch, and the driver that starts them, from `store` where it has them."""
-    from dlcompiler.codegen.cpu.driver import compile_driver, driver_address
+    from dlcompiler.codegen.cpu.driver import compile_driver
 
     units = [_unit(step) for step in (*program.preparation, *program.steps)]
     codes = iter(compile_kernels([unit for unit in units if unit is not None], target, store))
     kernels = tuple(None if unit is None else next(codes) for unit in units)
     first = len(program.preparation)
     preparation = tuple(kernel for kernel in kernels[:first] if kernel is not None)
-    code = Code(kernels[first:], driver_address(store), keep_alive=compile_driver(store), preparation=preparation)
+    driver = compile_driver(store)
+    code = Code(kernels[first:], driver.address("driver"), driver, preparation, driver.address("unchanged"))
     return program.replace(code=code)
 
 
