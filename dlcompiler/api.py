@@ -145,7 +145,7 @@ class Compiled:
         if as_arrays:
             from dlcompiler.arrays import array_from_tensor
 
-            outputs = [array_from_tensor(output) for output in outputs]
+            outputs = [array_from_tensor(output, node.dtype) for output, node in zip(outputs, self.graph.outputs)]
         return self._source.convention.unflatten(outputs)
 
     def _as_tensors(self, values: list[Any]) -> tuple[list[Any], bool]:
@@ -263,7 +263,7 @@ class InputCheck:
 
     @staticmethod
     def _check_kind(name: str, node: Node, value: Any) -> None:
-        from dlcompiler.runtime.tensors import DTYPE_NAMES
+        from dlcompiler.runtime.tensors import DTYPE_NAMES, torch_dtype
 
         if node.op.name == "size":
             if not isinstance(value, int) or isinstance(value, bool):
@@ -271,8 +271,8 @@ class InputCheck:
             return
         if not hasattr(value, "dtype"):
             raise InputError(f"input {name!r} must be a tensor or array of type {node.type}, not {type(value).__name__}")
-        given = DTYPE_NAMES.get(value.dtype, str(value.dtype))
-        if given != node.dtype.name:
+        if value.dtype is not torch_dtype(node.dtype):
+            given = DTYPE_NAMES.get(value.dtype, str(value.dtype))
             shape = ", ".join(map(str, value.shape))
             raise InputError(f"input {name!r} must be {node.type}, not {given}[{shape}]", hint=f"convert it to {node.dtype}")
 

@@ -26,7 +26,18 @@ Entry = Callable[["Call"], Any]
 
 OPERATORS: dict[str, Entry] = {}
 
-# ONNX's element types; what is missing here (strings, 4-bit and 8-bit floats, 4-bit integers) the IR does not have
+
+def _newer_types() -> dict[int, DType]:
+    """Types that the oldest onnx we take does not know."""
+    names = {
+        "INT4": "i4", "UINT4": "u4", "INT2": "i2", "UINT2": "u2",
+        "FLOAT4E2M1": "f4e2m1", "FLOAT6E2M3": "f6e2m3", "FLOAT6E3M2": "f6e3m2", "FLOAT8E8M0": "f8e8m0",
+    }  # fmt: skip
+    known = dict(TensorProto.DataType.items())
+    return {known[theirs]: DTYPES[ours] for theirs, ours in names.items() if theirs in known}
+
+
+# ONNX's element types; strings, which are missing here, are no tensors of the IR
 ELEMENT_TYPES: dict[int, DType] = {
     TensorProto.FLOAT: DTYPES["f32"],
     TensorProto.DOUBLE: DTYPES["f64"],
@@ -43,6 +54,11 @@ ELEMENT_TYPES: dict[int, DType] = {
     TensorProto.BOOL: DTYPES["bool"],
     TensorProto.COMPLEX64: DTYPES["c64"],
     TensorProto.COMPLEX128: DTYPES["c128"],
+    TensorProto.FLOAT8E4M3FN: DTYPES["f8e4m3fn"],
+    TensorProto.FLOAT8E4M3FNUZ: DTYPES["f8e4m3fnuz"],
+    TensorProto.FLOAT8E5M2: DTYPES["f8e5m2"],
+    TensorProto.FLOAT8E5M2FNUZ: DTYPES["f8e5m2fnuz"],
+    **_newer_types(),
 }
 
 
