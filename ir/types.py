@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -143,9 +144,9 @@ class TensorType:
 
 @dataclass(frozen=True)
 class TupleType:
-    """Several results at once: what an `aten.call` of a many-result operator gives; `tuple.get` takes one out."""
+    """Several results at once: what a call of a many-result operator gives; `tuple.get` takes one out."""
 
-    elements: tuple[TensorType | None, ...]
+    elements: tuple[TensorType | HostType | None, ...]
 
     def __str__(self) -> str:
         return f"({', '.join('none' if e is None else str(e) for e in self.elements)})"
@@ -153,7 +154,19 @@ class TupleType:
     __repr__ = __str__
 
 
-Type = TensorType | TupleType
+@dataclass(frozen=True)
+class HostType:
+    """A value that is no tensor of numbers and only the host holds: texts, a sequence. `name` says what, in ONNX's words."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"host {json.dumps(self.name)}"
+
+    __repr__ = __str__
+
+
+Type = TensorType | TupleType | HostType
 
 
 def contiguous_strides(shape: tuple[Dim, ...]) -> tuple[Dim, ...]:

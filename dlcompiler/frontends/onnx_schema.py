@@ -9,9 +9,11 @@ from typing import Any
 import onnx
 from onnx import AttributeProto, FunctionProto, NodeProto, TypeProto
 
+from dlcompiler.frontends.onnx_host import parse_type, without_shapes
 from dlcompiler.frontends.onnx_registry import ELEMENT_TYPES
 from dlcompiler.ir.errors import InvalidModelError
 from dlcompiler.ir.graph import Node
+from dlcompiler.ir.types import DType, HostType
 
 _TYPE_NAMES = {
     "f32": "float", "f64": "double", "f16": "float16", "bf16": "bfloat16", "bool": "bool",
@@ -97,7 +99,7 @@ def check_types(node: NodeProto, schema: Schema, inputs: list[Any], location: st
         variable, allowed, homogeneous, _ = formals[min(position, len(formals) - 1)]
         if not isinstance(value, Node):
             continue
-        name = f"tensor({_TYPE_NAMES[value.dtype.name]})"
+        name = type_name(value)
         if variable in bound and homogeneous and bound[variable] != name:
             raise InvalidModelError(
                 f"{node.op_type}: input {position} is {name}, but another input of the same type is {bound[variable]}",
@@ -107,6 +109,16 @@ def check_types(node: NodeProto, schema: Schema, inputs: list[Any], location: st
             raise InvalidModelError(f"{node.op_type} does not take {name} as input {position}", location=location)
         if homogeneous:
             bound[variable] = name
+
+
+def element_type_name(dtype: DType) -> str:
+    """As schemas write it: `float`, `int64`."""
+    return _TYPE_NAMES[dtype.name]
+
+
+def type_name(node: Node) -> str:
+    """A value's type as schemas write it."""
+    return without_shapes(node.type) if isinstance(node.type, HostType) else f"tensor({_TYPE_NAMES[node.dtype.name]})"
 
 
 def function_body(schema: Schema, node: NodeProto, inputs: list[Node | None], version: int) -> FunctionProto | None:
@@ -120,7 +132,7 @@ def function_body(schema: Schema, node: NodeProto, inputs: list[Node | None], ve
     versions = [v for v in raw.context_dependent_function_opset_versions if v <= version]
     if not versions:
         return None
-    types = [_type_proto(i).SerializeToString() for i in inputs]
+    types = [type_proto(i).SerializeToString() for i in inputs]
     try:
         data = raw.get_context_dependent_function_with_opset_version(max(versions), node.SerializeToString(), types)
     except (RuntimeError, ValueError):
@@ -135,8 +147,11 @@ def _parsed(data: bytes) -> FunctionProto:
     return function
 
 
-def _type_proto(node: Node | None) -> TypeProto:
+def type_proto(node: Node | None) -> TypeProto:
+    """A value's type as ONNX holds it; sizes that are not numbers are names."""
     type = TypeProto()
+    if node is not None and isinstance(node.type, HostType):
+        return parse_type(node.type.name)
     if node is not None:
         type.tensor_type.elem_type = ELEMENT_CODES[node.dtype]
         type.tensor_type.shape.SetInParent()
