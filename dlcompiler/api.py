@@ -25,6 +25,7 @@ from dlcompiler.ir.errors import InputError, InvalidModelError, OptionError, Uns
 from dlcompiler.ir.expression import Dim, Expression, evaluate, symbol_name
 from dlcompiler.ir.graph import Graph, Node
 from dlcompiler.ir.program import Program
+from dlcompiler.ir.types import TensorType
 from dlcompiler.observe import Observer
 from dlcompiler.options import Options
 from dlcompiler.report import Report, Timings
@@ -145,7 +146,10 @@ class Compiled:
         if as_arrays:
             from dlcompiler.arrays import array_from_tensor
 
-            outputs = [array_from_tensor(output) for output in outputs]
+            outputs = [
+                array_from_tensor(output, node.dtype) if isinstance(node.type, TensorType) else output
+                for output, node in zip(outputs, self.graph.outputs)
+            ]
         return self._source.convention.unflatten(outputs)
 
     def _as_tensors(self, values: list[Any]) -> tuple[list[Any], bool]:
@@ -153,12 +157,14 @@ class Compiled:
         torch = sys.modules.get("torch")
         if torch is not None and values and not [value for value in values if type(value) is not torch.Tensor]:
             return values, False
+        on_host = [not isinstance(node.type, TensorType) for node in self.graph.inputs]
         if torch is not None and any(isinstance(value, torch.Tensor) for value in values):
             arrays = [isinstance(value, np.ndarray | np.generic) for value in values]
             as_arrays = False
         else:
             arrays = [not isinstance(value, int) or isinstance(value, bool) for value in values]
             as_arrays = any(arrays) or self._source.model is None
+        arrays = [is_array and not (k < len(on_host) and on_host[k]) for k, is_array in enumerate(arrays)]
         if True not in arrays:
             return values, as_arrays
         from dlcompiler.arrays import tensor_from_array
@@ -176,11 +182,14 @@ class Compiled:
     def profile(self, *inputs: Any, rounds: int = 10, **keywords: Any) -> list[StepTime]:
         """Run `rounds` times, each step of the program on its own: the median seconds of every step, in order.
 
-        Raises UnsupportedError for a GPU program.
+        Raises UnsupportedError for a GPU program, and for a model of several programs.
         """
         from dlcompiler.runtime.gpu import GpuExecutable
         from dlcompiler.runtime.profile import profile
+        from dlcompiler.runtime.staged import StagedExecutable
 
+        if isinstance(self._executable, StagedExecutable):
+            raise UnsupportedError(f"{self.graph.name} is several programs with control flow or calls of the host between them")
         if isinstance(self._executable, GpuExecutable):
             raise UnsupportedError(f"programs for {self.target} are not launched by this version, and so not timed")
         values, _ = self._as_tensors(self._source.convention.flatten(inputs, keywords))
@@ -257,15 +266,16 @@ class InputCheck:
         if len(values) != len(graph.inputs):
             raise InputError(f"{len(values)} inputs given, the program takes {len(graph.inputs)}: {', '.join(self.names)}")
         for name, node, value in zip(self.names, graph.inputs, values):
-            self._check_kind(name, node, value)
-        bindings = graph.bind([value if isinstance(value, int) else tuple(value.shape) for value in values])
+            if isinstance(node.type, TensorType):
+                self._check_kind(name, node, value)
+        bindings = graph.bind([value if isinstance(value, int) else tuple(getattr(value, "shape", ())) for value in values])
         for name, node, value in zip(self.names, graph.inputs, values):
-            if node.op.name != "size":
+            if node.op.name != "size" and isinstance(node.type, TensorType):
                 self._check_shape(name, node, value, bindings)
 
     @staticmethod
     def _check_kind(name: str, node: Node, value: Any) -> None:
-        from dlcompiler.runtime.tensors import DTYPE_NAMES
+        from dlcompiler.runtime.tensors import DTYPE_NAMES, torch_dtype
 
         if node.op.name == "size":
             if not isinstance(value, int) or isinstance(value, bool):
@@ -273,8 +283,8 @@ class InputCheck:
             return
         if not hasattr(value, "dtype"):
             raise InputError(f"input {name!r} must be a tensor or array of type {node.type}, not {type(value).__name__}")
-        given = DTYPE_NAMES.get(value.dtype, str(value.dtype))
-        if given != node.dtype.name:
+        if value.dtype is not torch_dtype(node.dtype):
+            given = DTYPE_NAMES.get(value.dtype, str(value.dtype))
             shape = ", ".join(map(str, value.shape))
             raise InputError(f"input {name!r} must be {node.type}, not {given}[{shape}]", hint=f"convert it to {node.dtype}")
 

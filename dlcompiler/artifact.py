@@ -23,6 +23,7 @@ from dlcompiler.graph_file import graph_from_text
 from dlcompiler.ir.errors import InvalidModelError
 from dlcompiler.ir.graph import Graph, Node
 from dlcompiler.ir.text import graph_constants, print_graph
+from dlcompiler.ir.types import TensorType
 from dlcompiler.version import __version__
 from dlcompiler.weights import ALIGNMENT, map_file, read_safetensors, write_safetensors
 
@@ -87,6 +88,8 @@ def _manifest(artifact: Artifact, members: Mapping[str, Any]) -> dict[str, Any]:
 def _described(name: str, node: Node) -> dict[str, Any]:
     if node.op.name == "size":
         return {"name": name, "size": node.attributes["symbol"]}
+    if not isinstance(node.type, TensorType):
+        return {"name": name, "type": str(node.type)}
     return {"name": name, "dtype": str(node.dtype), "shape": [d if isinstance(d, int) else str(d) for d in node.shape]}
 
 

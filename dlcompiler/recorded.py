@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TypeAlias
 
 from dlcompiler.checked import CheckedExecutable
@@ -16,19 +17,22 @@ from dlcompiler.codegen.target import Target
 from dlcompiler.compiler import compile_graph
 from dlcompiler.dump import open_dump
 from dlcompiler.garbage import collecting_later
+from dlcompiler.ir.control import is_staged
 from dlcompiler.ir.errors import UnsupportedError
 from dlcompiler.ir.graph import Graph
 from dlcompiler.observe import Observer, Observers
 from dlcompiler.options import Options
-from dlcompiler.report import Report, Timings, record
+from dlcompiler.report import Report, Timings, record, record_staged
 from dlcompiler.runtime.executable import Executable
 from dlcompiler.runtime.gpu import GpuExecutable
+from dlcompiler.runtime.staged import StagedExecutable
+from dlcompiler.staged import compile_stages, host_calls
 
 logger = logging.getLogger("dlcompiler")
 
 GPU_COMPILE = "dlcompiler.codegen.gpu.compile"
 
-AnyExecutable: TypeAlias = Executable | CheckedExecutable | GpuExecutable
+AnyExecutable: TypeAlias = Executable | CheckedExecutable | GpuExecutable | StagedExecutable
 
 
 def compile_recorded(
@@ -49,6 +53,8 @@ def compile_recorded(
     if options.strict:
         _refuse_aten_calls(graph)
     timings = timings or Timings()
+    if is_staged(graph):
+        return _compile_staged(graph, target, options, timings)
     observers: list[Observer] = [] if observe is None else [observe]
     dump = open_dump(options, graph.name, target)
     if dump is not None:
@@ -82,6 +88,15 @@ def compile_recorded(
 def _refuse_aten_calls(graph: Graph) -> None:
     """What `strict` asks for. Raises UnsupportedError listing every operator that would run in ATen, with the reason."""
     calls = [node for node in graph.nodes if node.op.name == "aten.call"]
+    hosts = host_calls(graph)
+    if hosts:
+        names = tuple(dict.fromkeys(str(node.attributes["target"]) for node in hosts))
+        raise UnsupportedError(
+            f"{len(hosts)} calls of the host: {', '.join(names)}",
+            items=names,
+            location=hosts[0].location,
+            hint="compile without strict",
+        )
     if not calls:
         return
     why = {str(node.attributes["target"]): str(node.attributes.get("reason") or "no rule for it") for node in calls}
@@ -91,6 +106,13 @@ def _refuse_aten_calls(graph: Graph) -> None:
         location=calls[0].location,
         hint="compile without strict",
     )
+
+
+def _compile_staged(graph: Graph, target: Target, options: Options, timings: Timings) -> tuple[AnyExecutable, Report]:
+    """A graph with barriers: its parts have reports of their own, and this one adds them up."""
+    part_options = replace(options, strict=False)
+    executable, parts = compile_stages(graph, target, lambda part: compile_recorded(part, target, part_options))
+    return executable, record_staged(graph, target, options, timings, parts, host_calls(graph))
 
 
 def _kernels_compiled() -> int:

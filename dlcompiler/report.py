@@ -74,6 +74,7 @@ class Report:
     compiled, loaded, reused   distinct kernels compiled now, taken from the cache on disk, and taken from those of this process
     planned_peak       arena of intermediates; None until the sizes of a dynamic program are bound
     lower_bound        no plan can be smaller; eager_peak: what eager execution of the captured graph holds
+    host               operators that the host runs, between `pieces` programs (bodies of loops and branches are programs too)
     recompile          why the same code was compiled again, None for a first compilation
     """
 
@@ -102,6 +103,8 @@ class Report:
     recompile: str | None = None
     dump: str | None = None
     loaded: int = 0
+    host: tuple[AtenNode, ...] = ()
+    pieces: int = 1
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -120,6 +123,10 @@ class Report:
         ]
         lines += [f"            aten: {a.name} x{a.count}: {a.reason}{_at(a.location)}" for a in self.aten[:SHOWN]]
         lines += _more(len(self.aten), "aten operators")
+        lines += [f"            host: {a.name} x{a.count}: {a.reason}{_at(a.location)}" for a in self.host[:SHOWN]]
+        lines += _more(len(self.host), "host operators")
+        if self.pieces != 1:
+            lines.append(f"  pieces    {self.pieces} programs with barriers between them")
         lines.append(
             f"  kernels   {self.kernels} launches of {self.distinct} distinct; "
             f"{self.compiled} compiled, {self.loaded} from disk, {self.reused} reused"
@@ -242,6 +249,52 @@ def record(
     )
     with _lock:
         report = _explain_recompilation(report)
+        _reports.append(report)
+    _log(report, options)
+    return report
+
+
+def record_staged(
+    captured: Graph, target: object, options: Options, timings: Timings, parts: Sequence[Report], host: Sequence[Node]
+) -> Report:
+    """The report of a graph of several programs, which have reports of their own. Remembered like any other.
+
+    Counts and seconds are sums; a peak is the largest of any program. `host`: the calls of the host.
+    """
+    library: Counter[str] = Counter()
+    seconds: Counter[str] = Counter({k: v for k, v in timings.as_dict().items() if k != "total"})
+    for part in parts:
+        library.update(part.library)
+        seconds.update({k: v for k, v in part.seconds.items() if k != "total"})
+    calls = Counter(str(node.attributes["target"]) for node in host)
+    first = {str(node.attributes["target"]): node.location for node in reversed(host)}
+    peaks = [part for part in parts if part.planned_peak is not None]
+    largest = max(peaks, key=lambda part: part.planned_peak or 0, default=None) if len(peaks) == len(parts) else None
+    report = Report(
+        name=captured.name,
+        target=str(target),
+        inputs=tuple(_signature(node) for node in captured.inputs),
+        outputs=tuple(str(node.type) for node in captured.outputs),
+        symbols=tuple(captured.symbols),
+        nodes_captured=sum(not node.has(Trait.SOURCE) for node in captured.nodes),
+        native=sum(part.native for part in parts),
+        library=dict(library.most_common()),
+        aten=tuple(a for part in parts for a in part.aten),
+        kernels=sum(part.kernels for part in parts),
+        distinct=sum(part.distinct for part in parts),
+        compiled=sum(part.compiled for part in parts),
+        loaded=sum(part.loaded for part in parts),
+        reused=sum(part.reused for part in parts),
+        seconds=Timings(seconds).as_dict(),
+        refusals=tuple(r for part in parts for r in part.refusals)[:KEPT_REFUSALS],
+        dump=next((part.dump for part in parts if part.dump), None),
+        host=tuple(AtenNode(name, count, "run by the host", first[name]) for name, count in calls.most_common()),
+        pieces=len(parts),
+        planned_peak=largest.planned_peak if largest else None,
+        lower_bound=largest.lower_bound if largest else None,
+        eager_peak=largest.eager_peak if largest else None,
+    )
+    with _lock:
         _reports.append(report)
     _log(report, options)
     return report

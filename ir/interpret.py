@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from dlcompiler.ir.control import bind, run_if, run_loop
 from dlcompiler.ir.errors import InputError, UnsupportedError, VerifyError
 from dlcompiler.ir.expression import Expression, evaluate, symbols
 from dlcompiler.ir.graph import Builder, Graph, Node
 from dlcompiler.ir.interpret_kernel import interpret_kernel
-from dlcompiler.ir.ops import Op, lookup
+from dlcompiler.ir.ops import Op, Trait, lookup
 from dlcompiler.ir.program import AtenCall, Launch, LibraryCall, Program, Slot, View
 from dlcompiler.ir.types import TensorType, dtype_of
 
@@ -36,7 +37,8 @@ def interpret_graph(graph: Graph, inputs: Sequence[np.ndarray | int], *, call: C
     bindings = bind_inputs(graph, inputs)
     values: dict[Node, Any] = {}
     for node, given in zip(graph.inputs, inputs):
-        values[node] = np.asarray(given, dtype=np.int64) if node.op.name == "size" else np.asarray(given)
+        is_tensor = isinstance(node.type, TensorType)
+        values[node] = np.asarray(given, dtype=np.int64) if node.op.name == "size" else np.asarray(given) if is_tensor else given
     run_nodes(graph.nodes, values, bindings, keep=graph.results, call=call)
     return [values[node] for node in (*graph.outputs, *(value for value, _ in graph.writebacks))]
 
@@ -45,9 +47,13 @@ def bind_inputs(graph: Graph, inputs: Sequence[np.ndarray | int]) -> dict[str, i
     """Values of the graph's symbols for these inputs. Raises InputError for a wrong number, dtype or shape."""
     if len(inputs) != len(graph.inputs):
         raise InputError(f"graph {graph.name} takes {len(graph.inputs)} inputs, not {len(inputs)}")
-    bindings = graph.bind([int(x) if node.op.name == "size" else np.shape(x) for node, x in zip(graph.inputs, inputs)])
+    given_shapes = [
+        int(x) if node.op.name == "size" else np.shape(x) if isinstance(node.type, TensorType) else ()
+        for node, x in zip(graph.inputs, inputs)
+    ]
+    bindings = graph.bind(given_shapes)
     for node, given in zip(graph.inputs, inputs):
-        if node.op.name == "size":
+        if node.op.name == "size" or not isinstance(node.type, TensorType):
             continue
         array = np.asarray(given)
         try:
@@ -77,11 +83,16 @@ def run_nodes(
     for number, node in enumerate(nodes):
         for operand in node.inputs:
             last_use[operand] = number
+    bindings = dict(bindings)
     for number, node in enumerate(nodes):
         attributes = concrete(node.attributes, bindings)
         operands = [values[i] for i in node.inputs]
         try:
-            result = evaluate_op(node.op, operands, attributes, call)
+            if node.has(Trait.BARRIER):
+                result = _evaluate_barrier(node, operands, call)
+                bind(node, result if isinstance(result, tuple) else (result,), bindings)
+            else:
+                result = evaluate_op(node.op, operands, attributes, call)
         except UnsupportedError as error:
             raise UnsupportedError(error.message, items=error.items, location=node.location, hint=error.hint) from None
         _check_result(node, result, bindings)
@@ -90,6 +101,29 @@ def run_nodes(
             del values[dead]
         if node not in last_use and node not in keep:
             del values[node]
+
+
+def _evaluate_barrier(node: Node, operands: Sequence[Any], call: Call | None) -> Any:
+    def run(region: Graph, values: Sequence[Any]) -> list[Any]:
+        return interpret_graph(region, values, call=call)
+
+    def stack(rows: list[Any], position: int) -> np.ndarray:
+        type = node.attributes["body"].outputs[1 + node.attributes["carried"] + position].tensor
+        known = tuple(d if isinstance(d, int) else 0 for d in type.shape)
+        return np.stack(rows) if rows else np.empty((0, *known), type.dtype.numpy)
+
+    match node.op.name:
+        case "if":
+            return run_if(node.attributes, operands, run)
+        case "loop":
+            return run_loop(node.attributes, operands, run, np.int64, stack)
+        case "host.call" if call is None:
+            target = node.attributes["target"]
+            raise UnsupportedError(f"the interpreter has no meaning for {target}", items=(target,), hint="pass call=")
+        case "host.call":
+            assert call is not None
+            return tuple(call(node.attributes["target"], node.attributes, list(operands)))
+    return evaluate_op(node.op, operands, node.attributes, call)
 
 
 def evaluate_op(op: Op, operands: Sequence[Any], attributes: Mapping[str, Any], call: Call | None = None) -> Any:

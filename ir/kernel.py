@@ -138,7 +138,7 @@ class Load(Value):
 
 @dataclass(frozen=True, eq=False)
 class Compute(Value):
-    """A scalar operation of `ir.scalar`, or `cast` to `dtype`."""
+    """A scalar operation of `ir.scalar`, or `cast` or `bitcast` to `dtype`."""
 
     op: str
     inputs: tuple[Value, ...]

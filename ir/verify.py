@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
+from dlcompiler.ir.control import bound_by, regions, tensor_types
 from dlcompiler.ir.errors import CompilerError, VerifyError
 from dlcompiler.ir.expression import Dim, Expression, is_size_name, symbol_name, symbols
 from dlcompiler.ir.graph import Graph, Node
-from dlcompiler.ir.ops import TABLE
+from dlcompiler.ir.ops import TABLE, Trait
 from dlcompiler.ir.ops.source import GIVEN_TYPE
 from dlcompiler.ir.text.graph import print_node
-from dlcompiler.ir.types import TensorType, TupleType
+from dlcompiler.ir.types import HostType, TensorType, TupleType
 from dlcompiler.ir.verify_kernel import verify_kernel
 from dlcompiler.ir.verify_program import verify_program
 
@@ -47,10 +48,11 @@ def verify_graph(graph: Graph) -> None:
         if "_verified" not in node.__dict__:
             _verify_node(graph, node)
             node.__dict__["_verified"] = True  # as cached_property does: facts of an immutable object
+        sizes |= bound_by(node)
+        for _, region in regions(node):
+            verify_graph(region)
         for dim in _dims(node):
             if isinstance(dim, Expression) and dim not in checked_dims:
-                if node.op.name == "aten.call":  # may give a size that only its data tells
-                    sizes |= symbols(dim)
                 for name in symbols(dim) - sizes:
                     _fail(graph, node, f"no input binds the size {name!r}")
                 checked_dims.add(dim)
@@ -75,18 +77,18 @@ def _bound_sizes(graph: Graph) -> set[str]:
 
 
 def _dims(node: Node) -> Sequence[Dim]:
-    if isinstance(node.type, TensorType):
-        return node.type.shape
-    return [d for element in node.type.elements if element is not None for d in element.shape]
+    return [d for type in tensor_types(node.type) for d in type.shape]
 
 
 def _verify_node(graph: Graph, node: Node) -> None:
     if TABLE.get(node.op.name) is not node.op:
         _fail(graph, node, f"{node.op.name} is not in the op table")
     for key, value in node.attributes.items():
-        if not _is_plain(value) and not (node.op.name == "constant" and key == "value" and isinstance(value, np.ndarray)):
+        is_array = node.op.name == "constant" and key == "value" and isinstance(value, np.ndarray)
+        is_region = node.has(Trait.BARRIER) and isinstance(value, Graph)
+        if not (_is_plain(value) or is_array or is_region):
             _fail(graph, node, f"attribute {key} is not plain data: {value!r}")
-    if not isinstance(node.type, TensorType | TupleType):
+    if not isinstance(node.type, TensorType | TupleType | HostType):
         _fail(graph, node, f"the type is a {type(node.type).__name__}")
     for dim in _dims(node):
         if not (isinstance(dim, Expression) or (type(dim) is int and dim >= 0)):
@@ -118,12 +120,12 @@ def _verify_results(graph: Graph, known: set[Node]) -> None:
     for node in graph.outputs:
         if node not in known:
             _fail(graph, node, f"output %{node.name} is not in the graph")
-        if not isinstance(node.type, TensorType):
+        if isinstance(node.type, TupleType):
             _fail(graph, node, f"output %{node.name} is not a tensor")
     if len(graph.output_strides) not in (0, outputs) or len(graph.output_names) not in (0, outputs):
         raise VerifyError(f"graph {graph.name}: strides or names for another number of outputs than {outputs}")
     for node, strides in zip(graph.outputs, graph.output_strides):
-        if strides is not None and len(strides) != node.tensor.rank:
+        if strides is not None and isinstance(node.type, TensorType) and len(strides) != node.tensor.rank:
             _fail(graph, node, f"output %{node.name} has strides {list(strides)}")
     inputs, written = set(graph.inputs), set()
     for value, into in graph.writebacks:

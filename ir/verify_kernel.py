@@ -109,6 +109,9 @@ class _Check:
     def compute(self, value: K.Compute) -> str | None:
         if value.op == "cast":
             return None if len(value.inputs) == 1 else "a cast has one operand"
+        if value.op == "bitcast":
+            fits = len(value.inputs) == 1 and value.inputs[0].dtype.bits == value.dtype.bits
+            return None if fits else "a bitcast has one operand, of the same width"
         scalar = SCALARS.get(value.op)
         if scalar is None:
             return f"there is no scalar operation {value.op!r}"

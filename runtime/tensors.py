@@ -21,7 +21,13 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
     "u64": torch.uint64, "u32": torch.uint32, "u16": torch.uint16, "u8": torch.uint8,
     "bool": torch.bool, "c64": torch.complex64, "c128": torch.complex128,
 }  # fmt: skip
-DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+_EIGHT_BIT_FLOATS = {
+    "f8e4m3fn": torch.float8_e4m3fn, "f8e4m3fnuz": torch.float8_e4m3fnuz, "f8e5m2": torch.float8_e5m2,
+    "f8e5m2fnuz": torch.float8_e5m2fnuz, "f8e8m0": torch.float8_e8m0fnu,
+}  # fmt: skip
+DTYPE_NAMES = {dtype: name for name, dtype in (TORCH_DTYPES | _EIGHT_BIT_FLOATS).items()}
+# what torch has no type for, one number a byte, is handed over as bytes
+TORCH_DTYPES |= {**{name: torch.uint8 for name in ("f6e2m3", "f6e3m2", "f4e2m1", "i4", "u4", "i2", "u2")}, **_EIGHT_BIT_FLOATS}
 
 Shape = tuple[int, ...]
 

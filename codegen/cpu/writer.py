@@ -443,6 +443,8 @@ class KernelWriter:
         operands = [self.copy_of(o, copy) for o in value.inputs]
         if value.op == "cast":
             return scalars.convert(self.e, operands[0], value.inputs[0].dtype, value.dtype)
+        if value.op == "bitcast":
+            return scalars.bitcast(self.e, operands[0], value.inputs[0].dtype, value.dtype)
         operands = list(self.e.unify(*operands)) if value.op != "where" else self._unify_where(operands)
         return scalars.compute(self.e, value.op, value.inputs[-1].dtype, *operands)
 

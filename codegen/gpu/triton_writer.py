@@ -240,6 +240,8 @@ class TritonWriter:
                 operands = [self.names[o] for o in value.inputs]
                 if value.op == "cast":
                     return self._let(scalars.cast(operands[0], value.inputs[0].dtype, value.dtype))
+                if value.op == "bitcast":
+                    return self._let(scalars.bitcast(operands[0], value.inputs[0].dtype, value.dtype))
                 return self._let(scalars.compute(value.op, value.inputs[-1].dtype, *operands))
         raise KeyError(f"{value} is not ready in this phase")
 

@@ -185,6 +185,12 @@ class FoldingBuilder(Builder):
         # what the graph relies on: lowest and highest (or None) size that a symbol may stand for
         self.limits: Limits = dict(limits or {})
 
+    def region(self, name: str) -> FoldingBuilder:
+        """A builder for a graph inside this one: it knows what this one knows, and its names are not taken here."""
+        inner = FoldingBuilder(name)
+        inner._known, inner.limits, inner._names, inner.location = self._known, self.limits, self._names, self.location
+        return inner
+
     # -- relying on sizes ------------------------------------------------------------------------------------------------
 
     def at_most(self, small: Dim, large: Dim, *, bounded: bool = False, always: bool = False) -> bool:

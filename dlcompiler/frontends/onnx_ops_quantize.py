@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from dlcompiler.frontends.onnx_ops_contraction import convolve, exact, matrix_product
+from dlcompiler.frontends.onnx_ops_elementwise import converted
 from dlcompiler.frontends.onnx_registry import Call, element_type, operator
 from dlcompiler.ir.expression import floor_div
 from dlcompiler.ir.graph import Node
+from dlcompiler.ir.narrow import INTEGERS, MINIFLOATS
 from dlcompiler.ir.types import DType, compute_dtype
 
 
@@ -29,15 +29,24 @@ def _spread(call: Call, x: Node, parameter: Node) -> Node:
     return call.b.index(parameter, place, axes=(axis,))
 
 
+def _range(dtype: DType) -> tuple[int, int]:
+    """The least and the largest integer."""
+    bits, signed = INTEGERS.get(dtype.name, (dtype.bits, dtype.is_signed))
+    return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
+
+
 def _saturated(call: Call, wide: Node, zero: Node | None, dtype: DType) -> Node:
     """Rounded to the nearest, ties to even, moved by the zero point and clipped to the dtype's range."""
-    if not dtype.is_integer or dtype.bits > 16:
+    if dtype.name in MINIFLOATS:
+        moved = wide if zero is None else call.b.add(wide, call.cast(zero, wide.dtype))
+        return converted(call, moved, dtype)
+    if not (dtype.is_integer or dtype.name in INTEGERS) or dtype.bits > 16:
         call.unsupported(f"quantisation to {dtype}")
-    limits = np.iinfo(dtype.numpy)
+    least, most = _range(dtype)
     rounded = call.b.round(wide)
     if zero is not None:
         rounded = call.b.add(rounded, call.cast(zero, wide.dtype))
-    clipped = call.b.clamp(rounded, low=float(limits.min), high=float(limits.max))
+    clipped = call.b.clamp(rounded, low=float(least), high=float(most))
     return call.cast(call.b.cast(clipped, dtype="i32"), dtype)
 
 

@@ -23,6 +23,8 @@ def same_value(left: Any, right: Any) -> bool:
     if isinstance(left, np.ndarray) or isinstance(right, np.ndarray):
         return isinstance(left, np.ndarray) and isinstance(right, np.ndarray) and same_array(left, right)
     left, right = (x.item() if isinstance(x, np.generic) else x for x in (left, right))
+    if isinstance(left, Graph) and isinstance(right, Graph):
+        return graphs_equal(left, right) is None
     if isinstance(left, Mapping) and isinstance(right, Mapping):
         return left.keys() == right.keys() and all(same_value(left[k], right[k]) for k in left)
     if type(left) is not type(right):

@@ -214,7 +214,7 @@ class _Reader:
             return K.Load(self.dtype(), buffer, index, guard, indirect)
         if what.startswith("reduce."):
             return self.reduction(what.removeprefix("reduce."), at)
-        if what != "cast" and what not in SCALARS:
+        if what not in ("cast", "bitcast") and what not in SCALARS:
             scanner.error(f"there is no scalar operation {what!r}", at)
         inputs = self.operands()
         return K.Compute(self.dtype(), what, inputs)

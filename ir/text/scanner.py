@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from dlcompiler.ir.errors import ParseError
 from dlcompiler.ir.expression import OPERATIONS, RESERVED_NAMES, Dim, symbol
-from dlcompiler.ir.types import DTYPES, DType, TensorType, TupleType, Type
+from dlcompiler.ir.types import DTYPES, DType, HostType, TensorType, TupleType, Type
 
 _TOKEN = re.compile(
     r"""(?P<space>\s+|\#[^\n]*)
@@ -29,6 +30,8 @@ class Scanner:
 
     def __init__(self, text: str) -> None:
         self.text = text
+        # reads a graph that is an attribute's value
+        self.read_region: Callable[[], Any] | None = None
         self.kinds: list[str] = []
         self.tokens: list[str] = []
         self.starts: list[int] = []
@@ -199,12 +202,16 @@ class Scanner:
         dtype = self.dtype()
         return TensorType(dtype, self.dims())
 
+    def value_type(self) -> TensorType | HostType:
+        """`f32[N]`, or `host "seq(tensor(float))"`."""
+        return HostType(self.string()) if self.accept("host") else self.tensor_type()
+
     def type(self) -> Type:
         if not self.accept("("):
-            return self.tensor_type()
-        elements: list[TensorType | None] = []
+            return self.value_type()
+        elements: list[TensorType | HostType | None] = []
         while not self.accept(")"):
-            elements.append(None if self.accept("none") else self.tensor_type())
+            elements.append(None if self.accept("none") else self.value_type())
             if self.peek() != ")":
                 self.expect(",")
         return TupleType(tuple(elements))
@@ -231,6 +238,8 @@ class Scanner:
         if token == "{":
             return self._dictionary()
         if kind == "name":
+            if token == "graph" and self.kinds[self.at + 1] in ("name", "string") and self.read_region is not None:
+                return self.read_region()
             if token in ("true", "false", "none"):
                 self.at += 1
                 return {"true": True, "false": False, "none": None}[token]
