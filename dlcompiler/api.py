@@ -31,6 +31,7 @@ from dlcompiler.options import Options
 from dlcompiler.report import Report, Timings
 
 if TYPE_CHECKING:
+    from dlcompiler.frontends.onnx import SeenNode
     from dlcompiler.recorded import AnyExecutable
     from dlcompiler.runtime.profile import StepTime
 
@@ -314,14 +315,19 @@ def _known(dim: Dim, bindings: Mapping[str, int]) -> int | None:
 # -- reading models ----------------------------------------------------------------------------------------------------------
 
 
-def read_source(model: Any, example_inputs: Any = None, dynamic_shapes: Any = None) -> Source:
-    """Any model that `compile` takes, as a graph. Raises InvalidModelError, UnsupportedError, InputError."""
+def read_source(
+    model: Any, example_inputs: Any = None, dynamic_shapes: Any = None, inventory: list[SeenNode] | None = None
+) -> Source:
+    """Any model that `compile` takes, as a graph. `inventory` receives the nodes of an ONNX model, also where that fails.
+
+    Raises InvalidModelError, UnsupportedError, InputError.
+    """
     timings = Timings()
     if isinstance(model, str | os.PathLike):
-        return _read_path(os.fspath(model), dynamic_shapes, timings)
+        return _read_path(os.fspath(model), dynamic_shapes, timings, inventory)
     onnx = sys.modules.get("onnx")
     if onnx is not None and isinstance(model, onnx.ModelProto):
-        return _read_onnx(model, dynamic_shapes, timings)
+        return _read_onnx(model, dynamic_shapes, timings, inventory)
     if isinstance(model, Graph):
         return Source(model, ByName(names_of_inputs(model)), timings)
     torch = sys.modules.get("torch")
@@ -334,7 +340,7 @@ def read_source(model: Any, example_inputs: Any = None, dynamic_shapes: Any = No
     )
 
 
-def _read_path(path: str, dynamic_shapes: Any, timings: Timings) -> Source:
+def _read_path(path: str, dynamic_shapes: Any, timings: Timings, inventory: list[SeenNode] | None) -> Source:
     """Told apart by their first bytes: a zip is an artefact, text that starts a graph is one, all else is for the ONNX reader."""
     try:
         with open(path, "rb") as file:
@@ -352,7 +358,7 @@ def _read_path(path: str, dynamic_shapes: Any, timings: Timings) -> Source:
             graph = read_graph_file(path)
         source = Source(graph, ByName(names_of_inputs(graph)), timings)
     else:
-        return _read_onnx(path, dynamic_shapes, timings)
+        return _read_onnx(path, dynamic_shapes, timings, inventory)
     _check_shapes_given(source.graph, dynamic_shapes)
     return source
 
@@ -378,7 +384,9 @@ def _check_shapes_given(graph: Graph, shapes: Mapping[str, Sequence[int | str]] 
             raise InputError(f"input {name!r} is {node.type}, which is not of shape {list(shape)}", hint="import the model anew")
 
 
-def _read_onnx(model: Any, shapes: Mapping[str, Sequence[int | str]] | None, timings: Timings) -> Source:
+def _read_onnx(
+    model: Any, shapes: Mapping[str, Sequence[int | str]] | None, timings: Timings, inventory: list[SeenNode] | None
+) -> Source:
     try:
         from dlcompiler.frontends.onnx import import_onnx
     except ModuleNotFoundError as error:
@@ -386,7 +394,7 @@ def _read_onnx(model: Any, shapes: Mapping[str, Sequence[int | str]] | None, tim
             raise
         raise UnsupportedError("reading ONNX files needs the package onnx", items=("onnx",), hint="pip install onnx") from None
     with timings.stage("import"):
-        graph = import_onnx(model, dict(shapes) if shapes else None)
+        graph = import_onnx(model, dict(shapes) if shapes else None, inventory=inventory)
     return Source(graph, ByName(names_of_inputs(graph)), timings)
 
 

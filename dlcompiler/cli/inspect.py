@@ -29,13 +29,23 @@ PROGRAM_STAGES = ("kernels", "plan", "program", *CODE_STAGES)
     "--stage", metavar="STAGE",
     help="captured, the name of a pass, optimized, kernels, mlir, llvm, triton, ptx, plan or program: print that and no more.",
 )  # fmt: skip
+@click.option(
+    "--check", is_flag=True, help="A table of every operator: types, how many, what runs it, what is not supported."
+)
 @click.option("--memory", is_flag=True, help="The memory plan: every slot's offset and lifetime, and live bytes by step.")
 @click.option("--ops", is_flag=True, help="How many of each op, before and after the passes.")
 @flags(output=True)
-def command(model: str, stage: str | None, memory: bool, ops: bool, output: str | None, **parameters: Any) -> None:
+def command(
+    model: str, stage: str | None, check: bool, memory: bool, ops: bool, output: str | None, **parameters: Any
+) -> int | None:
     """Show MODEL: its inputs and outputs and the report of its compilation, or what the flags ask for."""
     session = Session.start(parameters)
     check_output(output)
+    if check:
+        from dlcompiler.cli.check import check as run_check
+
+        with session.progress() as progress:
+            return run_check(model, session, progress)
     with session.progress() as progress:
         source = read_source(model, session, progress)
         collector = Collector()
@@ -61,6 +71,7 @@ def command(model: str, stage: str | None, memory: bool, ops: bool, output: str 
         print_json(document)
     elif not output:
         click.echo(text.rstrip("\n"))
+    return None
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from dlcompiler.options import Options
 
 if TYPE_CHECKING:
     from dlcompiler.api import Compiled, Source
+    from dlcompiler.frontends.onnx import SeenNode
 
 OPTION_FLAGS = ("optimization_level", "disabled_passes", "fuel", "numerics", "dump_dir", "strict", "disable_cache")
 
@@ -103,15 +104,18 @@ def check_output(path: str | None) -> None:
 # -- models ------------------------------------------------------------------------------------------------------------------
 
 
-def read_source(model: str, session: Session, progress: Progress) -> Source:
-    """The model in a file: .dlc, Graph text or ONNX, told apart by their first bytes; or FILE.py:NAME, see `torch_model`."""
+def read_source(model: str, session: Session, progress: Progress, inventory: list[SeenNode] | None = None) -> Source:
+    """The model in a file: .dlc, Graph text or ONNX, told apart by their first bytes; or FILE.py:NAME, see `torch_model`.
+
+    `inventory` receives the nodes of an ONNX file, also where it cannot be imported.
+    """
     from dlcompiler.api import read_source as read
 
     progress.say("reading the model")
     if re.fullmatch(r".+\.py:\w+", model):
         module, inputs = torch_model(model)
         return read(module, inputs)
-    return read(model, dynamic_shapes=session.input_shapes or None)
+    return read(model, dynamic_shapes=session.input_shapes or None, inventory=inventory)
 
 
 def torch_model(text: str) -> tuple[Any, tuple]:

@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +54,15 @@ def import_onnx(
     model: ModelProto | str | os.PathLike[str],
     input_shapes: Mapping[str, Sequence[int | str]] | None = None,
     input_values: Mapping[str, np.ndarray] | None = None,
+    inventory: list[SeenNode] | None = None,
 ) -> Graph:
     """The graph of an ONNX model, given as a message or as the path of a file.
 
     `input_shapes` gives some inputs' sizes: an int fixes a dimension, a name makes it symbolic. Named dimensions of the file
     (`dim_param`) are symbols, equal names equal symbols; dimensions without a name get fresh ones. Each input node's `location`
     is the input's ONNX name, and `Graph.output_names` holds the outputs'. An input in `input_values` is a constant of the graph,
-    not an input: a shape that is handed to the model as a tensor must be given so (NeedsValuesError says which).
+    not an input: a shape that is handed to the model as a tensor must be given so (NeedsValuesError says which). `inventory`
+    receives what was looked at: a SeenNode for each node of the file, also where the import fails.
 
     Raises InvalidModelError for a file that is no valid model, UnsupportedError listing every operator and element type that
     cannot be imported, and InputError for a name or a rank in `input_shapes` that the model does not have.
@@ -75,11 +77,31 @@ def import_onnx(
     limits: Limits = {}
     while True:
         importer = _Importer(model, shown, reader, input_shapes or {}, input_values or {}, limits)
-        graph = importer.run()
+        try:
+            graph = importer.run()
+        finally:
+            if inventory is not None:
+                inventory[:] = importer.inventory()
         if importer.b.limits == limits:
             return graph
         # the inputs, made first, must state what the rest turned out to rely on
         limits = importer.b.limits
+
+
+@dataclass(frozen=True)
+class SeenNode:
+    """One node of the file: `version` of its operator set, `dtypes` of its inputs, and why it cannot be imported, if so.
+
+    `inlined`: it calls a function of the model, whose nodes follow.
+    """
+
+    op: str
+    domain: str
+    version: int
+    dtypes: tuple[str, ...]
+    location: str
+    problem: str | None = None
+    inlined: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,6 +164,8 @@ class _Importer:
         self.problems: dict[str, list[Any]] = {}  # text -> [count, first location]
         self.wanted: dict[str, None] = {}  # inputs whose values must be known
         self.only_values_missing = True
+        self.seen: list[SeenNode] = []
+        self.reasons: dict[str, str] = {}  # location -> why the node there cannot be imported
         self.active: list[tuple[str, str, str]] = []
         self.control = ControlFlow(self)
         self.imported = 0
@@ -209,6 +233,7 @@ class _Importer:
 
     def _problem(self, text: str, location: str, inputs: tuple[str, ...] = ()) -> None:
         self.problems.setdefault(text, [0, location])[0] += 1
+        self.reasons.setdefault(location, text)
         self.wanted.update(dict.fromkeys(inputs))
         self.only_values_missing &= bool(inputs)
 
@@ -273,6 +298,8 @@ class _Importer:
     def _node(self, node: NodeProto, scope: Scope) -> None:
         location = scope.path + printable(node.name or f"{node.op_type}:{next((o for o in node.output if o), '')}")
         inputs = [self.value_of(name, scope, f"node {location!r}") if name else None for name in node.input]
+        if "schema" not in {overload for _, _, overload in self.active}:
+            self._see(node, scope, inputs, location)
         results = self._results(node, scope, inputs, location)
         results = (*results, *(None,) * (len(node.output) - len(results)))
         for name, result in zip(node.output, results):
@@ -283,6 +310,23 @@ class _Importer:
             scope.values[name] = result
             if scope.outer is None and not scope.in_function and isinstance(result, Node) and isinstance(result.type, TensorType):
                 self._compare_declared(name, result, location)
+
+    def inventory(self) -> list[SeenNode]:
+        """What was looked at, each with the first thing that is not supported at it or inside it."""
+        known = {node.location for node in self.seen}
+        problems: dict[str, str] = {}
+        for location, text in self.reasons.items():
+            while location not in known and "/" in location:
+                location = location.rpartition("/")[0]
+            problems.setdefault(location, text)
+        return [replace(node, problem=problems.get(node.location)) for node in self.seen]
+
+    def _see(self, node: NodeProto, scope: Scope, inputs: list[Value], location: str) -> None:
+        """Write a node of the file, not of an operator's own function body, into the inventory."""
+        domain = _domain(node.domain)
+        dtypes = tuple(i.dtype.name if isinstance(i, Node) and isinstance(i.type, TensorType) else "" for i in inputs)
+        inlined = (domain, node.op_type, node.overload) in self.functions
+        self.seen.append(SeenNode(node.op_type, domain, scope.versions.get(domain, 0), dtypes, location, inlined=inlined))
 
     def _results(self, node: NodeProto, scope: Scope, inputs: list[Value], location: str) -> tuple[Value, ...]:
         """What a node's outputs are; those of a node that cannot be imported are missing."""

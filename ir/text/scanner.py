@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from dlcompiler.ir.errors import ParseError
@@ -22,6 +23,8 @@ _TOKEN = re.compile(
       | (?P<bad>.)""",
     re.VERBOSE,
 )
+DEEPEST = 64  # brackets in one another
+MOST_DIGITS = 1000  # of an integer; Python converts no more than 4300
 IDENTIFIER = re.compile(r"[^\W\d][\w.]*\Z")
 
 
@@ -36,6 +39,7 @@ class Scanner:
         self.tokens: list[str] = []
         self.starts: list[int] = []
         self.at = 0
+        self._depth = 0
         for match in _TOKEN.finditer(text):
             kind = match.lastgroup
             if kind == "space":
@@ -148,6 +152,10 @@ class Scanner:
         return result
 
     def _factor(self) -> Dim:
+        with self._deeper():
+            return self._factor_inside()
+
+    def _factor_inside(self) -> Dim:
         kind, at = self.kinds[self.at], self.at
         if self.accept("-"):
             return self._factor() * -1
@@ -179,6 +187,8 @@ class Scanner:
         text = self.take("number", "an integer")
         if not text.isdigit():
             self.error(f"expected an integer, found {text!r}", at)
+        if len(text) > MOST_DIGITS:
+            self.error(f"an integer of {len(text)} digits is too large", at)
         return int(text)
 
     def dims(self) -> tuple[Dim, ...]:
@@ -226,8 +236,21 @@ class Scanner:
         assert isinstance(result, dict)
         return result
 
+    @contextmanager
+    def _deeper(self) -> Iterator[None]:
+        """One level further into brackets, of which a text from anywhere must not have as many as Python's stack."""
+        self._depth += 1
+        if self._depth > DEEPEST:
+            self.error(f"nested more than {DEEPEST} deep")
+        yield
+        self._depth -= 1
+
     def attribute(self) -> Any:
         """One attribute's value: number, string, true, false, none, size, (tuple), [list], {dictionary}."""
+        with self._deeper():
+            return self._attribute_inside()
+
+    def _attribute_inside(self) -> Any:
         kind, token, following = self.kinds[self.at], self.tokens[self.at], self.tokens[self.at + 1]
         if kind == "string":
             return self.string()
