@@ -113,15 +113,15 @@ class ContractionSchedule:
         return f"contraction {outer}{tile} sum({', '.join(self.summed)}) columns {columns} grain({self.grain})"
 
 
-def choose_tile(columns: Dim, rows: Dim, lanes: int, registers: int) -> tuple[int, int]:
-    """(rows, vectors) of the tile that computes so many rows and columns in the fewest cycles.
+def choose_tile(columns: Dim, rows: Dim, lanes: int, registers: int, most_rows: int = MOST_ROWS) -> tuple[int, int]:
+    """(rows, vectors) of the tile of at most `most_rows` that computes so many rows and columns in the fewest cycles.
 
     A step of a tile takes as long as its multiply-adds, its loads, or the latency of one sum, whichever is longest.
     """
     best: tuple[float, int, int] | None = None
     count, height = size_estimate(columns), size_estimate(rows)
     for vectors in (3, 4, 2, 1):
-        most = min(MOST_ROWS, (registers - 1 - vectors) // vectors, max(height, 1))
+        most = min(most_rows, (registers - 1 - vectors) // vectors, max(height, 1))
         for tile in range(most, 0, -1):
 
             def cycles(rows: int, vectors: int = vectors) -> float:
@@ -140,11 +140,16 @@ def choose_tile(columns: Dim, rows: Dim, lanes: int, registers: int) -> tuple[in
 
 @dataclass(frozen=True)
 class TileMachine:
-    """What schedules of contractions ask of a machine: bytes of a vector register, how many there are, masked loads."""
+    """What schedules of contractions ask of a machine.
+
+    Bytes of a vector register, how many there are, masked loads; bytes of a core's second cache, and the number of cores.
+    """
 
     vector_bytes: int
     registers: int
     has_masks: bool
+    second_cache: int = 512 << 10
+    cores: int = 1
 
 
 def panel_width(kernel: K.Kernel, fixed: Set[K.Buffer], machine: TileMachine) -> int | None:
@@ -237,7 +242,11 @@ def schedule_contraction(kernel: K.Kernel, machine: TileMachine) -> ContractionS
     sums = K.Buffer("sums", found.reduce.dtype, (height, axes[found.vector]), (vectors * lanes, 1))
     between = tuple(a for a in outer if columns_access.stride(a) == 0)
     outer = tuple(a for a in outer if a not in between)
-    finishing, finish = _finish(kernel, found, axes, accesses, row, (*outer, *between), sums, lanes, vectors)
+    rows_of_tiles = (row,) if row is not None else ()
+    place = (symbol(row) if row is not None else 0, symbol(found.vector))
+    finishing, finish = finishing_kernel(
+        kernel, found, axes, accesses, (*outer, *between, *rows_of_tiles), K.Load(found.reduce.dtype, sums, place), lanes, vectors
+    )
     rest = (height % rows if isinstance(height, int) else None) if row is not None else 0
     inner = math.prod(size_estimate(axes[a]) for a in summed)
     grain = max(1, GRAIN_PRODUCTS // max(inner * vectors * lanes * min(rows * TILES_AN_ITEM, size_estimate(height)), 1))
@@ -277,25 +286,23 @@ def _can_be_guarded(guards: tuple[K.Bound, ...], axes: dict[str, Dim], summed: t
     return all(summed[-1] not in symbols(bound.expression) for bound in guards)
 
 
-def _finish(
-    kernel: K.Kernel, found: Contraction, axes: dict[str, Dim], accesses: dict, row: str | None, outer: tuple[str, ...],
-    sums: K.Buffer, lanes: int, vectors: int,
+def finishing_kernel(
+    kernel: K.Kernel, found: Contraction, axes: dict[str, Dim], accesses: dict, rows: tuple[str, ...], load: K.Load, lanes: int,
+    vectors: int,
 ) -> tuple[K.Kernel, Schedule]:  # fmt: skip
-    """What is done to the sums as a kernel of its own that reads them from `sums`, and its schedule."""
-    place = (symbol(row) if row is not None else 0, symbol(found.vector))
-    load = K.Load(found.reduce.dtype, sums, place)
+    """What is done to the sums as a kernel of its own, which reads them by `load`, and its schedule over `rows`, outermost first."""
+    sums = load.buffer
     stores = replace_values(kernel.stores, {found.reduce: load})
     kept = {a: e for a, e in axes.items() if a not in found.reduce.over}
     finishing = K.Kernel(
         kernel.name, tuple(K.Axis(a, e) for a, e in kernel.extents.items() if a not in found.reduce.over),
         (*kernel.buffers, sums), stores,
     )  # fmt: skip
-    offset = sums.offset(place)
+    offset = sums.offset(load.index)
     known: dict[object, Access] = {load: Access(load, offset, linear_coefficients(offset, kept))}
     for old, new in zip(kernel.stores, finishing.stores):
         access = accesses[old]
         known[new] = Access(new, access.offset, access.coefficients)
     known.update({s: a for s, a in accesses.items() if s not in known})
-    rows = tuple(a for a in outer) + ((row,) if row is not None else ())
     schedule = Schedule(kept, rows, (), found.vector, lanes, vectors, found.vector, None, 1, False, known)
     return finishing, schedule

@@ -62,6 +62,27 @@ class Target:
 
         return panel_width(kernel, fixed, machine_of(self).tiles)
 
+    def winograd_sizes(self, convolution: Node) -> tuple[int, ...] | None:
+        """The tiles by which Winograd's algorithm is expected to be quicker for a plain convolution; None if it is not."""
+        from dlcompiler.codegen.cpu.compile import machine_of
+        from dlcompiler.codegen.winograd import Convolution, choose_sizes
+
+        if self.kind != "cpu":
+            return None
+        (columns, channels, *taps), (batch, _, *results) = convolution.inputs[1].shape, convolution.shape
+        sizes = (*taps, *results, channels, columns)
+        if not all(isinstance(size, int) for size in sizes):
+            return None
+        images = batch if isinstance(batch, int) else 1
+        return choose_sizes(Convolution(images, tuple(results), tuple(taps), channels, columns), machine_of(self).tiles)
+
+    def winograd_width(self, kernel: Kernel, fixed: Set[Buffer], sizes: tuple[int, ...]) -> int | None:
+        """How wide panels should be for that; None where this target does not compute the kernel so."""
+        from dlcompiler.codegen.cpu.compile import machine_of
+        from dlcompiler.codegen.winograd import winograd_width
+
+        return winograd_width(kernel, fixed, sizes, machine_of(self).tiles) if self.kind == "cpu" else None
+
     def scratch_of_routine(self, node: Node) -> Sequence[TensorType] | None:
         """The scratch memory of the hand-written kernel that computes a graph node; None if there is no such kernel."""
         if self.kind != "cpu":

@@ -68,6 +68,12 @@ class _Check:
             if len(buffer.shape) != len(buffer.strides) or self.axes_in((*buffer.shape, *buffer.strides)):
                 self.fail(f"the shape or the strides of {buffer.name} are not sizes", -1)
 
+        winograd = kernel.winograd
+        if winograd is not None and (winograd.weights not in kernel.buffers or winograd.weights.role != "in"):
+            self.fail(f"{winograd.weights.name} is not an in buffer of the kernel", -1)
+        if winograd is not None and (not winograd.sizes or min(winograd.sizes) < 1):
+            self.fail("winograd needs the size of a tile along each window", -1)
+
     def axes_in(self, dims: Iterable[Dim]) -> set[str]:
         return {s for d in dims if isinstance(d, Expression) for s in symbols(d) if s in self.axes}
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Set
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from dlcompiler.ir.graph import Node
 
 
 class PassTarget(Protocol):
@@ -19,6 +22,11 @@ class PassTarget(Protocol):
     @property
     def tiles_sums(self) -> bool:
         """Whether kernels of ours compute matrix products and convolutions well."""
+        ...
+
+
+    def winograd_sizes(self, convolution: Node) -> tuple[int, ...] | None:
+        """Results of a tile, along each dimension, by which Winograd's algorithm pays for a plain convolution; None if it does not."""
         ...
 
 

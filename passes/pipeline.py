@@ -25,6 +25,7 @@ from dlcompiler.passes.node.decompose import decompose
 from dlcompiler.passes.node.replace_ops import replace_ops
 from dlcompiler.passes.node.transposed_convolution import split_transposed_convolutions
 from dlcompiler.passes.node.views import canonicalize_views
+from dlcompiler.passes.node.winograd import choose_winograd
 
 Observer = Callable[[str, Graph], None]
 
@@ -46,6 +47,7 @@ SIMPLIFY = Pass("simplify", simplify)
 REPLACE_OPS = Pass("replace-ops", replace_ops, level=2)
 PATTERNS = Pass("patterns", match_patterns, level=2)
 TRANSPOSED_CONVOLUTIONS = Pass("transposed-convolutions", split_transposed_convolutions, level=2)
+WINOGRAD = Pass("winograd", choose_winograd, level=2)
 MERGE_LINEARS = Pass("merge-linears", merge_linears, level=3)
 DECOMPOSE = Pass("decompose", decompose, level=0)
 
@@ -73,9 +75,11 @@ PIPELINE: tuple[Pass, ...] = (
     TRANSPOSED_CONVOLUTIONS,
     CONSTANT_FOLDING,
     VIEWS,
-    # last, after everything that makes nodes
+    # after everything that makes nodes
     COMMON_SUBEXPRESSIONS,
     DEAD_CODE,
+    # last: it looks at the convolutions that are left, and only says how they are computed
+    WINOGRAD,
 )
 
 PASSES: dict[str, Pass] = {each.name: each for each in PIPELINE}

@@ -16,9 +16,11 @@ from dlcompiler.codegen.cpu.emitter import Emitter
 from dlcompiler.codegen.cpu.machine import Machine, host, machine
 from dlcompiler.codegen.cpu.machine_code import find_functions
 from dlcompiler.codegen.cpu.routines import routines
+from dlcompiler.codegen.cpu.winograd import WinogradWriter
 from dlcompiler.codegen.cpu.writer import KernelWriter
 from dlcompiler.codegen.schedule import Schedule, schedule_kernel
 from dlcompiler.codegen.target import Target
+from dlcompiler.codegen.winograd import schedule_winograd
 from dlcompiler.ir import kernel as K
 from dlcompiler.ir.expression import Dim, parse_dim
 from dlcompiler.ir.program import Code, CompiledKernel, Launch, Program, RoutineCall, Step
@@ -73,7 +75,7 @@ def kernel_key(unit: Unit, described: Machine) -> str:
         # some are written for a number of cores (not of threads: it is this machine's)
         text = f"{unit.op} {described.cores} {len(unit.reads)} {' '.join(views)} {show_attributes(unit.attributes)}"
     else:
-        text = str(unit.replace(name="kernel", origin=()))
+        text = str(unit.replace(name="kernel", origin=())) + (f" {described.cores}" if unit.winograd is not None else "")
     return hashlib.sha256(f"{described.name} {described.cache_bytes}\n{text}".encode()).hexdigest()[:24]
 
 
@@ -88,6 +90,10 @@ def _write(e: Emitter, unit: Unit, described: Machine, name: str) -> WrittenKern
         routine = routines()[unit.op]
         written = routine.write(e, unit, described, name)
         return WrittenKernel(name, written.work, written.grain, written.summary, written.multiple)
+    winograd = schedule_winograd(unit, described.tiles) if unit.winograd is not None else None
+    if winograd is not None:
+        WinogradWriter(e, unit, winograd, described).write(name)
+        return WrittenKernel(name, winograd.work, winograd.grain, str(winograd))
     contraction = schedule_contraction(unit, described.tiles)
     if contraction is not None:
         ContractionWriter(e, unit, contraction, described).write(name)

@@ -18,7 +18,7 @@ from dlcompiler.codegen.cpu import scalars
 from dlcompiler.codegen.cpu.emitter import Emitter, Value
 from dlcompiler.codegen.cpu.indexing import Number
 from dlcompiler.codegen.cpu.machine import Machine
-from dlcompiler.codegen.cpu.writer import KernelWriter, Lanes
+from dlcompiler.codegen.cpu.writer import KernelWriter
 from dlcompiler.ir import kernel as K
 from dlcompiler.ir.expression import Dim, floor_div, linear_coefficients, substitute, symbol, symbols
 
@@ -396,34 +396,12 @@ class ContractionWriter:
 
     def _finish_rows(self, first: Number, count: Number) -> None:
         """Everything that depends on a tile's sums; what is the same for all rows comes before the loop over them."""
-        e, schedule, w = self.e, self.schedule, self.finishing
+        schedule, w = self.schedule, self.finishing
         back = self.index.plus(self.index.times(first, schedule.width), self.first_column)
         back = self.index.times(back, -1)
-        w.memory.pointers[schedule.sums] = e.offset(self.sums, self._value(back), self.element)
+        w.memory.pointers[schedule.sums] = self.e.offset(self.sums, self._value(back), self.element)
         for axis in (schedule.row, schedule.column):
             if axis is not None:
                 del self.axis_values[axis]
-        w.scopes.append({})
-        begin = self.first_column
-        if self._fills_panels():
-            w._enter(schedule.column, begin, Lanes(schedule.vectors, schedule.lanes, self._value(begin)))
-            self._finish_columns(first, count)
-            w._leave(schedule.column)
-            w.lanes = Lanes(1, 0)
-        else:
-            past = self.index.plus(begin, schedule.width)
-            end = e.minimum(self._value(past), self.index.write(schedule.axes[schedule.column]))
-            w._vector_loops(begin, end, schedule.vectors, lambda: self._finish_columns(first, count))
-        w.scopes.pop()
-
-    def _finish_columns(self, first: Number, count: Number) -> None:
-        """All rows of some columns of a tile."""
-        e, row, w = self.e, self.schedule.row, self.finishing
-        w._hoist_phase_zero()
-        if row is None:
-            w._row()
-            return
-        with e.for_loop(0, count) as loop:
-            w._enter(row, self.index.plus(loop.index, first))
-            w._row()
-            w._leave(row)
+        rows = [(schedule.row, first, count)] if schedule.row is not None else []
+        w.tile(self.first_column, schedule.vectors, rows)

@@ -34,7 +34,7 @@ class Machine:
     @property
     def tiles(self) -> TileMachine:
         """What schedules of contractions ask of a machine."""
-        return TileMachine(self.vector_bytes, self.vector_registers, self.has_masks)
+        return TileMachine(self.vector_bytes, self.vector_registers, self.has_masks, self.cache_bytes[1], self.cores)
 
     def lanes(self, element_bytes: int) -> int:
         """How many elements of `element_bytes` one vector register holds."""

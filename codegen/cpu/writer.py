@@ -181,6 +181,41 @@ class KernelWriter:
     def _hoist_phase_zero(self) -> None:
         self._hoist(v for v in self._needed(s.value for s in self.kernel.stores) if self.phase_of[v] == 0)
 
+    # -- part of a kernel ------------------------------------------------------------------------------------------------------
+
+    def tile(self, begin: Number, vectors: int, rows: Sequence[tuple[str, Number, Number]]) -> None:
+        """Everything at `vectors` vectors from `begin` on along the vector axis, for some rows; other axes have values already.
+
+        `rows`: each axis with its first value and how many there are, outermost first. What is the same for all rows is computed
+        once. Beyond the vector axis' end nothing is done.
+        """
+        e, schedule = self.e, self.schedule
+        width = vectors * schedule.lanes
+        extent = schedule.axes[schedule.vector]
+        self.scopes.append({})
+        if isinstance(extent, int) and extent % width == 0:
+            first = begin if isinstance(begin, Value) else e.constant(begin, "i64")
+            self._enter(schedule.vector, begin, Lanes(vectors, schedule.lanes, first))
+            self._tile_rows(rows)
+            self._leave(schedule.vector)
+            self.lanes = Lanes(1, 0)
+        else:
+            past = self.index.plus(begin, width)
+            past = past if isinstance(past, Value) else e.constant(past, "i64")
+            self._vector_loops(begin, e.minimum(past, self.index.write(extent)), vectors, lambda: self._tile_rows(rows))
+        self.scopes.pop()
+
+    def _tile_rows(self, rows: Sequence[tuple[str, Number, Number]]) -> None:
+        self._hoist_phase_zero()
+        if not rows:
+            self._row()
+            return
+        (axis, first, count), *rest = rows
+        with self.e.for_loop(0, count) as loop:
+            self._enter(axis, self.index.plus(loop.index, first))
+            self._tile_rows(rest)
+            self._leave(axis)
+
     # -- the vector axis outside ---------------------------------------------------------------------------------------------
 
     def _vector_block(self, block: Number | None) -> None:

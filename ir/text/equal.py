@@ -94,7 +94,7 @@ def _node_difference(a: Node, b: Node, match: Mapping[Node, Node]) -> str | None
 
 def kernels_equal(left: Kernel, right: Kernel) -> str | None:
     """None, or the first difference."""
-    for what in ("name", "axes", "buffers", "origin"):
+    for what in ("name", "axes", "buffers", "origin", "winograd"):
         if getattr(left, what) != getattr(right, what):
             return f"{what} of the kernels differ: {getattr(left, what)} and {getattr(right, what)}"
     if len(left.values) != len(right.values) or len(left.stores) != len(right.stores):

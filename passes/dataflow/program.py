@@ -28,6 +28,7 @@ from dlcompiler.passes.dataflow.layout import assign_layouts
 from dlcompiler.passes.dataflow.memory import place
 from dlcompiler.passes.dataflow.order import order_steps
 from dlcompiler.passes.fixed import is_fixed_source
+from dlcompiler.ir.winograd import transform_panels
 from dlcompiler.passes.strides import Strides, channels_last_strides, wants_channels_last
 
 
@@ -45,6 +46,10 @@ class PlanTarget(Protocol):
 
     def panel_width(self, kernel: Kernel, fixed: Set[Buffer]) -> int | None:
         """How wide the panels should be in which a sum of products reads its columns; None to read them where they lie."""
+        ...
+
+    def winograd_width(self, kernel: Kernel, fixed: Set[Buffer], sizes: tuple[int, ...]) -> int | None:
+        """The same for a convolution that Winograd's algorithm shall compute; None where the target does not do that."""
         ...
 
     def scratch_of_routine(self, node: Node) -> Sequence[TensorType] | None:
@@ -67,6 +72,9 @@ class WithoutRoutines:
     def panel_width(self, kernel: Kernel, fixed: Set[Buffer]) -> None:
         return None
 
+    def winograd_width(self, kernel: Kernel, fixed: Set[Buffer], sizes: tuple[int, ...]) -> None:
+        return None
+
     def scratch_of_routine(self, node: Node) -> None:
         return None
 
@@ -87,6 +95,7 @@ class _Planner:
         self.preparation: list[P.Launch] = []
         self.prepared_nodes = self._find_prepared()
         self.panels: dict[tuple, P.View] = {}
+        self.matrices: dict[tuple, P.View] = {}
         self.output_slots = 0
 
     def run(self) -> P.Program:
@@ -284,7 +293,8 @@ class _Planner:
                 operands = [o for node in sums for o in node.inputs if self.fusion.inlined(o) and o not in given]
                 given |= {operand: self._copy(operand, contiguous_strides(operand.shape)) for operand in operands}
                 kernel, reads, views = self._lower(nodes, outputs, writes, given)
-            kernel, views = self._pack(kernel, views, fixed_buffers(kernel, reads, self.prepared_nodes))
+            sizes = next((node.attributes["winograd"] for node in sums if "winograd" in node.attributes), None)
+            kernel, views = self._pack(kernel, views, fixed_buffers(kernel, reads, self.prepared_nodes), sizes)
         is_prepared = all(view.slot.role == "prepared" for view in writes)
         (self.preparation if is_prepared else self.steps).append(P.Launch(kernel, (*views, *writes), kernel.origin))
 
@@ -305,12 +315,18 @@ class _Planner:
             kernel = split_groups(kernel)
         return kernel, reads, tuple(given[node] if node in given else self.slot(node).view() for node in reads)
 
-    def _pack(self, kernel: Kernel, views: tuple[P.View, ...], fixed: frozenset[Buffer]) -> tuple[Kernel, tuple[P.View, ...]]:
+    def _pack(
+        self, kernel: Kernel, views: tuple[P.View, ...], fixed: frozenset[Buffer], sizes: tuple[int, ...] | None
+    ) -> tuple[Kernel, tuple[P.View, ...]]:
         """A sum of products that reads its columns in panels, where the target wants that, and what it reads.
 
-        The panels are made once of what keeps its contents between calls, else by a launch in front.
+        The panels are made once of what keeps its contents between calls, else by a launch in front. `sizes`: of the tiles by
+        which Winograd's algorithm shall compute it, if it can.
         """
-        width = self.target.panel_width(kernel, fixed)
+        width = self.target.winograd_width(kernel, fixed, sizes) if sizes is not None else None
+        is_transformed = width is not None
+        if width is None:
+            width = self.target.panel_width(kernel, fixed)
         if width is None:
             return kernel, views
         found = find_contraction(kernel, fixed)
@@ -319,8 +335,24 @@ class _Planner:
         of = dict(zip(kernel.buffers, views))
         reads = tuple(of[b] for b in pack.buffers if b.role == "in")
         panels = self._panels(pack, reads, all(b in fixed for b in pack.buffers if b.role == "in"))
-        ins = [b for b in packed.buffers if b.role == "in"]
-        return packed, tuple(of[b] if b in of else panels for b in ins)
+        views = tuple(of[b] if b in of else panels for b in packed.buffers if b.role == "in")
+        return self._transform(packed, views, sizes) if is_transformed and sizes is not None else (packed, views)
+
+    def _transform(
+        self, kernel: Kernel, views: tuple[P.View, ...], sizes: tuple[int, ...]
+    ) -> tuple[Kernel, tuple[P.View, ...]]:
+        """A convolution that reads its weights in panels, with those also transformed for Winograd's algorithm."""
+        found = find_contraction(kernel)
+        assert found is not None and found.packed is not None
+        matrix, transform, kernel = transform_panels(kernel, found, sizes)
+        key = (matrix.shape, sizes)
+        if key not in self.matrices:
+            slot = P.Slot(f"winograd{len(self.matrices)}", found.packed.dtype, matrix.shape, contiguous_strides(matrix.shape), "constant", len(self.constants))
+            self.constants.append(matrix)
+            self.extra_slots.append(slot)
+            self.matrices[key] = slot.view()
+        panels = views[[b for b in kernel.buffers if b.role == "in"].index(found.packed.buffer)]
+        return kernel, (*views, self._panels(transform, (self.matrices[key], panels), True))
 
     def _panels(self, pack: Kernel, reads: tuple[P.View, ...], is_fixed: bool) -> P.View:
         """The panels that a kernel makes, made once for all that read them."""
