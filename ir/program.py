@@ -193,6 +193,51 @@ class Code:
     unchanged: int = 0
 
 
+@dataclass(frozen=True, eq=False)
+class DeviceKernel:
+    """Machine code of one kernel for a GPU: an entry of a binary, and how it is started.
+
+    The entry is given the address of each of `kernel.buffers` (of a RoutineCall: of its `arguments`), then each of its
+    `size_symbols` as an int64, then `extra_words` words: the address of scratch memory, `scratch_bytes` for each block, and 0s.
+
+    name      of the entry in `binary`, a cubin for `arch`; stages["ptx"] is the same for later architectures
+    stages    name -> text, from what a person reads to what is assembled
+    grid      number of blocks; may be symbolic, in the program's sizes
+    threads   of a block; shared_bytes: its dynamic shared memory
+    written   codegen's own record of it
+    """
+
+    name: str
+    arch: str
+    binary: bytes = field(repr=False)
+    stages: Mapping[str, str] = field(repr=False)
+    grid: Dim
+    threads: int
+    shared_bytes: int = 0
+    extra_words: int = 0
+    scratch_bytes: int = 0
+    schedule: str = ""
+    written: Any = field(repr=False, default=None)
+
+    @property
+    def text(self) -> str:
+        """The source that a person reads."""
+        return next(iter(self.stages.values()), "")
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceCode:
+    """What codegen attaches to a program for a GPU.
+
+    kernels   one for each step: a DeviceKernel for a Launch or RoutineCall (identical ones may share it), None for the others
+    preparation  the same for each step of the program's preparation
+    """
+
+    kernels: tuple[DeviceKernel | None, ...]
+    arch: str
+    preparation: tuple[DeviceKernel, ...] = ()
+
+
 @dataclass(frozen=True)
 class Placement:
     """Where intermediates lie, for one binding of the symbols. All in bytes.
@@ -231,7 +276,7 @@ class Program:
     constants: tuple[Any, ...] = ()
     aliases: Mapping[Slot, Slot] = field(default_factory=dict)
     placement: Placement | None = None
-    code: Code | None = None
+    code: Code | DeviceCode | None = None
     refusals: tuple[str, ...] = ()
     history: tuple[Event, ...] = ()
     preparation: tuple[Launch, ...] = ()

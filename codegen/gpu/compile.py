@@ -3,45 +3,32 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 
+from dlcompiler.codegen.gpu.cubin import Resources, resources_of
+from dlcompiler.codegen.gpu.device import device_of
 from dlcompiler.codegen.gpu.load import load_function
+from dlcompiler.codegen.gpu.schedule import candidates
 from dlcompiler.codegen.gpu.triton_writer import TritonKernel, write_triton
 from dlcompiler.codegen.target import Target
 from dlcompiler.ir import kernel as K
-from dlcompiler.ir.program import Launch, Program
+from dlcompiler.ir.program import DeviceCode, DeviceKernel, Launch, Program, View
 
-WARPS = 4
+ALIGNMENT = 16  # bytes; of addresses that let a thread load a vector
 
 
-@dataclass(frozen=True, eq=False)
-class AssembledKernel:
-    """A kernel assembled for an architecture. `stages`: name -> text (ttir, ttgir, llir, ptx) or bytes (cubin)."""
-
-    triton: TritonKernel
-    stages: Mapping[str, str | bytes] = field(repr=False)
+class AssembledKernel(DeviceKernel):
+    """A DeviceKernel made from Triton."""
 
     @property
-    def name(self) -> str:
-        return self.triton.name
+    def triton(self) -> TritonKernel:
+        assert isinstance(self.written, TritonKernel)
+        return self.written
 
     @property
-    def text(self) -> str:
-        """The Triton source."""
-        return self.triton.source
-
-
-@dataclass(frozen=True, eq=False)
-class GpuCode:
-    """What codegen attaches to a program for a GPU: an AssembledKernel for each launch, None for the other steps.
-
-    preparation  the same for each launch of the program's preparation
-    """
-
-    kernels: tuple[AssembledKernel | None, ...]
-    target: Target
-    preparation: tuple[AssembledKernel, ...] = ()
+    def resources(self) -> Resources:
+        """Registers and local memory of a thread."""
+        return resources_of(self.binary, self.name)
 
 
 _assembled: dict[tuple[str, str], AssembledKernel] = {}
@@ -67,30 +54,93 @@ def assemble(kernel: TritonKernel, target: Target) -> AssembledKernel:
 
     capability = int(target.arch.removeprefix("sm_"))
     function = load_function(kernel.source, kernel.name, interpret=False)
-    source = ASTSource(function, dict(kernel.signature), dict(kernel.constants))
-    compiled = triton.compile(
-        source, target=GPUTarget("cuda", capability, 32), options={"num_warps": WARPS, "enable_fp_fusion": True}
+    attributes = {
+        (position,): [["tt.divisibility", ALIGNMENT]] for position, name in enumerate(kernel.signature) if name in kernel.aligned
+    }
+    source = ASTSource(function, dict(kernel.signature), dict(kernel.constants), attributes)
+    options = {"num_warps": kernel.warps, "enable_fp_fusion": True}
+    if kernel.stages is not None:
+        options["num_stages"] = kernel.stages
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    stages = {stage: text for stage, text in compiled.asm.items() if stage not in ("source", "cubin")}
+    metadata = compiled.metadata
+    return AssembledKernel(
+        kernel.name,
+        target.arch,
+        compiled.asm["cubin"],
+        {"triton": kernel.source, **stages},
+        kernel.grid,
+        32 * metadata.num_warps,
+        metadata.shared,
+        # Triton gives every kernel two more addresses: memory that it may use for itself, and for its profiler
+        extra_words=2,
+        scratch_bytes=getattr(metadata, "global_scratch_size", 0) or 0,
+        schedule=kernel.schedule or f"{kernel.warps} warps",
+        written=kernel,
     )
-    return AssembledKernel(kernel, {stage: text for stage, text in compiled.asm.items() if stage != "source"})
 
 
-def assemble_kernels(kernels: Sequence[K.Kernel], target: Target) -> list[AssembledKernel]:
-    """Each kernel assembled, in order; equal ones once."""
+def first_without_spills(kernels: Iterable[Callable[[], TritonKernel]], target: Target) -> AssembledKernel:
+    """The first that keeps everything in registers, else the one that spills least. One that cannot be assembled is left out."""
+    best: AssembledKernel | None = None
+    failure: Exception | None = None
+    for write in kernels:
+        try:
+            assembled = assemble(write(), target)
+        except _too_large() as error:
+            failure = error
+            continue
+        if not assembled.resources.local_bytes:
+            return assembled
+        if best is None or assembled.resources.local_bytes < best.resources.local_bytes:
+            best = assembled
+    if best is None:
+        assert failure is not None
+        raise failure
+    return best
+
+
+def _too_large() -> tuple[type[Exception], ...]:
+    """What Triton raises for a block that the architecture has no room for."""
+    from triton.runtime.errors import OutOfResources, PTXASError
+
+    return (OutOfResources, PTXASError)
+
+
+def assemble_kernel(kernel: K.Kernel, target: Target, aligned: frozenset[str]) -> AssembledKernel:
+    """One kernel by the first of its schedules that keeps everything in registers; `aligned` buffers begin at multiples of 16."""
+    schedules = candidates(kernel, device_of(target.arch))
+    return first_without_spills((lambda s=s: write_triton(kernel, "kernel", s, aligned) for s in schedules), target)
+
+
+def assemble_kernels(
+    kernels: Sequence[K.Kernel], target: Target, aligned: Sequence[frozenset[str]] | None = None
+) -> list[AssembledKernel]:
+    """Each kernel assembled, in order; equal ones once. `aligned`: names of each one's buffers at multiples of 16; None: all."""
     results = []
-    for kernel in kernels:
-        key = (str(kernel.replace(name="kernel", origin=())), target.arch)
+    for kernel, names in zip(kernels, aligned or [frozenset(b.name for b in k.buffers) for k in kernels], strict=True):
+        key = (str(kernel.replace(name="kernel", origin=())), f"{target.arch} {sorted(names)}")
         with _lock:
             if key not in _assembled:
-                _assembled[key] = assemble(write_triton(kernel, "kernel"), target)
+                _assembled[key] = assemble_kernel(kernel, target, names)
             results.append(_assembled[key])
     return results
 
 
+def aligned_buffers(step: Launch) -> frozenset[str]:
+    """Names of the buffers whose addresses are sure to be multiples of 16: memory of its own begins at one, and so do inputs."""
+    return frozenset(b.name for b, view in zip(step.kernel.buffers, step.arguments) if _is_aligned(view))
+
+
+def _is_aligned(view: View) -> bool:
+    return isinstance(view.offset, int) and view.offset * view.dtype.bytes % ALIGNMENT == 0
+
+
 def emit_program(program: Program, target: Target) -> Program:
     """Attach every launch's Triton source and its assembled stages."""
-    launches = [step.kernel for step in (*program.preparation, *program.steps) if isinstance(step, Launch)]
-    assembled = assemble_kernels(launches, target)
+    launches = [step for step in (*program.preparation, *program.steps) if isinstance(step, Launch)]
+    assembled = assemble_kernels([s.kernel for s in launches], target, [aligned_buffers(s) for s in launches])
     first = len(program.preparation)
     codes = iter(assembled[first:])
     kernels = tuple(next(codes) if isinstance(step, Launch) else None for step in program.steps)
-    return program.replace(code=GpuCode(kernels, target, tuple(assembled[:first])))
+    return program.replace(code=DeviceCode(kernels, target.arch, tuple(assembled[:first])))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dlcompiler.codegen.gpu.compile import WARPS, assemble_kernels
+from dlcompiler.codegen.gpu.compile import assemble_kernels
 from dlcompiler.codegen.target import Target
 from dlcompiler.ir.kernel import Kernel
 
@@ -10,5 +10,4 @@ from dlcompiler.ir.kernel import Kernel
 def kernel_listing(kernel: Kernel, target: Target) -> dict[str, str]:
     """`{"schedule": one line, "triton": the source, "ttir": ..., "ttgir": ..., "llir": ..., "ptx": ...}`."""
     (assembled,) = assemble_kernels([kernel], target)
-    texts = {stage: text for stage, text in assembled.stages.items() if isinstance(text, str)}
-    return {"schedule": f"{WARPS} warps\n", "triton": assembled.text, **texts}
+    return {"schedule": assembled.schedule + "\n", **assembled.stages}

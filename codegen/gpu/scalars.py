@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 
 from dlcompiler.ir.errors import UnsupportedError
@@ -162,75 +163,82 @@ _INTEGERS: dict[str, Callable[..., str]] = {
     ),
 }
 
-# Written at the top of a file of kernels that needs them.
-HELPERS = '''
+# Functions that a kernel may call, by name; a file of kernels has those that it needs at its top.
+HELPERS: dict[str, str] = {
+    "_maximum": """
 @triton.jit
 def _maximum(a, b):
     return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
-
-
+""",
+    "_minimum": """
 @triton.jit
 def _minimum(a, b):
     return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
-
-
+""",
+    "_add": """
 @triton.jit
 def _add(a, b):
     return a + b
-
-
+""",
+    "_mul": """
 @triton.jit
 def _mul(a, b):
     return a * b
-
-
+""",
+    "_and": """
 @triton.jit
 def _and(a, b):
     return a & b
-
-
+""",
+    "_or": """
 @triton.jit
 def _or(a, b):
     return a | b
-
-
+""",
+    "_argmax": '''
 @triton.jit
 def _argmax(a, i, b, j):
     """NaN beats all; of equal values the first position wins."""
     wins = ((b > a) & (a == a)) | ((b != b) & (a == a)) | (((b == a) | ((b != b) & (a != a))) & (j < i))
     return tl.where(wins, b, a), tl.where(wins, j, i)
-
-
+''',
+    "_argmin": """
 @triton.jit
 def _argmin(a, i, b, j):
     wins = ((b < a) & (a == a)) | ((b != b) & (a == a)) | (((b == a) | ((b != b) & (a != a))) & (j < i))
     return tl.where(wins, b, a), tl.where(wins, j, i)
-
-
+""",
+    "_floor_div": """
 @triton.jit
 def _floor_div(a, b):
     safe = tl.where(b == 0, 1, b)
     whole = a // safe
     return tl.where(b == 0, 0, whole - ((a - whole * safe != 0) & ((a < 0) != (b < 0))).to(whole.dtype))
-
-
+""",
+    "_remainder": """
 @triton.jit
 def _remainder(a, b):
     safe = tl.where(b == 0, 1, b)
     rest = a % safe
     return tl.where(b == 0, 0, tl.where((rest != 0) & ((rest < 0) != (b < 0)), rest + b, rest))
-
-
+""",
+    "_float_remainder": """
 @triton.jit
 def _float_remainder(a, b):
     rest = libdevice.fmod(a, b)
     return tl.where((rest != 0) & ((rest < 0) != (b < 0)), rest + b, rest)
-
-
+""",
+    "_float_floor_div": """
 @triton.jit
 def _float_floor_div(a, b):
     rest = libdevice.fmod(a, b)
     whole = (a - rest) / b - ((rest != 0) & ((rest < 0) != (b < 0))).to(a.dtype)
     low = tl.floor(whole)
     return tl.where(b == 0, a / b, tl.where(whole - low > 0.5, low + 1, low))
-'''
+""",
+}
+
+
+def helpers_used(text: str) -> str:
+    """The helper functions that a kernel's text calls, as text."""
+    return "".join(body for name, body in HELPERS.items() if re.search(rf"\b{name}\b", text))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from dlcompiler.codegen.gpu.compile import GpuCode
+from dlcompiler.codegen.gpu.compile import AssembledKernel
 from dlcompiler.codegen.gpu.load import load_function
 from dlcompiler.codegen.gpu.triton_writer import TritonKernel
 from dlcompiler.ir.errors import LaunchError
 from dlcompiler.ir.expression import evaluate
 from dlcompiler.ir.interpret import interpret_program
-from dlcompiler.ir.program import Program
+from dlcompiler.ir.program import DeviceCode, Launch, Program
 
 
 def simulate(program: Program, inputs: Sequence[np.ndarray | int]) -> list[np.ndarray]:
@@ -20,14 +20,14 @@ def simulate(program: Program, inputs: Sequence[np.ndarray | int]) -> list[np.nd
     Raises LaunchError for a program of another target, UnsupportedError naming an ATen call.
     """
     code = program.code
-    if not isinstance(code, GpuCode):
+    if not isinstance(code, DeviceCode):
         raise LaunchError(f"{program.name} was not compiled for a GPU")
 
     def launch(number: int, arrays: Mapping[str, np.ndarray], sizes: Mapping[str, int]) -> None:
-        kernel = code.kernels[number]
-        assert kernel is not None
+        kernel, step = code.kernels[number], program.steps[number]
+        assert isinstance(kernel, AssembledKernel) and isinstance(step, Launch)
         # equal kernels share one text, whose buffers may have other names
-        names = [b.name for b in program.steps[number].kernel.buffers]
+        names = [b.name for b in step.kernel.buffers]
         own = {b.name: arrays[name] for b, name in zip(kernel.triton.kernel.buffers, names)}
         run_interpreted(kernel.triton, own, sizes)
 

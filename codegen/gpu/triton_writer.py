@@ -1,32 +1,30 @@
 """Kernel -> Triton: a source file that a person can read, run and edit on its own.
 
-A pointwise kernel runs over blocks of its flattened axes. A kernel with reductions gives each program some rows, and runs over
-the flattened reduced axes in tiles: in one tile, kept in registers, if a row fits, else in one loop a phase (see
-`codegen.phases`).
+What one program computes, and how wide, is in the schedule (`codegen.gpu.schedule`). A pointwise kernel is straight-line code
+over a block; a kernel with reductions follows the phases (`codegen.phases`), with whole rows in registers or in a loop each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
 from dlcompiler.codegen.gpu import scalars
+from dlcompiler.codegen.gpu.device import device_of
+from dlcompiler.codegen.gpu.index_text import index_text
+from dlcompiler.codegen.gpu.schedule import GpuSchedule, candidates
+from dlcompiler.codegen.gpu.standalone import main_section
 from dlcompiler.codegen.phases import Phases
-from dlcompiler.codegen.schedule import Schedule, schedule_kernel
 from dlcompiler.ir import kernel as K
 from dlcompiler.ir.expression import Dim, product, symbol, symbols
 from dlcompiler.ir.types import contiguous_strides, i64
 
-POINTWISE_BLOCK = 1024
-MAXIMUM_ROW = 4096  # elements of a row kept in registers
-TILE_ELEMENTS = 2048  # elements of a tile of several rows
-GPU_VECTOR_BYTES = 16
-
+DEFAULT_ARCH = "sm_90"
 HEADER = """import triton
 import triton.language as tl
-from triton.language.extra import libdevice
 """
+LIBDEVICE_HEADER = "from triton.language.extra import libdevice\n"
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +34,9 @@ class TritonKernel:
     grid       number of programs, a function of the sizes
     constants  the kernel's constexpr arguments
     signature  argument name -> Triton's word for its type, in order
+    aligned    arguments whose addresses are multiples of 16
+    warps, stages   for Triton's compiler; stages None: its own choice
+    schedule   as text, for people
     """
 
     name: str
@@ -44,60 +45,71 @@ class TritonKernel:
     grid: Dim
     constants: dict[str, int]
     signature: dict[str, str]
+    aligned: frozenset[str] = frozenset()
+    warps: int = 4
+    stages: int | None = None
+    schedule: str = ""
 
 
 class TritonWriter:
-    """Writes one kernel."""
+    """Writes one kernel by one schedule."""
 
-    def __init__(self, kernel: K.Kernel) -> None:
+    def __init__(self, kernel: K.Kernel, schedule: GpuSchedule) -> None:
         self.kernel = kernel
-        self.schedule: Schedule = schedule_kernel(kernel, GPU_VECTOR_BYTES)
-        self.phases = Phases(kernel, self.schedule)
-        self.rows = [a for a in self.schedule.axes if a not in self.phases.inner]
-        self.inner = list(self.schedule.inner)
+        self.schedule = schedule
+        self.phases = Phases(kernel, schedule)
+        self.extents = {**kernel.extents, **schedule.axes}
         self.lines: list[str] = []
         self.names: dict[K.Value, str] = {}
         self.count = 0
         self.depth = 1
-        self.row_elements = product(self.schedule.axes[a] for a in self.rows)
-        self.inner_elements = product(self.schedule.axes[a] for a in self.inner)
-        self.row_block, self.inner_block = self._blocks()
+        self.row_mask, self.second_mask = self._masks()
 
-    def _blocks(self) -> tuple[int, int]:
-        if not self.inner:
-            return POINTWISE_BLOCK, 1
-        size = self.inner_elements if isinstance(self.inner_elements, int) else MAXIMUM_ROW + 1
-        inner = 1 << (max(size, 1) - 1).bit_length() if size <= MAXIMUM_ROW else TILE_ELEMENTS
-        rows = 1 << (max(1, min(64, TILE_ELEMENTS // inner)).bit_length() - 1)
-        return rows, inner
-
-    @property
-    def loops(self) -> bool:
-        """Whether a row is too long for one tile."""
-        return bool(self.inner) and not (isinstance(self.inner_elements, int) and self.inner_elements <= self.inner_block)
+    def _masks(self) -> tuple[str, str]:
+        """Names of the masks along either dimension of a block; empty where a block never reaches past the end."""
+        schedule = self.schedule
+        row_size, second_size = schedule.row_elements, schedule.second_elements
+        row = "" if isinstance(row_size, int) and row_size and row_size % schedule.row_block == 0 else "row_inside"
+        exact = isinstance(second_size, int) and second_size and second_size % schedule.second_block == 0
+        return row, "" if exact or not schedule.second else "inner_inside" if schedule.inner else "column_inside"
 
     # -- text --------------------------------------------------------------------------------------------------------------
 
-    def write(self, name: str) -> TritonKernel:
+    def write(self, name: str, aligned: frozenset[str] = frozenset()) -> TritonKernel:
         """The source of the kernel as a function called `name`."""
         self._begin()
-        if not self.inner:
+        if not self.schedule.inner:
             self._emit_all(s.value for s in self.kernel.stores)
             self._store_all(self.kernel.stores)
         else:
             self._reduce()
         arguments = [b.name for b in self.kernel.buffers] + list(self.kernel.size_symbols)
-        blocks = {"ROWS": self.row_block} | ({"INNER": self.inner_block} if self.inner else {})
+        blocks = {"ROWS": self.schedule.row_block}
+        if self.schedule.second:
+            blocks["INNER" if self.schedule.inner else "COLUMNS"] = self.schedule.second_block
         parameters = ", ".join([*arguments, *(f"{b}: tl.constexpr" for b in blocks)])
-        documentation = "".join(f"\n    {line}" for line in self.kernel.origin) or f"\n    {self.kernel.name}"
-        head = f'@triton.jit\ndef {name}({parameters}):\n    """Computes{documentation}\n    """\n'
-        source = HEADER + scalars.HELPERS + "\n\n" + head + "\n".join(self.lines) + "\n"
-        signature = {b.name: scalars.pointer_name(b.dtype) for b in self.kernel.buffers} | {
-            s: "i64" for s in self.kernel.size_symbols
-        }
-        signature |= dict.fromkeys(blocks, "constexpr")
-        grid = (self.row_elements + (self.row_block - 1)) // self.row_block
-        return TritonKernel(name, self.kernel, source, grid, blocks, signature)
+        body = "\n".join(self.lines) + "\n"
+        head = f'@triton.jit\ndef {name}({parameters}):\n    """{self._documentation()}"""\n'
+        header = HEADER + (LIBDEVICE_HEADER if "libdevice." in body + scalars.helpers_used(body) else "")
+        source = f"{header}{scalars.helpers_used(body)}\n\n{head}{body}"
+        source += main_section(name, self.kernel, self.schedule.grid, blocks, self.schedule.warps)
+        signature = {b.name: scalars.pointer_name(b.dtype) for b in self.kernel.buffers}
+        signature |= dict.fromkeys(self.kernel.size_symbols, "i64") | dict.fromkeys(blocks, "constexpr")
+        return TritonKernel(
+            name,
+            self.kernel,
+            source,
+            self.schedule.grid,
+            blocks,
+            signature,
+            aligned,
+            self.schedule.warps,
+            schedule=str(self.schedule),
+        )
+
+    def _documentation(self) -> str:
+        lines = [line.replace("\\", "/").replace('"""', "'''") for line in self.kernel.origin] or [self.kernel.name]
+        return "".join(f"{line}\n    " for line in ["Computes", *(f"  {line}" for line in lines), f"by {self.schedule}"])
 
     def _line(self, text: str) -> None:
         self.lines.append("    " * self.depth + text)
@@ -108,30 +120,49 @@ class TritonWriter:
         self._line(f"{name} = {text}")
         return name
 
+    def _wide(self, text: str) -> str:
+        return text if self.schedule.narrow else f"{text}.to(tl.int64)"
+
     def _begin(self) -> None:
-        shape = "[:, None]" if self.inner else ""
-        self._line(f"row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS).to(tl.int64){shape}")
-        self._line(f"row_inside = row < {self.row_elements}")
-        self._split("row", self.rows)
+        schedule = self.schedule
+        program = self._wide("tl.program_id(0)")
+        if schedule.columns:
+            across = index_text((schedule.second_elements + (schedule.second_block - 1)) // schedule.second_block, {})
+            self._line(f"program = {program}")
+            self._line(f"row = program // ({across}) * ROWS + tl.arange(0, ROWS)[:, None]")
+            self._line(f"column = program % ({across}) * COLUMNS + tl.arange(0, COLUMNS)[None, :]")
+        else:
+            self._line(f"row = {program} * ROWS + tl.arange(0, ROWS){'[:, None]' if schedule.second else ''}")
+        if self.row_mask:
+            self._line(f"row_inside = row < {index_text(schedule.row_elements, {})}")
+        self._split("row", schedule.rows)
+        if schedule.columns:
+            if self.second_mask:
+                self._line(f"column_inside = column < {index_text(schedule.second_elements, {})}")
+            self._split("column", schedule.columns)
 
     def _split(self, flat: str, axes: Sequence[str]) -> None:
         """Indices of several axes from one flattened index."""
         sizes = [self.schedule.axes[a] for a in axes]
         for position, axis in enumerate(axes):
             below = product(sizes[position + 1 :])
-            text = flat if below == 1 else f"{flat} // ({below})"
-            self._line(f"{axis} = {text}" if position == 0 else f"{axis} = {text} % ({sizes[position]})")
+            text = flat if below == 1 else f"{flat} // ({index_text(below, {})})"
+            self._line(f"{axis} = {text}" if position == 0 else f"{axis} = {text} % ({index_text(sizes[position], {})})")
 
     # -- reductions ----------------------------------------------------------------------------------------------------------
 
+    @property
+    def _loops(self) -> bool:
+        return self.schedule.form == "loop"
+
     def _reduce(self) -> None:
-        if not self.loops:
-            self._line("inner = tl.arange(0, INNER).to(tl.int64)[None, :]")
-            self._begin_tile()
+        if not self._loops:
+            self._line("inner = tl.arange(0, INNER)[None, :]")
+            self._begin_piece()
         for phase in range(self.phases.last + 1):
             self._emit_ready(self.phases.between(phase))
             reduces, stores = self.phases.targets(phase)
-            if self.loops and (reduces or stores):
+            if self._loops and (reduces or stores):
                 self._loop(reduces, stores)
             elif reduces or stores:
                 self._emit_all([*(r.operand for r in reduces), *(s.value for s in stores)])
@@ -142,18 +173,19 @@ class TritonWriter:
         self._emit_all(s.value for s in outer)
         self._store_all(outer)
 
-    def _begin_tile(self) -> None:
-        self._line(f"inside = row_inside & (inner < {self.inner_elements})")
-        self._split("inner", self.inner)
+    def _begin_piece(self) -> None:
+        if self.second_mask:
+            self._line(f"inner_inside = inner < {index_text(self.schedule.second_elements, {})}")
+        self._split("inner", self.schedule.inner)
 
     def _loop(self, reduces: Sequence[K.Reduce], stores: Sequence[K.Store]) -> None:
         """One pass over a long row; values inside are computed again in each pass."""
         states = {r: [self._let(text, "a") for text in self._initial(r)] for r in reduces}
         outside = dict(self.names)
-        self._line(f"for start in range(0, {self.inner_elements}, INNER):")
+        self._line(f"for start in range(0, {index_text(self.schedule.second_elements, {})}, INNER):")
         self.depth += 1
-        self._line("inner = start + tl.arange(0, INNER).to(tl.int64)[None, :]")
-        self._begin_tile()
+        self._line(f"inner = start + {self._wide('tl.arange(0, INNER)')}[None, :]")
+        self._begin_piece()
         self._emit_all([*(r.operand for r in reduces), *(s.value for s in stores)])
         self._store_all(stores)
         for reduce, state in states.items():
@@ -189,13 +221,23 @@ class TritonWriter:
         return first
 
     def _masked(self, reduce: K.Reduce) -> list[str]:
-        """The operand over the whole tile, with the identity where there is no element."""
-        parts = [f"tl.where(inside, {self.names[reduce.operand]}, {self._identity(reduce)})"]
+        """The operand over the whole block, with the identity where there is no element."""
+        inside = " & ".join(m for m in (self.row_mask, self.second_mask) if m)
+
+        def spread(text: str, instead: str) -> str:
+            if not inside:
+                return f"tl.broadcast_to({text}, [ROWS, INNER])"
+            # `inside` may be a mask along one dimension alone
+            whole = self.row_mask and self.second_mask
+            where = f"tl.where({inside}, {text}, {instead})"
+            return where if whole else f"tl.broadcast_to({where}, [ROWS, INNER])"
+
+        parts = [spread(self.names[reduce.operand], self._identity(reduce))]
         if reduce.kind in ("argmax", "argmin"):
             place: Dim = 0
             for axis, stride in zip(reduce.over, contiguous_strides(tuple(self.kernel.extents[a] for a in reduce.over))):
                 place = place + symbol(axis) * stride
-            parts.append(f"tl.where(inside, {self._index(place)}, {np.iinfo(np.int64).max})")
+            parts.append(spread(f"({self._number(place)})", str(np.iinfo(np.int64).max)))
         return parts
 
     def _combine(self, reduce: K.Reduce) -> str:
@@ -232,76 +274,81 @@ class TritonWriter:
             case K.Constant():
                 return self._let(scalars.constant(value.value, value.dtype))
             case K.Index():
-                index = f"({self._index(value.expression)}) + tl.full([], 0, tl.int64)"
+                index = f"({self._number(value.expression)}) + tl.full([], 0, tl.int64)"
                 return self._let(index if value.dtype is i64 else scalars.cast(index, i64, value.dtype))
             case K.Within():
                 return self._let(self._within(value.bounds))
             case K.Compute():
-                operands = [self.names[o] for o in value.inputs]
-                if value.op == "cast":
-                    return self._let(scalars.cast(operands[0], value.inputs[0].dtype, value.dtype))
-                if value.op == "bitcast":
-                    return self._let(scalars.bitcast(operands[0], value.inputs[0].dtype, value.dtype))
-                return self._let(scalars.compute(value.op, value.inputs[-1].dtype, *operands))
+                return self._let(self._compute(value))
         raise KeyError(f"{value} is not ready in this phase")
 
-    def _index(self, expression: Dim, indirect: Sequence[str] = ()) -> str:
-        """An index expression as text: symbols are variables of the function, `div` and `mod` round towards minus infinity."""
-        text = _expression_text(expression)
-        for number, name in enumerate(indirect):
-            text = text.replace(f"@{number}", name)
-        return text
+    def _compute(self, value: K.Compute) -> str:
+        operands = [self.names[o] for o in value.inputs]
+        if value.op == "cast":
+            return scalars.cast(operands[0], value.inputs[0].dtype, value.dtype)
+        if value.op == "bitcast":
+            return scalars.bitcast(operands[0], value.inputs[0].dtype, value.dtype)
+        return scalars.compute(value.op, value.inputs[-1].dtype, *operands)
 
-    def _block(self, offset: Dim, text: str) -> str:
-        """The offset as a block of addresses also where all rows have one."""
-        return text if symbols(offset) & set(self.schedule.axes) else f"{text} + row * 0"
+    def _index(self, expression: Dim, indirect: Sequence[str] = ()) -> str:
+        """An index expression as text: symbols are variables of the function, `@k` stands for `indirect[k]`."""
+
+        def name(text: str) -> str:
+            if not text.startswith("@"):
+                return text
+            found = indirect[int(text[1:])]
+            return f"{found}.to(tl.int32)" if self.schedule.narrow else found
+
+        return index_text(expression, self.extents, name)
+
+    def _number(self, expression: Dim) -> str:
+        """An index expression that is used as a number: computed in 64 bits whatever it stays below."""
+        if not self.schedule.narrow:
+            return self._index(expression)
+        return index_text(expression, self.extents, lambda text: f"{text}.to(tl.int64)")
 
     def _within(self, bounds: Sequence[K.Bound]) -> str:
-        return " & ".join(f"({self._index(b.expression)} >= 0) & ({self._index(b.expression)} < {b.extent})" for b in bounds)
+        """The bounds that are not known to hold."""
+        tests = []
+        for bound in bounds:
+            index = self._index(bound.expression)
+            tests += [f"(({index}) >= 0)", f"(({index}) < {index_text(bound.extent, self.extents)})"]
+        return " & ".join(tests)
 
-    def _mask(self, inner: bool) -> str:
-        return "inside" if inner else "row_inside"
+    def _mask(self, axes: Set[str]) -> list[str]:
+        """The masks along the dimensions of a block that an access to these axes has."""
+        row = self.row_mask if axes & set(self.schedule.rows) else ""
+        second = self.second_mask if axes & set(self.schedule.second) else ""
+        return [m for m in (row, second) if m]
 
     def _load(self, load: K.Load) -> str:
-        access = self.schedule.accesses[load]
-        offset = self._block(access.offset, self._index(access.offset, [self.names[o] for o in load.indirect]))
-        mask = self._mask(self.phases.is_inner(load))
+        text = self._index(self.schedule.accesses[load].offset, [self.names[o] for o in load.indirect])
+        axes = self.phases.axes_of[load]
+        mask = self._mask(axes)
         if load.guard:
-            mask = f"{mask} & {self._within(load.guard)}"
-        return self._let(f"tl.load({load.buffer.name} + ({offset}), {mask}, 0)")
+            mask.append(self._within(load.guard))
+        if mask and not symbols(self.schedule.accesses[load].offset) - set(self.kernel.size_symbols):
+            text = f"{text} + row * 0"  # one address, but a mask of a whole block
+        arguments = [f"{load.buffer.name} + ({text})", *([" & ".join(mask)] if mask else [])]
+        return self._let(f"tl.load({', '.join(arguments)})", f"{load.buffer.name}_")
 
     def _store_all(self, stores: Sequence[K.Store]) -> None:
         for store in stores:
             place = self.schedule.accesses[store].offset
-            offset = self._block(place, self._index(place))
-            mask = self._mask(self.phases.is_inner_store(store))
-            self._line(f"tl.store({store.buffer.name} + ({offset}), {self.names[store.value]}, {mask})")
+            text, axes = self._index(place), symbols(place) & set(self.schedule.axes)
+            mask = self._mask(axes)
+            if not axes:
+                text = f"{text} + row * 0"
+                mask = [self.row_mask] if self.row_mask else []
+            arguments = [f"{store.buffer.name} + ({text})", self.names[store.value], *([" & ".join(mask)] if mask else [])]
+            self._line(f"tl.store({', '.join(arguments)})")
 
 
-def _expression_text(expression: Dim) -> str:
-    if isinstance(expression, int):
-        return str(expression)
-    terms = []
-    for monomial, coefficient in expression.terms.items():
-        factors = [_atom_text(atom) for atom in monomial]
-        if coefficient != 1 or not factors:
-            factors.insert(0, str(coefficient) if coefficient >= 0 else f"({coefficient})")
-        terms.append(" * ".join(factors))
-    return " + ".join(terms)
+def write_triton(
+    kernel: K.Kernel, name: str = "kernel", schedule: GpuSchedule | None = None, aligned: frozenset[str] = frozenset()
+) -> TritonKernel:
+    """The kernel as Triton source, by the first of its schedules unless one is given.
 
-
-def _atom_text(atom) -> str:
-    if atom.kind == "symbol":
-        return atom.operands[0]
-    left, right = (_expression_text(o) for o in atom.operands)
-    match atom.kind:
-        case "div":
-            return f"_floor_div({left}, {right})"
-        case "mod":
-            return f"_remainder({left}, {right})"
-    return f"tl.{'maximum' if atom.kind == 'max' else 'minimum'}({left}, {right})"
-
-
-def write_triton(kernel: K.Kernel, name: str = "kernel") -> TritonKernel:
-    """The kernel as Triton source. Raises UnsupportedError for what Triton cannot say."""
-    return TritonWriter(kernel).write(name)
+    Raises UnsupportedError for what Triton cannot say.
+    """
+    return TritonWriter(kernel, schedule or next(iter(candidates(kernel, device_of(DEFAULT_ARCH))))).write(name, aligned)
