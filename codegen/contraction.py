@@ -18,13 +18,14 @@ from dlcompiler.ir import kernel as K
 from dlcompiler.ir.contraction import (
     Contraction,
     find_contraction,
+    find_panels,
     loads_under,
     offset_of,
     pack_columns,
     replace_values,
     summation_order,
 )
-from dlcompiler.ir.expression import Dim, floor_div, linear_coefficients, product, substitute, symbol, symbols
+from dlcompiler.ir.expression import Dim, floor_div, linear_coefficients, product, symbol, symbols
 
 MOST_ROWS = 8
 # Tiles of rows in one work item: enough to hide the cost of starting it, few enough to share out.
@@ -51,6 +52,7 @@ class ContractionSchedule:
     rows, vectors, lanes   the tile
     rest      rows of the last tile, 0 if all are whole, None if that is only known when it runs
     is_packed whether columns lie in panels of the tile's width
+    depth     neighbouring positions of the innermost summed axis that lie side by side in panels: one step takes them all
     accesses  of the rows' and the columns' load
     finish    the schedule of what is done to the sums, and `finishing` the kernel that says it: it reads them from `sums`
     """
@@ -72,6 +74,7 @@ class ContractionSchedule:
     finishing: K.Kernel
     finish: Schedule
     sums: K.Buffer
+    depth: int = 1
     grain: int = 1
     guards: tuple[K.Bound, ...] = field(default=())
 
@@ -88,7 +91,7 @@ class ContractionSchedule:
     @property
     def is_summed_in_blocks(self) -> bool:
         """Whether sums are so long that they are made in parts of SUM_BLOCK."""
-        if len(self.summed) != 1 or self.guards:
+        if len(self.summed) != 1 or self.guards or not self.contraction.reduce.dtype.is_float:
             return False
         length = self.axes[self.summed[0]]
         return not isinstance(length, int) or length >= 2 * SUM_BLOCK
@@ -110,6 +113,7 @@ class ContractionSchedule:
         axes = (*self.outer, *self.between)
         outer = f"rows({', '.join(axes)}) " if axes else ""
         columns = "packed" if self.is_packed else "in place"
+        columns += f" by {self.depth}" if self.depth > 1 else ""
         return f"contraction {outer}{tile} sum({', '.join(self.summed)}) columns {columns} grain({self.grain})"
 
 
@@ -181,8 +185,7 @@ def _lanewise_vectors(count: Dim, lanes: int) -> int:
 def is_worth_it(kernel: K.Kernel, fixed: Set[K.Buffer], machine: TileMachine) -> bool:
     """Whether a kernel is a contraction whose tiled loop is at least as quick as a library."""
     found = find_contraction(kernel, fixed)
-    # narrow floats are left to libraries that multiply them without widening them first
-    if found is None or any(load.dtype is not found.reduce.dtype for load in (found.load, *loads_under(found.columns))):
+    if found is None:
         return False
     rows = math.prod(size_estimate(kernel.extents[a]) for a in found.row_axes)
     lanes = machine.vector_bytes // found.reduce.dtype.bytes
@@ -205,12 +208,9 @@ def schedule_contraction(kernel: K.Kernel, machine: TileMachine) -> ContractionS
     if found.packed is None and not (found.is_row_major() and machine.has_masks):
         return None
     loads = {found.load: _access(found.load, offset_of(found.load), kernel)}
-    columns = found.columns
-    assert isinstance(columns, K.Load)
-    offset = offset_of(columns)
-    if found.packed is not None:
-        # within a panel the offset is linear; which panel it is, is counted apart
-        offset = substitute(offset, {found.vector: 0})
+    columns, panels = found.columns_load, find_panels(found.columns)
+    assert columns is not None
+    offset = offset_of(columns) if panels is None else panels.linear_offset()
     loads[columns] = _access(columns, offset, kernel)
     if any(access.coefficients is None for access in loads.values()):
         return None
@@ -227,12 +227,10 @@ def schedule_contraction(kernel: K.Kernel, machine: TileMachine) -> ContractionS
         return None
     row = _row_axis(row_axes, axes, rows_access)
     height = axes[row] if row is not None else 1
-    if found.packed is not None:
-        width = columns.buffer.shape[-1]
-        assert isinstance(width, int)
-        if width % lanes:
+    if panels is not None:
+        if panels.width % lanes:
             return None
-        vectors = width // lanes
+        vectors = panels.width // lanes
         rows = _rows_for(vectors, height, registers)
     elif found.is_lanewise:
         return None
@@ -252,7 +250,7 @@ def schedule_contraction(kernel: K.Kernel, machine: TileMachine) -> ContractionS
     grain = max(1, GRAIN_PRODUCTS // max(inner * vectors * lanes * min(rows * TILES_AN_ITEM, size_estimate(height)), 1))
     return ContractionSchedule(
         found, axes, outer, between, row, found.vector, summed, rows, vectors, lanes, rest, found.packed is not None, rows_access,
-        columns_access, finishing, finish, sums, grain, guards,
+        columns_access, finishing, finish, sums, found.depth, grain, guards,
     )  # fmt: skip
 
 

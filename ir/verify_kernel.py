@@ -130,7 +130,7 @@ class _Check:
             operands = operands[1:]
         if any(d is not operands[0] for d in operands):
             return f"{value.op} of {', '.join(map(str, operands))}"
-        if operands[0] in NARROW:
+        if operands[0] in NARROW and value.op != "where":  # a choice computes nothing
             return f"{operands[0]} is computed in f32: cast before and after"
         if not scalar.accepts(operands[0]):
             return f"{value.op} does not take {operands[0]}"

@@ -15,6 +15,7 @@ from dlcompiler.codegen.cpu.contraction import ContractionWriter
 from dlcompiler.codegen.cpu.emitter import Emitter
 from dlcompiler.codegen.cpu.machine import Machine, host, machine
 from dlcompiler.codegen.cpu.machine_code import find_functions
+from dlcompiler.codegen.cpu.packing import PackingWriter, find_packing
 from dlcompiler.codegen.cpu.routines import routines
 from dlcompiler.codegen.cpu.winograd import WinogradWriter
 from dlcompiler.codegen.cpu.writer import KernelWriter
@@ -76,7 +77,8 @@ def kernel_key(unit: Unit, described: Machine) -> str:
         text = f"{unit.op} {described.cores} {len(unit.reads)} {' '.join(views)} {show_attributes(unit.attributes)}"
     else:
         text = str(unit.replace(name="kernel", origin=())) + (f" {described.cores}" if unit.winograd is not None else "")
-    return hashlib.sha256(f"{described.name} {described.cache_bytes}\n{text}".encode()).hexdigest()[:24]
+    extras = f"{described.has_bfloat_products} {described.has_byte_products}"
+    return hashlib.sha256(f"{described.name} {extras} {described.cache_bytes}\n{text}".encode()).hexdigest()[:24]
 
 
 def _schedule(kernel: K.Kernel, described: Machine) -> Schedule:
@@ -98,6 +100,10 @@ def _write(e: Emitter, unit: Unit, described: Machine, name: str) -> WrittenKern
     if contraction is not None:
         ContractionWriter(e, unit, contraction, described).write(name)
         return WrittenKernel(name, contraction.work, contraction.grain, str(contraction))
+    packing = find_packing(unit, described.lanes(4))
+    if packing is not None:
+        PackingWriter(e, unit, packing, described).write(name)
+        return WrittenKernel(name, packing.work, packing.grain, str(packing))
     schedule = _schedule(unit, described)
     KernelWriter(e, unit, schedule, described).write(name)
     return WrittenKernel(name, schedule.work, schedule.grain, str(schedule))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from dlcompiler.codegen.cpu.emitter import Value
+from dlcompiler.codegen.cpu.emitter import Emitter, Value
 from dlcompiler.codegen.cpu.indexing import Number
 from dlcompiler.codegen.cpu.scalars import element_name
 from dlcompiler.ir import kernel as K
@@ -14,6 +14,17 @@ from dlcompiler.ir.types import contiguous_strides
 
 if TYPE_CHECKING:
     from dlcompiler.codegen.cpu.writer import KernelWriter
+
+
+def turned(e: Emitter, rows: list[Value]) -> list[Value]:
+    """Transpose n vectors of n lanes by log2(n) rounds of interleaving the two halves of the list."""
+    count = len(rows)
+    low = [lane // 2 + (lane % 2) * count for lane in range(count)]
+    high = [lane + count // 2 for lane in low]
+    half = count // 2
+    for _ in range(count.bit_length() - 1):
+        rows = [e.shuffle(rows[k // 2], rows[k // 2 + half], high if k % 2 else low) for k in range(count)]
+    return rows
 
 
 class MemoryWriter:
@@ -238,22 +249,11 @@ class MemoryWriter:
         e, w = self.e, self.writer
         pointer, element = self.pointers[load.buffer], element_name(load.dtype)
         rows = [e.load(pointer, offset, element, w.lanes.width) for offset in self._rows_along_unrolled(load)]
-        return tuple(self._turn(rows))
+        return tuple(turned(self.e, rows))
 
     def _store_turned(self, store: K.Store, values: list[Value]) -> None:
-        for offset, row in zip(self._rows_along_unrolled(store), self._turn(values)):
+        for offset, row in zip(self._rows_along_unrolled(store), turned(self.e, values)):
             self.e.store(row, self.pointers[store.buffer], offset)
-
-    def _turn(self, rows: list[Value]) -> list[Value]:
-        """Transpose n vectors of n lanes by log2(n) rounds of interleaving the two halves of the list."""
-        count = len(rows)
-        low = [lane // 2 + (lane % 2) * count for lane in range(count)]
-        high = [lane + count // 2 for lane in low]
-        rounds = count.bit_length() - 1
-        for _ in range(rounds):
-            half = count // 2
-            rows = [self.e.shuffle(rows[k // 2], rows[k // 2 + half], high if k % 2 else low) for k in range(count)]
-        return rows
 
     # -- scratch rows ----------------------------------------------------------------------------------------------------------
 

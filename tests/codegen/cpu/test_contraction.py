@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 
 from tests.codegen.cpu.run import concrete, machines, run_kernel, strided
 
-f32, f64 = DTYPES["f32"], DTYPES["f64"]
+f32, f64, f16, bf16 = (DTYPES[name] for name in ("f32", "f64", "f16", "bf16"))
+# of the largest value; narrow results are rounded once
+TOLERANCE = {f64: 1e-13, f32: 1e-5, f16: 2.0**-11, bf16: 2.0**-8}
 SIZES = st.one_of(st.integers(1, 9), st.integers(10, 70), st.sampled_from([16, 48, 64, 96, 97]))
 
 
@@ -41,6 +43,8 @@ def check(kernel: K.Kernel, fixed=lambda b: True, sizes=None, pack: bool = True,
         expected[name][...] = array
     interpret_kernel(kernel, expected, sizes)
     for machine in machines():
+        if not machine.has_half_conversion and any(b.dtype is f16 for b in kernel.buffers):
+            continue
         main, buffers = kernel, dict(arrays)
         width = panel_width(kernel, {b for b in kernel.buffers if fixed(b)}, machine.tiles) if pack else None
         if width is not None:
@@ -63,13 +67,13 @@ def check(kernel: K.Kernel, fixed=lambda b: True, sizes=None, pack: bool = True,
             if b.role == "out" and buffers[b.name].size:
                 scale = np.abs(expected[b.name]).max() or 1.0
                 error = np.abs(buffers[b.name] - expected[b.name]).max() / scale
-                assert error <= (1e-13 if b.dtype is f64 else 1e-5), (machine.name, str(schedule))
+                assert error <= TOLERANCE[b.dtype], (machine.name, str(schedule))
 
 
 @settings(max_examples=25, derandomize=True, deadline=None)
 @given(rows=SIZES, inner=SIZES, columns=SIZES, batch=st.integers(1, 3), data=st.data())
 def test_linear_with_whatever_follows(rows, inner, columns, batch, data):
-    dtype = data.draw(st.sampled_from([f32, f32, f64]))
+    dtype = data.draw(st.sampled_from([f32, f64, bf16, bf16, f16]))
     b = Builder("g")
     x = b.input("x", TensorType(dtype, (batch, rows, inner)))
     w = b.input("w", TensorType(dtype, (columns, inner)))
@@ -85,6 +89,8 @@ def test_linear_with_whatever_follows(rows, inner, columns, batch, data):
             nodes.append(b.mul(nodes[-1], b.input("s", TensorType(dtype, (batch, rows, 1)))))
         elif nodes[-1] not in outputs:
             outputs.append(nodes[-1])
+    if dtype in (f16, bf16) and data.draw(st.booleans()):
+        nodes.append(b.cast(nodes[-1], dtype="f32"))  # sums are not rounded before
     outputs += [nodes[-1]] if nodes[-1] not in outputs else []
     check(lowered(nodes, outputs), fixed=lambda buffer: buffer.shape == w.shape, must=min(rows * batch, columns, inner) > 1)
 
@@ -95,8 +101,9 @@ def test_matrix_products_in_any_layout(rows, inner, columns, data):
     b = Builder("g")
     lead = data.draw(st.sampled_from([(), (2,), (3, 2)]))
     shared = data.draw(st.booleans())
-    x = b.input("x", TensorType(f32, (*lead, rows, inner)))
-    y = b.input("y", TensorType(f32, (*(1 for _ in lead), inner, columns) if shared else (*lead, inner, columns)))
+    dtype = data.draw(st.sampled_from([f32, bf16, f16]))
+    x = b.input("x", TensorType(dtype, (*lead, rows, inner)))
+    y = b.input("y", TensorType(dtype, (*(1 for _ in lead), inner, columns) if shared else (*lead, inner, columns)))
     node = b.matmul(x, y)
     turned = {n: data.draw(st.booleans()) for n in (x, y, node)}
 
@@ -121,8 +128,9 @@ def test_convolutions_of_images(data):
     dilations = data.draw(st.sampled_from([(1, 1), (2, 1)]))
     b = Builder("g")
     assume(all(n + 2 * p > d * (t - 1) for n, t, p, d in zip((height, width), taps, padding, dilations)))
-    x = b.input("x", TensorType(f32, (2, channels, height, width)))
-    w = b.input("w", TensorType(f32, (filters, channels, *taps)))
+    dtype = data.draw(st.sampled_from([f32, bf16, f16]))
+    x = b.input("x", TensorType(dtype, (2, channels, height, width)))
+    w = b.input("w", TensorType(dtype, (filters, channels, *taps)))
     node = b.convolution(
         x, w, strides=strides, padding=padding, dilations=dilations, groups=1, transposed=False, output_padding=(0, 0)
     )
@@ -131,13 +139,23 @@ def test_convolutions_of_images(data):
     check(kernel, fixed=lambda buffer: buffer.shape == w.shape, must=channels > 1 and np.prod(node.shape) > 200)
 
 
+@pytest.mark.parametrize("dtype", [f32, bf16])
 @pytest.mark.parametrize("rows", [1, 2, 5, 8, 9, 100])
-def test_sizes_that_are_known_when_called(rows):
+def test_sizes_that_are_known_when_called(rows, dtype):
     b = Builder("g")
-    x = b.input("x", TensorType(f32, (symbol("s"), 33)))
-    w = b.input("w", TensorType(f32, (50, 33)))
+    x = b.input("x", TensorType(dtype, (symbol("s"), 33)))
+    w = b.input("w", TensorType(dtype, (50, 33)))
     node = b.linear(x, w)
     check(lowered([node], [node]), fixed=lambda buffer: buffer.shape == w.shape, sizes={"s": rows})
+
+
+@pytest.mark.parametrize("inner", [1, 2, 7, 1023, 1024, 1025, 2050])
+def test_sums_whose_length_is_known_when_called(inner):
+    """Also of pairs: one number may be left over, in the last of several blocks."""
+    b = Builder("g")
+    x, y = b.input("x", TensorType(bf16, (30, symbol("s")))), b.input("y", TensorType(bf16, (symbol("s"), 50)))
+    node = b.cast(b.matmul(x, y), dtype="f32")
+    check(lowered([node.inputs[0], node], [node]), sizes={"s": inner})
 
 
 def test_near_misses_are_no_contractions():
@@ -170,7 +188,8 @@ def test_depthwise_convolutions(data):
     padding = tuple(data.draw(st.integers(0, t // 2)) for t in taps)
     assume(all(n + 2 * p >= t for n, t, p in zip((height, width), taps, padding)))
     b = Builder("g")
-    x, w = b.input("x", TensorType(f32, (2, channels, height, width))), b.input("w", TensorType(f32, (channels, 1, *taps)))
+    dtype = data.draw(st.sampled_from([f32, bf16, f16]))
+    x, w = b.input("x", TensorType(dtype, (2, channels, height, width))), b.input("w", TensorType(dtype, (channels, 1, *taps)))
     node = b.convolution(
         x, w, strides=strides, padding=padding, dilations=(1, 1), groups=channels, transposed=False, output_padding=(0, 0)
     )
