@@ -22,6 +22,7 @@ from dlcompiler.passes.node.common_subexpressions import merge_common_subexpress
 from dlcompiler.passes.node.constant_folding import fold_constants
 from dlcompiler.passes.node.dead_code import remove_dead_code
 from dlcompiler.passes.node.decompose import decompose
+from dlcompiler.passes.node.quantized import sum_integers
 from dlcompiler.passes.node.replace_ops import replace_ops
 from dlcompiler.passes.node.transposed_convolution import split_transposed_convolutions
 from dlcompiler.passes.node.views import canonicalize_views
@@ -48,6 +49,7 @@ REPLACE_OPS = Pass("replace-ops", replace_ops, level=2)
 PATTERNS = Pass("patterns", match_patterns, level=2)
 TRANSPOSED_CONVOLUTIONS = Pass("transposed-convolutions", split_transposed_convolutions, level=2)
 WINOGRAD = Pass("winograd", choose_winograd, level=2)
+QUANTIZED = Pass("quantized", sum_integers, level=2)
 MERGE_LINEARS = Pass("merge-linears", merge_linears, level=3)
 DECOMPOSE = Pass("decompose", decompose, level=0)
 
@@ -60,6 +62,8 @@ PIPELINE: tuple[Pass, ...] = (
     COMMON_SUBEXPRESSIONS,
     # reshapes around contractions go before attention is looked for between them
     REPLACE_OPS,
+    # while a quantised operand is still bytes less a zero point times a scale
+    QUANTIZED,
     # attention is found around a softmax that is still whole
     PATTERNS,
     DECOMPOSE,

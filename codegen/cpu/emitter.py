@@ -407,6 +407,8 @@ class Emitter:
         address = self.offset(pointer, index, passthru.element)
         if passthru.element == "i1":
             return self.compare("ne", self.masked_load(address, 0, mask, self.convert(passthru, "i8")), 0)
+        if self._bits(passthru) is not passthru:
+            return self.bitcast(self.masked_load(address, 0, mask, self._bits(passthru)), passthru.element)
         attributes = f"{{alignment = {self._alignment(passthru.element)} : i32}}"
         kind = f"(!llvm.ptr, {mask.type}, {passthru.type}) -> {passthru.type}"
         return self.op(
@@ -436,6 +438,8 @@ class Emitter:
         """
         if passthru.element == "i1":
             return self.compare("ne", self.gather(pointer, base, indices, mask, self.convert(passthru, "i8")), 0)
+        if self._bits(passthru) is not passthru:
+            return self.bitcast(self.gather(pointer, base, indices, mask, self._bits(passthru)), passthru.element)
         addresses = self.offset(self.offset(pointer, base, passthru.element), indices, passthru.element)
         attributes = f"{{alignment = {self._alignment(passthru.element)} : i32}}"
         kind = f"({addresses.type}, {mask.type}, {passthru.type}) -> {passthru.type}"
@@ -479,7 +483,7 @@ class Emitter:
         return result
 
     def _stored(self, value: Value) -> Value:
-        return self.convert(value, "i8", signed=False) if value.element == "i1" else value
+        return self.convert(value, "i8", signed=False) if value.element == "i1" else self._bits(value)
 
     @staticmethod
     def _alignment(element: str) -> int:
@@ -587,7 +591,7 @@ class Emitter:
         return tuple(self.bitcast(result, value.element) for result, value in zip(results, given))
 
     def _bits(self, x: Value) -> Value:
-        """Half precision as integers: LLVM may take a choice of floats for arithmetic, which a machine may not have for these."""
+        """Half precision as integers: to LLVM a choice among floats may be arithmetic, which a machine may not have for these."""
         return self.bitcast(x, "i16") if x.element in ("f16", "bf16") else x
 
     # ---- calls ----

@@ -82,7 +82,7 @@ class Product:
     @property
     def constant_rows(self) -> list[list[Value]]:
         """Rows that are multiplied along with those of a tile, for `settled`: what was added to each number."""
-        return [[self.e.constant(OFFSETS, "i32", self.lanes)]] if self.is_shifted else []
+        return [self._parts(self.e.constant(OFFSETS, "i32", self.lanes), self.rows.dtype)] if self.is_shifted else []
 
     def settled(self, sums: Sequence[Value], vectors: int) -> list[Value]:
         """The sums of a tile's own rows, from those of all rows."""

@@ -29,7 +29,7 @@ from dlcompiler.passes.dataflow.memory import place
 from dlcompiler.passes.dataflow.order import order_steps
 from dlcompiler.passes.fixed import is_fixed_source
 from dlcompiler.ir.winograd import transform_panels
-from dlcompiler.passes.strides import Strides, channels_last_strides, wants_channels_last
+from dlcompiler.passes.strides import Strides, channels_last_strides, image_of, stored_source, wants_channels_last
 
 
 class PlanTarget(Protocol):
@@ -38,6 +38,11 @@ class PlanTarget(Protocol):
     @property
     def library_ops(self) -> Set[str]:
         """Ops that a library can run whole."""
+        ...
+
+    @property
+    def tiles_sums(self) -> bool:
+        """Whether kernels of ours compute matrix products and convolutions well."""
         ...
 
     def contracts(self, kernel: Kernel, fixed: Set[Buffer]) -> bool:
@@ -65,6 +70,7 @@ class WithoutRoutines:
     """A target whose library computes everything that is no kernel."""
 
     library_ops: Set[str] = frozenset()
+    tiles_sums = False
 
     def contracts(self, kernel: Kernel, fixed: Set[Buffer]) -> bool:
         return False
@@ -284,13 +290,14 @@ class _Planner:
         return view
 
     def _launch(self, nodes: Sequence[Node], outputs: Sequence[Node], writes: Sequence[P.View]) -> None:
-        given = {node.inputs[0]: self._operand(node, 0) for node in nodes if wants_channels_last(node)}
+        given = {image_of(node): self._image(node) for node in nodes if wants_channels_last(node)}
         kernel, reads, views = self._lower(nodes, outputs, writes, given)
         sums = [node for node in nodes if node.has(Trait.CONTRACTION) and node.op.name in self.target.library_ops]
         if sums:
             if not self.target.contracts(kernel, fixed_buffers(kernel, reads, self.prepared_nodes)):
                 # operands are not laid out as was expected when the sum was kept from the library
                 operands = [o for node in sums for o in node.inputs if self.fusion.inlined(o) and o not in given]
+                given = {image: view for image, view in given.items() if not any(stored_source(o) is image for o in operands)}
                 given |= {operand: self._copy(operand, contiguous_strides(operand.shape)) for operand in operands}
                 kernel, reads, views = self._lower(nodes, outputs, writes, given)
             sizes = next((node.attributes["winograd"] for node in sums if "winograd" in node.attributes), None)
@@ -373,8 +380,15 @@ class _Planner:
         operand = node.inputs[position]
         if not isinstance(operand.type, TensorType):
             raise VerifyError(f"%{node.name} reads a tuple", location=node.location)
+        return self._window(operand, position == 0 and wants_channels_last(node))
+
+    def _image(self, convolution: Node) -> P.View:
+        """What a convolution of ours reads its image from."""
+        return self._window(image_of(convolution), True)
+
+    def _window(self, operand: Node, want_image: bool) -> P.View:
+        """A value in memory: a window on a slot, or a copy; if an image is wanted, with its channels innermost."""
         base, view = self._base_view(operand)
-        want_image = position == 0 and wants_channels_last(node)
         if view is not None:
             if not want_image or view[0] == channels_last_strides(operand.shape):
                 return P.View(self.slot(base), operand.shape, *view)
