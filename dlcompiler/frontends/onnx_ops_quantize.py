@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dlcompiler.frontends.onnx_ops_contraction import convolve, exact, matrix_product
+from dlcompiler.frontends.onnx_ops_contraction import convolution_of_integers, product_of_integers
 from dlcompiler.frontends.onnx_ops_elementwise import converted
 from dlcompiler.frontends.onnx_registry import Call, element_type, operator
 from dlcompiler.ir.expression import floor_div
@@ -81,16 +81,21 @@ def _last(call: Call, parameter: Node, rank: int, axis: int) -> Node:
 
 
 def _requantized(call: Call, total: Node, scales: tuple[Node, Node, Node], zero: Node) -> Node:
-    """Exact sums times both scales over the output's, rounded into the output's dtype."""
-    a, b, y = (call.cast(s, total.dtype) for s in scales)
-    scaled = call.b.div(call.b.mul(call.b.mul(total, a), b), y)
+    """Exact sums times both scales over the output's, rounded into the output's dtype.
+
+    Sums of bytes are multiplied in float32 by the three scales made into one number, as ONNX's reference makes it, and as ONNX
+    Runtime computes.
+    """
+    wide = "f32" if total.dtype.is_integer else "f64"
+    a, b, y = (call.b.cast(s, dtype=wide) for s in scales)
+    scaled = call.b.mul(call.b.cast(total, dtype=wide), call.b.div(call.b.mul(a, b), y))
     return _saturated(call, scaled, zero, zero.dtype)
 
 
 @operator("QLinearMatMul")
 def quantized_matmul(call: Call) -> Node:
     a, b = call.require_rank(0, 1), call.require_rank(3, 1)
-    total = matrix_product(call, exact(call, a, call[2], axis=-2 if a.tensor.rank > 1 else 0), exact(call, b, call[5], axis=-1))
+    total = product_of_integers(call, (a, call[2]), (b, call[5]))
     rank = max(total.tensor.rank, 1)
     scales = (_last(call, call[1], rank, -2), _last(call, call[4], rank, -1), call.reshape(call[6], ()))
     return _requantized(call, total, scales, call.reshape(call[7], ()))
@@ -98,13 +103,6 @@ def quantized_matmul(call: Call) -> Node:
 
 @operator("QLinearConv")
 def quantized_conv(call: Call) -> Node:
-    x = call.require_rank(0, 3)
-    bias = call.get(8)
-    total = convolve(
-        call,
-        exact(call, x, call[2]),
-        exact(call, call[3], call[5], axis=0),
-        None if bias is None else call.b.cast(bias, dtype="f64"),
-    )
+    total = convolution_of_integers(call, (call.require_rank(0, 3), call[2]), (call[3], call[5]), call.get(8))
     scales = (call.reshape(call[1], ()), _last(call, call[4], total.tensor.rank, 1), call.reshape(call[6], ()))
     return _requantized(call, total, scales, call.reshape(call[7], ()))

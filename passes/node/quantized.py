@@ -66,10 +66,14 @@ def _shifted(node: Node) -> Quantized | None:
         found = _shifted(values)
         if found is None or found.zero is not None or found.bytes.shape != node.shape or not _is_whole(zero):
             return None
-        return Quantized(found.bytes, zero, None)
+        return Quantized(found.bytes, None if _is_zero(zero) else zero, None)
     if node.op.name == "cast" and node.dtype in (f32, i32) and node.inputs[0].dtype in BYTES:
         return Quantized(node.inputs[0], None, None)
     return None
+
+
+def _is_zero(zero: Node) -> bool:
+    return zero.op.name == "constant" and not np.any(zero.attributes["value"])
 
 
 def _is_whole(zero: Node) -> bool:
@@ -129,7 +133,11 @@ def _sum_of(b: GraphRewriter, node: Node, x: Node, w: Node, **changed: tuple[int
 
 def _whole(b: GraphRewriter, q: Quantized) -> Node:
     wide = b.cast(q.bytes, dtype="i32")
-    return wide if q.zero is None else b.sub(wide, b.cast(q.zero, dtype="i32"))
+    if q.zero is None:
+        return wide
+    if q.zero.op.name == "constant":
+        return b.sub(wide, b.constant(np.asarray(q.zero.attributes["value"]).astype(np.int32), i32))
+    return b.sub(wide, b.cast(q.zero, dtype="i32"))
 
 
 def _to_result(b: GraphRewriter, parameter: Node, node: Node, of: Node) -> Node:
@@ -237,7 +245,15 @@ def _number(zero: Node) -> int | None:
     return int(np.asarray(zero.attributes["value"]).reshape(-1)[0]) if zero.op.name == "constant" else None
 
 
-RULES = RuleTable((quantized_sum, signed_weights, zero_of_rows, zero_of_columns))
+@rule("bias-of-integers", "linear", "convolution", exact=True)
+def bias_of_integers(b: GraphRewriter, node: Node) -> Node | None:
+    """linear(X, W, B) of int32 --> linear(X, W) + B"""
+    if node.dtype is not i32 or len(node.inputs) != 3:
+        return None
+    return b.add(_sum_of(b, node, *node.inputs[:2]), _to_result(b, node.inputs[2], node, node.inputs[1]))
+
+
+RULES = RuleTable((bias_of_integers, quantized_sum, signed_weights, zero_of_rows, zero_of_columns))
 
 
 def sum_integers(graph: Graph, context: Context) -> Graph:
