@@ -85,7 +85,7 @@ class BackendRep(base.BackendRep):
             return self._newest
 
     def report(self) -> dlcompiler.Report:
-        """What was compiled, for the values of the last call. Raises InputError before a model that needs values has been called."""
+        """What was compiled, for the values of the last call. Raises InputError for a model that waits for values."""
         if self._newest is None:
             raise InputError(f"the model is compiled for values of {', '.join(self._fixed)}, so at its first call")
         return self._newest.report()

@@ -1,4 +1,4 @@
-"""Every conformance case packaged in `onnx`, through `dlcompiler.onnx_backend.Backend`: passed, failed and why, and who computed it.
+"""The conformance cases packaged in `onnx`, by `dlcompiler.onnx_backend.Backend`: passed, failed and why, who computed it.
 
     python -m tests.bench.onnx_conformance [--only PATTERN] [--processes 2] [--names] [--write docs/onnx.md]
 
@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+TEXT = 8  # TensorProto.STRING
 
 
 @dataclass(frozen=True)

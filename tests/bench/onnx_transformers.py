@@ -1,10 +1,10 @@
-"""Small models of `transformers`, exported by `torch.onnx.export(dynamo=True)`: ours against onnxruntime, and the way through ONNX
-against the way through torch.
+"""Small models of `transformers`, exported by `torch.onnx.export(dynamo=True)`: ours against onnxruntime, and the way
+through ONNX against the way through torch.
 
     python -m tests.bench.onnx_transformers [--only 'bert*'] [--dynamic] [--opset 18]
 
-Prints for each architecture the error relative to onnxruntime, what was recognised (attention, norms, gelu), how many launches and
-library calls the program has by either way, and the time of a call by either way and in onnxruntime. Weights are random.
+Prints for each architecture the error relative to onnxruntime; how many launches of kernels, library calls, calls of ATen or the
+host and attention kernels the program has by either way; and the time of a call. Weights are random.
 """
 
 from __future__ import annotations
@@ -135,9 +135,10 @@ def counts(compiled: Any) -> dict[str, int]:
 
 def compare(name: str, opset: int, dynamic: bool) -> str:
     """One row of the table."""
-    import dlcompiler
     import numpy as np
     import onnxruntime
+
+    import dlcompiler
 
     module, inputs = build(name)
     shapes = ({0: torch.export.Dim.DYNAMIC},) if dynamic else None
@@ -181,9 +182,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             except Exception as error:  # noqa: BLE001 - one model that fails leaves the others
                 failed += 1
                 place = traceback.extract_tb(error.__traceback__)[-1]
-                print(
-                    f"| {name} | failed: {type(error).__name__}: {str(error)[:300]} ({Path(place.filename).name}:{place.lineno}) |"
-                )
+                where = f"{Path(place.filename).name}:{place.lineno}"
+                print(f"| {name} | failed: {type(error).__name__}: {str(error)[:300]} ({where}) |")
     return 1 if failed else 0
 
 
