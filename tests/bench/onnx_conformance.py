@@ -14,7 +14,7 @@ import multiprocessing
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def _loaded(case: Any) -> Any:
                 values.append(read(message))
             sides.append(values)
         sets.append(tuple(sides))
-    return case._replace(model=model, data_sets=sets)
+    return replace(case, model=model, data_sets=sets)
 
 
 def _run(share: tuple[str, int, int]) -> list[Outcome]:
