@@ -131,7 +131,8 @@ def evaluate_op(op: Op, operands: Sequence[Any], attributes: Mapping[str, Any], 
     if op.evaluate is not None:
         with np.errstate(all="ignore"):
             result = op.evaluate(operands, attributes)
-        return result if isinstance(result, tuple) else np.asarray(result)
+        is_number = isinstance(result, np.ndarray | np.generic | int | float)
+        return np.asarray(result) if is_number else result  # several results, or a value of the host
     if op.expand is not None:
         builder = Builder("expansion")
         inputs = tuple(builder.input("x", TensorType(dtype_of(a), a.shape)) for a in operands)

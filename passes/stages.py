@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from dlcompiler.ir.control import bound_by, symbols_of
 from dlcompiler.ir.expression import symbol_name
-from dlcompiler.ir.graph import Graph, Node
+from dlcompiler.ir.graph import Graph, Node, reachable
 from dlcompiler.ir.ops import Trait, lookup
 from dlcompiler.ir.types import TensorType, i64
 
@@ -79,6 +79,8 @@ class _Splitter:
         outputs = tuple(n for n in nodes if not is_given(n) and self._leaves(n, level))
         if not outputs:
             return None
+        used = reachable(outputs)
+        nodes = [n for n in nodes if n in used]
         mine, new, taken = set(nodes), {}, []
         body: list[Node] = []
         for node in nodes:

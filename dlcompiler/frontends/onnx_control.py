@@ -132,6 +132,9 @@ class ControlFlow:
                 return a.with_shape(dims)
         names = [without_shapes(t) if isinstance(t, HostType) else f"tensor({_onnx_name(t)})" for t in (a, b)]
         if names[0] != names[1]:
+            for one, other in (names, reversed(names)):
+                if one == f"optional({other})":
+                    return HostType(one)
             raise UnsupportedError("types", items=(f"a value that is {names[0]} or {names[1]}",))
         return HostType(names[0])
 

@@ -372,7 +372,12 @@ class _Importer:
             self._problem(f"{described}: {error.message}", location)
             return missing
         except ShapeError as error:
-            if any(isinstance(i, Node) and isinstance(i.type, TensorType) and not i.tensor.is_static for i in inputs):
+            # sizes that may fit or broadcast once they are known
+            is_open = any(isinstance(i, Node) and isinstance(i.type, TensorType) and not i.tensor.is_static for i in inputs)
+            results = self._host_call(node, scope, inputs, schema, location) if is_open and by_host else None
+            if results is not None:
+                return results
+            if is_open:
                 self._problem(f"{described}: {error.message} (symbolic sizes; fix them with input shapes)", location)
                 return missing
             raise InvalidModelError(f"{self.shown}: {node.op_type}: {error.message}", location=location) from None

@@ -6,6 +6,8 @@ from dlcompiler.frontends import (  # noqa: F401
     onnx_ops_activation,
     onnx_ops_attention,
     onnx_ops_contraction,
+    onnx_ops_contrib,
+    onnx_ops_contrib_attention,
     onnx_ops_elementwise,
     onnx_ops_index,
     onnx_ops_normalization,

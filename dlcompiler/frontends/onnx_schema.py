@@ -81,7 +81,7 @@ def check_node(node: NodeProto, schema: Schema, location: str) -> None:
             raise InvalidModelError(f"{node.op_type} has no attribute {attribute.name!r}", location=location)
         if attribute.name in seen:
             raise InvalidModelError(f"{node.op_type} has attribute {attribute.name} twice", location=location)
-        if attribute.type != known[0]:
+        if attribute.type != known[0] and not attribute.ref_attr_name:
             names = {v: k for k, v in AttributeProto.AttributeType.items()}
             wanted, got = names[known[0]].lower(), names.get(attribute.type, "none").lower()
             raise InvalidModelError(f"{node.op_type}: attribute {attribute.name} must be {wanted}, not {got}", location=location)

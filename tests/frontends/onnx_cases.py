@@ -118,6 +118,29 @@ def compiled(graph: Graph, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
     return list(results) if isinstance(results, tuple) else [results]
 
 
+def by_backend(case: Any) -> tuple[str | None, Any]:
+    """Why a case fails under `dlcompiler.onnx_backend.Backend`, or None; and the report of its program."""
+    from dlcompiler.onnx_backend import Backend
+
+    report = None
+    for data_set in case.data_sets:
+        inputs, expected = ([_array(x) for x in side] for side in data_set)
+        try:
+            model = Backend.prepare(case.model)
+            results = model.run([x if x is None or isinstance(x, list) else np.asarray(x) for x in inputs])
+            report = model.report()
+        except CompilerError as error:
+            return f"{type(error).__name__}: {_reason(error)}", None
+        except Exception as error:  # noqa: BLE001 - a crash fails its case, and the other cases are still run
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            return f"crash: {type(error).__name__} in {Path(place.filename).name}:{place.lineno}: {str(error)[:100]}", None
+        for info, want, got in zip(case.model.graph.output, expected, results):
+            wrong = difference(want, got, case.rtol, case.atol)
+            if wrong:
+                return f"wrong {info.name}: {wrong}", report
+    return None, report
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.frontends.onnx_cases", description=__doc__)
     parser.add_argument("--only", metavar="PATTERN", default="", help="run cases whose name matches this regular expression")
