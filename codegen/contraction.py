@@ -288,7 +288,7 @@ def finishing_kernel(
     kernel: K.Kernel, found: Contraction, axes: dict[str, Dim], accesses: dict, rows: tuple[str, ...], load: K.Load, lanes: int,
     vectors: int,
 ) -> tuple[K.Kernel, Schedule]:  # fmt: skip
-    """What is done to the sums as a kernel of its own, which reads them by `load`, and its schedule over `rows`, outermost first."""
+    """What is done to the sums as a kernel of its own, which reads them by `load`, and its schedule over `rows`."""
     sums = load.buffer
     stores = replace_values(kernel.stores, {found.reduce: load})
     kept = {a: e for a, e in axes.items() if a not in found.reduce.over}

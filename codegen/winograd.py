@@ -12,15 +12,11 @@ row transforms its inputs once.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Set
+import math
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
-from dlcompiler.codegen.contraction import (
-    GRAIN_PRODUCTS,
-    TileMachine,
-    choose_tile,
-    finishing_kernel,
-)
+from dlcompiler.codegen.contraction import GRAIN_PRODUCTS, LATENCY, TileMachine, finishing_kernel
 from dlcompiler.codegen.schedule import Access, Schedule, merge_axes, size_estimate
 from dlcompiler.ir import kernel as K
 from dlcompiler.ir.contraction import Contraction, find_contraction, loads_under, offset_of, pack_columns
@@ -36,8 +32,12 @@ GAP = 16
 SHARE = 0.75
 # Larger tiles gain less than their transforms and their rounding errors cost.
 LARGEST_SIZE = 5
-# Bytes that come from memory in a cycle, to all cores together: transformed weights do not stay in caches between calls.
-BYTES_A_CYCLE = 10.0
+# Bytes of weights that come from memory in a cycle, to all cores together: between calls they do not stay in caches. Reading
+# them hides behind computing but for this part (measured: 256 and 512 channels, all sizes of tiles).
+BYTES_A_CYCLE = 8.5
+NOT_HIDDEN = 0.45
+# Bytes of weights that one core gets in a cycle, from the last cache or memory.
+WEIGHTS_A_CYCLE = 8.0
 # Direct tiles reach this part of one vector multiply-add in each cycle.
 DIRECT_SPEED = 0.95
 # What must be won by the model for a convolution to be computed this way, as the model is not exact.
@@ -129,25 +129,41 @@ def scratch_bytes(tiles: int, positions: int, channels: int, width: int) -> int:
     return 4 * positions * (tiles * (channels + GAP) + tiles * width + GAP)
 
 
-def _block(tiles: Dim, positions: int, channels: int, columns: int, width: int, machine: TileMachine) -> tuple[int, int]:
-    """(tiles of a block, rows of a register tile), so that blocks fit, are equal, and give all cores something to do."""
-    most_rows = max(1, min(MOST_ROWS, (machine.registers - 1 - width) // width))
-    panels = -(-columns // (width * _lanes(machine)))
-    count = size_estimate(tiles)
-    each = scratch_bytes(1, positions, channels, width * _lanes(machine))
-    most = max(1, min(int(SHARE * machine.second_cache) // each, count))
-    least = -(-count // most)
-    best: tuple[float, int, int] | None = None
-    for blocks in range(least, least + 2 * machine.cores):
-        block = -(-count // blocks)
-        high = -(-block // most_rows)
-        rows = -(-block // high)
-        # a register tile of few rows waits for its loads
-        cost = -(-blocks * panels // machine.cores) * high * max(rows * width, rows / 2 + width, 4)
-        if best is None or cost < best[0] * 0.98:
-            best = (cost, rows * high, rows)
-    assert best is not None
-    return best[1], best[2]
+@dataclass(frozen=True)
+class Blocking:
+    """How a block is done: its tiles, and the register tile of its products. `cycles` of one core for all of them, estimated."""
+
+    cycles: float
+    block: int
+    rows: int
+    vectors: int
+
+
+def choose_blocking(
+    tiles: Dim, positions: int, channels: int, columns: int, machine: TileMachine, widths: Sequence[int] = (2, 4, 3, 1)
+) -> Blocking | None:
+    """Equal blocks that fit, register tiles of one of these numbers of vectors, and work for all cores; None if none fits."""
+    best: Blocking | None = None
+    count, lanes = size_estimate(tiles), _lanes(machine)
+    for vectors in widths:
+        panels = -(-columns // (vectors * lanes))
+        most_rows = max(1, min(MOST_ROWS, (machine.registers - 1 - vectors) // vectors))
+        most = min(int(SHARE * machine.second_cache) // scratch_bytes(1, positions, channels, vectors * lanes), count)
+        if most < 1:
+            continue
+        least = -(-count // most)
+        for blocks in range(least, least + 2 * machine.cores):
+            block = -(-count // blocks)
+            high = -(-block // most_rows)
+            rows = -(-block // high)
+            # of the rows only the first tile waits for weights from afar; all wait for their own loads
+            step = max(rows * vectors, rows / 2 + vectors, LATENCY)
+            first = max(step, vectors * machine.vector_bytes / WEIGHTS_A_CYCLE)
+            shares = -(-blocks * panels // machine.cores) * machine.cores
+            cycles = shares * (first + (high - 1) * step) * positions * channels
+            if best is None or cycles < best.cycles * 0.99:
+                best = Blocking(cycles, rows * high, rows, vectors)
+    return best
 
 
 def _lanes(machine: TileMachine) -> int:
@@ -166,14 +182,33 @@ def winograd_width(kernel: K.Kernel, fixed: Set[K.Buffer], sizes: tuple[int, ...
     columns = kernel.extents[found.vector]
     if windows is None or len(windows) != len(sizes) or not isinstance(columns, int):
         return None
-    tiles = product(-(-size_estimate(kernel.extents[w.axis]) // size) for w, size in zip(windows, sizes))
-    rows = tiles * product(size_estimate(kernel.extents[a]) for a in found.row_axes if a not in {w.axis for w in windows})
-    width = choose_tile(columns, rows, _lanes(machine), machine.registers, MOST_ROWS)[1] * _lanes(machine)
+    if any(transforms_missing(size, kernel.extents[w.tap]) for w, size in zip(windows, sizes)):
+        return None
+    (channel,) = set(found.reduce.over) - {w.tap for w in windows}
+    channels, tiles = kernel.extents[channel], _tiles(kernel, found, windows, sizes)
+    if not isinstance(channels, int):
+        return None
+    blocking = choose_blocking(tiles, _positions(kernel, windows, sizes), channels, columns, machine)
+    if blocking is None:
+        return None
+    width = blocking.vectors * _lanes(machine)
     packed = pack_columns(kernel, found, width)[1]
     again = find_contraction(packed)
-    if again is None or any(transforms_missing(size, kernel.extents[w.tap]) for w, size in zip(windows, sizes)):
+    if again is None:
         return None
     return width if schedule_winograd(transform_panels(packed, again, sizes)[2], machine) is not None else None
+
+
+def _tiles(kernel: K.Kernel, found: Contraction, windows: Sequence[Window], sizes: Sequence[int]) -> Dim:
+    """Tiles in all: along the windows, for each point of the rows' other axes."""
+    extents = dict(kernel.extents)
+    along = [-(-extents.pop(w.axis) // size) for w, size in zip(windows, sizes)]
+    return product(along) * product(extents[a] for a in found.row_axes if a in extents)
+
+
+def _positions(kernel: K.Kernel, windows: Sequence[Window], sizes: Sequence[int]) -> int:
+    """Multiplications of a tile."""
+    return product(size + kernel.extents[w.tap] - 1 for w, size in zip(windows, sizes))
 
 
 def transforms_missing(size: int, taps: Dim) -> bool:
@@ -205,23 +240,30 @@ def schedule_winograd(kernel: K.Kernel, machine: TileMachine) -> WinogradSchedul
     axes, merged = merge_axes(kernel, known, keep=frozenset(kernel.extents))
     accesses = {access.statement: access for access in merged}
     matrices = tuple(transforms(size, axes[w.tap]) for w, size in zip(windows, sizes))
-    positions = product(t.positions for t in matrices)
+    positions = _positions(kernel, windows, sizes)
     vectors = width // lanes
     outer = tuple(a for a in found.row_axes if a not in {w.axis for w in windows})
-    tiles = product(-(-axes[w.axis] // size) for w, size in zip(windows, sizes)) * product(axes[a] for a in outer)
-    block, rows = _block(tiles, positions, channels, columns, vectors, machine)
-    if scratch_bytes(block, positions, channels, width) > machine.second_cache:
+    tiles = _tiles(kernel, found, windows, sizes)
+    blocking = choose_blocking(tiles, positions, channels, columns, machine, (vectors,))
+    if blocking is None:
         return None
     shape = (*(axes[w.axis] for w in windows), columns)
     strides = [width * product(sizes[k + 1 :]) for k in range(len(sizes))]
     sums = K.Buffer("sums", found.reduce.dtype, shape, (*strides, 1))
     place = (*(symbol(w.axis) for w in windows), symbol(found.vector))
     finishing, finish = finishing_kernel(
-        kernel, found, axes, accesses, (*outer, *(w.axis for w in windows)), K.Load(found.reduce.dtype, sums, place), lanes, vectors
+        kernel,
+        found,
+        axes,
+        accesses,
+        (*outer, *(w.axis for w in windows)),
+        K.Load(found.reduce.dtype, sums, place),
+        lanes,
+        vectors,
     )
-    products = block * positions * channels * width
+    products = blocking.block * positions * channels * width
     return WinogradSchedule(
-        found, windows, sizes, matrices, axes, outer, found.vector, channel, channels, block, rows, vectors, lanes, load,
+        found, windows, sizes, matrices, axes, outer, found.vector, channel, channels, blocking.block, blocking.rows, vectors, lanes, load,
         finishing, finish, sums, max(1, GRAIN_PRODUCTS // products),
     )  # fmt: skip
 
@@ -251,8 +293,6 @@ def choose_sizes(convolution: Convolution, machine: TileMachine) -> tuple[int, .
         for taps in convolution.taps
     ]
     for sizes in itertools.product(*choices):
-        if max(sizes) - min(s for s, t in zip((*sizes, max(sizes)), (*convolution.taps, 2)) if t > 1) > 1:
-            continue
         cost = _cycles(convolution, sizes, machine)
         if best is None or cost < best[0]:
             best = (cost, sizes)
@@ -263,23 +303,24 @@ def choose_sizes(convolution: Convolution, machine: TileMachine) -> tuple[int, .
 
 def _direct_cycles(c: Convolution, machine: TileMachine) -> float:
     products = c.batch * product(c.results) * product(c.taps) * c.channels * c.columns
-    weights = 4 * product(c.taps) * c.channels * c.columns
-    return max(products / _lanes(machine) / DIRECT_SPEED / machine.cores, weights / BYTES_A_CYCLE)
+    return _with_weights(products / _lanes(machine) / DIRECT_SPEED / machine.cores, product(c.taps), c)
+
+
+def _with_weights(cycles: float, positions: int, c: Convolution) -> float:
+    """Cycles of computing, and of reading so many numbers for each channel and column."""
+    reading = 4 * positions * c.channels * c.columns / BYTES_A_CYCLE
+    return max(reading, cycles + NOT_HIDDEN * reading)
 
 
 def _cycles(c: Convolution, sizes: tuple[int, ...], machine: TileMachine) -> float:
     """Cycles of all cores together, from transforms, products, and the weights that have to be read."""
     lanes = _lanes(machine)
     tiles = c.batch * product(-(-count // size) for count, size in zip(c.results, sizes))
-    matrices = [transforms(size, taps) for size, taps in zip(sizes, c.taps)]
-    positions = product(t.positions for t in matrices)
-    if scratch_bytes(1, positions, c.channels, 4 * lanes) > machine.second_cache:
-        return float("inf")
-    rows, vectors = choose_tile(c.columns, tiles, lanes, machine.registers, MOST_ROWS)
-    filled = -(-tiles // rows) * max(rows * vectors, rows / 2 + vectors, 4) * -(-c.columns // (vectors * lanes))
-    products = filled * positions * c.channels
+    positions = product(size + taps - 1 for size, taps in zip(sizes, c.taps))
+    blocking = choose_blocking(tiles, positions, c.channels, c.columns, machine)
+    if blocking is None:
+        return math.inf
     # loads, stores and additions of one tile for one vector of channels, and of columns; measured
     forward = tiles * c.channels / lanes * positions * 6.0
     back = tiles * c.columns / lanes * (positions * 4.5 + product(sizes) * 5.0)
-    weights = 4 * positions * c.channels * c.columns
-    return max((products + forward + back) / machine.cores, weights / BYTES_A_CYCLE)
+    return _with_weights((blocking.cycles + forward + back) / machine.cores, positions, c)

@@ -22,7 +22,6 @@ from fractions import Fraction
 from functools import cache
 
 import numpy as np
-
 from dlcompiler.ir import kernel as K
 from dlcompiler.ir.contraction import Contraction, summation_order
 from dlcompiler.ir.expression import Dim, linear_coefficients, product, symbol
@@ -171,10 +170,8 @@ def transform_panels(kernel: K.Kernel, found: Contraction, sizes: tuple[int, ...
     over = tuple(f"r{k}" for k in range(many))
     out = K.Buffer("transformed", f32, shape, contiguous_strides(shape), "out")
     axes = [K.Axis(name, size) for name, size in zip("ptcq", shape)] + [K.Axis(name, size) for name, size in zip(over, counts)]
-    transform = K.Kernel(
-        f"{kernel.name}_transform", tuple(axes), (numbers, panels, out), (K.Store(out, (p, t, c, q), K.Reduce(f32, "add", value, over)),),
-        kernel.origin,
-    )  # fmt: skip
+    store = K.Store(out, (p, t, c, q), K.Reduce(f32, "add", value, over))
+    transform = K.Kernel(f"{kernel.name}_transform", tuple(axes), (numbers, panels, out), (store,), kernel.origin)
     name = "transformed"
     while name in {b.name for b in kernel.buffers}:
         name += "_"

@@ -217,32 +217,39 @@ class WinogradWriter:
     def _multiply(self, panel: Value, count: Value) -> None:
         """products[position, tile, column] of a block and a panel; rows beyond `count` are computed from whatever is there."""
         e, schedule = self.e, self.schedule
-        lanes, vectors, rows = schedule.lanes, schedule.vectors, schedule.rows
-        per_panel, per_position = self.weights.strides[0], self.weights.strides[1]
-        base = e.offset(self.finishing.memory.pointers[self.weights], self.index.times(panel, self.index.write(per_panel)), ELEMENT)
+        rows, (per_panel, per_position, *_) = schedule.rows, self.weights.strides
+        pointer = self.finishing.memory.pointers[self.weights]
+        base = e.offset(pointer, self._value(self.index.times(panel, self.index.write(per_panel))), ELEMENT)
         with e.for_loop(0, schedule.positions) as position:
-            weights = e.offset(base, self.index.times(position.index, self.index.write(per_position)), ELEMENT)
+            step = self.index.write(per_position)
+            weights = e.offset(base, self._value(self.index.times(position.index, step)), ELEMENT)
             inputs = e.offset(self.inputs, e.mul(position.index, self.input_plane), ELEMENT)
             products = e.offset(self.products, e.mul(position.index, schedule.product_plane), ELEMENT)
             with e.for_loop(0, count, rows) as tile:
                 left = e.offset(inputs, e.mul(tile.index, schedule.input_row), ELEMENT)
-                zeros = [e.constant(0.0, ELEMENT, lanes)] * (rows * vectors)
-                with e.for_loop(0, schedule.channels, 1, zeros) as channel:
-                    here = e.offset(weights, e.mul(channel.index, schedule.width), ELEMENT)
-                    columns = [e.load(here, v * lanes, ELEMENT, lanes) for v in range(vectors)]
-                    row = e.offset(left, channel.index, ELEMENT)
-                    sums = []
-                    for k in range(rows):
-                        number = e.load(row, k * schedule.input_row, ELEMENT)
-                        spread = e.broadcast(number, lanes) if lanes > 1 else number
-                        for v in range(vectors):
-                            total = channel.carried[k * vectors + v]
-                            fused = self.machine.has_fma
-                            sums.append(e.fma(spread, columns[v], total) if fused else spread * columns[v] + total)
-                    channel.next(*sums)
+                sums = self._register_tile(left, weights)
                 target = e.offset(products, e.mul(tile.index, schedule.width), ELEMENT)
-                for k, total in enumerate(channel.results):
-                    e.store(total, target, k * lanes)
+                for k, total in enumerate(sums):
+                    e.store(total, target, k * schedule.lanes)
+
+    def _register_tile(self, left: Value, weights: Value) -> tuple[Value, ...]:
+        """The sums over all channels of `rows` tiles from `left` on, and a panel."""
+        e, schedule = self.e, self.schedule
+        lanes, vectors, rows = schedule.lanes, schedule.vectors, schedule.rows
+        zeros = [e.constant(0.0, ELEMENT, lanes)] * (rows * vectors)
+        with e.for_loop(0, schedule.channels, 1, zeros) as channel:
+            here = e.offset(weights, e.mul(channel.index, schedule.width), ELEMENT)
+            columns = [e.load(here, v * lanes, ELEMENT, lanes) for v in range(vectors)]
+            row = e.offset(left, channel.index, ELEMENT)
+            sums = []
+            for k in range(rows):
+                number = e.load(row, k * schedule.input_row, ELEMENT)
+                spread = e.broadcast(number, lanes) if lanes > 1 else number
+                for v in range(vectors):
+                    total = channel.carried[k * vectors + v]
+                    sums.append(e.fma(spread, columns[v], total) if self.machine.has_fma else spread * columns[v] + total)
+            channel.next(*sums)
+        return channel.results
 
     # -- what is done to the sums --------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from dlcompiler.ir.kernel import Buffer, Kernel
 from dlcompiler.ir.ops import Trait, lookup
 from dlcompiler.ir.ops.view import view_strides
 from dlcompiler.ir.types import TensorType, TupleType, contiguous_strides
+from dlcompiler.ir.winograd import transform_panels
 from dlcompiler.passes.block.fuse import Fusion, Group, fixed_buffers, fuse, is_grouped
 from dlcompiler.passes.block.lower import lower_group
 from dlcompiler.passes.dataflow.in_place import find_aliases
@@ -28,7 +29,6 @@ from dlcompiler.passes.dataflow.layout import assign_layouts
 from dlcompiler.passes.dataflow.memory import place
 from dlcompiler.passes.dataflow.order import order_steps
 from dlcompiler.passes.fixed import is_fixed_source
-from dlcompiler.ir.winograd import transform_panels
 from dlcompiler.passes.strides import Strides, channels_last_strides, image_of, stored_source, wants_channels_last
 
 
@@ -345,16 +345,21 @@ class _Planner:
         views = tuple(of[b] if b in of else panels for b in packed.buffers if b.role == "in")
         return self._transform(packed, views, sizes) if is_transformed and sizes is not None else (packed, views)
 
-    def _transform(
-        self, kernel: Kernel, views: tuple[P.View, ...], sizes: tuple[int, ...]
-    ) -> tuple[Kernel, tuple[P.View, ...]]:
+    def _transform(self, kernel: Kernel, views: tuple[P.View, ...], sizes: tuple[int, ...]) -> tuple[Kernel, tuple[P.View, ...]]:
         """A convolution that reads its weights in panels, with those also transformed for Winograd's algorithm."""
         found = find_contraction(kernel)
         assert found is not None and found.packed is not None
         matrix, transform, kernel = transform_panels(kernel, found, sizes)
         key = (matrix.shape, sizes)
         if key not in self.matrices:
-            slot = P.Slot(f"winograd{len(self.matrices)}", found.packed.dtype, matrix.shape, contiguous_strides(matrix.shape), "constant", len(self.constants))
+            slot = P.Slot(
+                f"winograd{len(self.matrices)}",
+                found.packed.dtype,
+                matrix.shape,
+                contiguous_strides(matrix.shape),
+                "constant",
+                len(self.constants),
+            )
             self.constants.append(matrix)
             self.extra_slots.append(slot)
             self.matrices[key] = slot.view()
