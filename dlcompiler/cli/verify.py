@@ -11,10 +11,11 @@ import click
 import numpy as np
 
 from dlcompiler.cli.commands import flags, input_flags
-from dlcompiler.cli.shared import Session, build, input_names, make_inputs, print_json, read_inputs, read_source
+from dlcompiler.cli.shared import Session, build, make_inputs, print_json, read_inputs, read_source
 from dlcompiler.compare import compare_all
 from dlcompiler.ir.errors import InvalidModelError, UnsupportedError
 from dlcompiler.ir.graph import Graph
+from dlcompiler.names import names_of_inputs, names_of_outputs
 from dlcompiler.options import Options
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def command(
     session = Session.start(parameters)
     with session.progress() as progress:
         source = read_source(model, session, progress)
-        given = read_inputs(inputs, input_names(source.graph)) if inputs else {}
+        given = read_inputs(inputs, names_of_inputs(source.graph)) if inputs else {}
         values = make_inputs(source.graph, given, session, fill, seed)
         compiled = build(source, session, progress)
         progress.say(f"running {against}")
@@ -83,7 +84,7 @@ def _judge(against: str, model: str, source: Source, values: Sequence[Any]) -> l
 
         return run_reference(source.graph, values)[: len(source.graph.outputs)]
     session = onnxruntime_session(model)
-    feeds = dict(zip(input_names(source.graph), values))
+    feeds = dict(zip(names_of_inputs(source.graph), values))
     return session.run(None, feeds)
 
 
@@ -109,7 +110,7 @@ def onnxruntime_session(model: str, threads: int | None = None) -> Any:
 
 
 def _bisect(source: Source, target: Any, options: Options, values: Sequence[Any], rtol: float | None, atol: float | None) -> Any:
-    from dlcompiler.api import ByName, build, names_of_inputs, names_of_outputs
+    from dlcompiler.api import ByName, build
     from dlcompiler.culprit import find
     from dlcompiler.reference import run_reference
 
