@@ -26,6 +26,7 @@ from dlcompiler.ir.expression import Dim, Expression, evaluate, symbol_name
 from dlcompiler.ir.graph import Graph, Node
 from dlcompiler.ir.program import Program
 from dlcompiler.ir.types import TensorType
+from dlcompiler.names import names_of_inputs, names_of_outputs
 from dlcompiler.observe import Observer
 from dlcompiler.options import Options
 from dlcompiler.report import Report, Timings
@@ -241,18 +242,6 @@ def _array(value: Any, name: str) -> np.ndarray:
 
 
 # -- checks ------------------------------------------------------------------------------------------------------------------
-
-
-def names_of_inputs(graph: Graph) -> tuple[str, ...]:
-    """What the model calls its inputs: an ONNX file's own names stand as the inputs' locations, else the nodes' names."""
-    if graph.output_names:
-        return tuple(node.location or node.name for node in graph.inputs)
-    return tuple(node.name for node in graph.inputs)
-
-
-def names_of_outputs(graph: Graph) -> tuple[str, ...]:
-    """What the model calls its outputs, else `output_0` and so on."""
-    return tuple(graph.output_names) or tuple(f"output_{k}" for k in range(len(graph.outputs)))
 
 
 class InputCheck:

@@ -102,8 +102,8 @@ def index_page(report: Report, stages: Iterable[StageRow], program: Program | No
     """`index.md`: where a reader starts."""
     lines = [f"# {report.name} on {report.target}", "", "```", str(report), "```", ""]
     lines += [
-        "[ops](ops.md) · [source lines](sources.md) · [program](program.txt) · [memory plan](memory.txt) "
-        "([json](memory.json)) · [why not fused](refusals.txt) · [report](report.json)",
+        "[explorer](explorer.html) · [ops](ops.md) · [source lines](sources.md) · [program](program.txt) · "
+        "[memory plan](memory.txt) ([json](memory.json)) · [why not fused](refusals.txt) · [report](report.json)",
         "",
         "## Stages",
         "",

@@ -13,10 +13,11 @@ import click
 import numpy as np
 
 from dlcompiler.cli.commands import flags, input_flags
-from dlcompiler.cli.shared import Session, build, input_names, make_inputs, print_json, read_inputs, read_source, table
+from dlcompiler.cli.shared import Session, build, make_inputs, print_json, read_inputs, read_source, table
 from dlcompiler.cli.verify import onnxruntime_session
 from dlcompiler.compare import compare_all
 from dlcompiler.ir.errors import UnsupportedError
+from dlcompiler.names import names_of_inputs
 from dlcompiler.report import format_bytes
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def command(
             raise click.UsageError(f"no system {name!r} to compare with; there are {', '.join(SYSTEMS)}")
     with session.progress() as progress:
         source = read_source(model, session, progress)
-        given = read_inputs(inputs, input_names(source.graph)) if inputs else {}
+        given = read_inputs(inputs, names_of_inputs(source.graph)) if inputs else {}
         values = make_inputs(source.graph, given, session, fill, seed)
         before, start = _resident(), time.perf_counter()
         compiled = build(source, session, progress)

@@ -17,7 +17,9 @@ from dlcompiler.ir.kernel import Kernel
 from dlcompiler.ir.ops import Trait
 from dlcompiler.ir.program import Launch, Program, RoutineCall
 from dlcompiler.memory_table import memory_plan, memory_table
+from dlcompiler.names import names_of_inputs, names_of_outputs
 from dlcompiler.observe import Collector
+from dlcompiler.report import Report, format_bytes
 
 CODE_STAGES = ("mlir", "llvm", "triton", "ptx")
 PROGRAM_STAGES = ("kernels", "plan", "program", *CODE_STAGES)
@@ -29,18 +31,21 @@ PROGRAM_STAGES = ("kernels", "plan", "program", *CODE_STAGES)
     "--stage", metavar="STAGE",
     help="captured, the name of a pass, optimized, kernels, mlir, llvm, triton, ptx, plan or program: print that and no more.",
 )  # fmt: skip
-@click.option(
-    "--check", is_flag=True, help="A table of every operator: types, how many, what runs it, what is not supported."
-)
+@click.option("--check", is_flag=True, help="A table of every operator: types, how many, what runs it, what is not supported.")
 @click.option("--memory", is_flag=True, help="The memory plan: every slot's offset and lifetime, and live bytes by step.")
 @click.option("--ops", is_flag=True, help="How many of each op, before and after the passes.")
+@click.option(
+    "--html", type=click.Path(dir_okay=False), metavar="FILE",
+    help="Write one page to look around in: graphs, kernels, code, lines of the model, memory. It needs no network.",
+)  # fmt: skip
 @flags(output=True)
 def command(
-    model: str, stage: str | None, check: bool, memory: bool, ops: bool, output: str | None, **parameters: Any
+    model: str, stage: str | None, check: bool, memory: bool, ops: bool, html: str | None, output: str | None, **parameters: Any
 ) -> int | None:
     """Show MODEL: its inputs and outputs and the report of its compilation, or what the flags ask for."""
     session = Session.start(parameters)
     check_output(output)
+    check_output(html)
     if check:
         from dlcompiler.cli.check import check as run_check
 
@@ -54,7 +59,9 @@ def command(
             view = View(source.graph, collector, compiled.target, compiled.program)
         else:
             view = View(source.graph, collector, None, None)
-    if stage is not None:
+    if html is not None:
+        text, document = _write_page(html, view, collector.report)
+    elif stage is not None:
         text, document = view.stage(stage)
     elif memory:
         document = memory_plan(view.planned)
@@ -72,6 +79,16 @@ def command(
     elif not output:
         click.echo(text.rstrip("\n"))
     return None
+
+
+def _write_page(path: str, view: View, report: Report | None) -> tuple[str, Any]:
+    from dlcompiler.explorer import compilation_data, explorer_page
+
+    assert report is not None
+    data = compilation_data(view.collector.graphs, view.planned, view.target, report)
+    page = explorer_page(data)
+    write_text(path, page)
+    return f"wrote {path} ({format_bytes(len(page.encode()))}): open it in a browser", {"html": path, "bytes": len(page.encode())}
 
 
 @dataclass(frozen=True)
@@ -158,13 +175,9 @@ class View:
         return dict(units.values())
 
     def inputs(self) -> list[str]:
-        from dlcompiler.api import names_of_inputs
-
         return [f"input  {name}: {node.type}" for name, node in zip(names_of_inputs(self.captured), self.captured.inputs)]
 
     def outputs(self) -> list[str]:
-        from dlcompiler.api import names_of_outputs
-
         return [f"output {name}: {node.type}" for name, node in zip(names_of_outputs(self.captured), self.captured.outputs)]
 
     def op_counts(self) -> dict[str, dict[str, int]]:

@@ -13,7 +13,6 @@ from dlcompiler.cli.shared import (
     Session,
     build,
     check_output,
-    input_names,
     make_inputs,
     print_json,
     read_inputs,
@@ -21,6 +20,7 @@ from dlcompiler.cli.shared import (
     table,
     write_arrays,
 )
+from dlcompiler.names import names_of_inputs
 
 
 @click.command(name="run")
@@ -44,7 +44,7 @@ def command(
     check_output(output)
     with session.progress() as progress:
         source = read_source(model, session, progress)
-        given = read_inputs(inputs, input_names(source.graph)) if inputs else {}
+        given = read_inputs(inputs, names_of_inputs(source.graph)) if inputs else {}
         values = make_inputs(source.graph, given, session, fill, seed)
         compiled = build(source, session, progress)
         call = compiled.simulate if simulate else compiled

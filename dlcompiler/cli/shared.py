@@ -23,6 +23,7 @@ from dlcompiler.files import write_atomically
 from dlcompiler.ir.errors import InputError, InvalidModelError
 from dlcompiler.ir.expression import Dim, evaluate, symbol_name, symbols
 from dlcompiler.ir.graph import Graph, Node
+from dlcompiler.names import names_of_inputs
 from dlcompiler.observe import Observer, Observers
 from dlcompiler.options import Options
 
@@ -173,19 +174,12 @@ def read_inputs(path: str, names: Sequence[str]) -> dict[str, np.ndarray]:
         raise InputError(f"{path} is no readable .npz or .npy file ({str(error).splitlines()[0]})") from None
 
 
-def input_names(graph: Graph) -> tuple[str, ...]:
-    """What the model calls its inputs: an ONNX file's own names, else the graph's."""
-    from dlcompiler.api import names_of_inputs
-
-    return names_of_inputs(graph)
-
-
 def make_inputs(graph: Graph, given: Mapping[str, np.ndarray], session: Session, fill: str | None, seed: int) -> list[Any]:
     """Every input of a call: those given, converted where the file's format has no dtype for them, the rest filled.
 
     Raises InputError naming what is missing or unknown, click.UsageError for a size that nothing says.
     """
-    names = input_names(graph)
+    names = names_of_inputs(graph)
     unknown = [name for name in given if name not in names]
     if unknown:
         raise InputError(f"the model has no input {unknown[0]!r}", hint=f"its inputs are {', '.join(names) or 'none'}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 import re
 import resource
 import signal
@@ -35,15 +37,11 @@ def warm_up(folder: Path) -> None:
     os.environ["DLCOMPILER_CACHE_DIR"] = str(folder / "cache")
     os.environ["TMPDIR"] = str(folder)
     os.environ["OMP_NUM_THREADS"] = "1"
-    import dlcompiler.codegen.cpu.compile
-    import torch  # noqa: F401
+    import dlcompiler
 
-    import dlcompiler.cli.boundary
-    import dlcompiler.cli.compile
-    import dlcompiler.cli.inspect
-    import dlcompiler.cli.run
-    import dlcompiler.frontends.onnx
-    import dlcompiler.recorded  # noqa: F401
+    for module in pkgutil.walk_packages(dlcompiler.__path__, "dlcompiler."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
 
 
 def run(case: Case, folder: Path) -> Outcome:
