@@ -184,16 +184,13 @@ class Compiled:
     def profile(self, *inputs: Any, rounds: int = 10, **keywords: Any) -> list[StepTime]:
         """Run `rounds` times, each step of the program on its own: the median seconds of every step, in order.
 
-        Raises UnsupportedError for a GPU program, and for a model of several programs.
+        Raises LaunchError for a GPU program on a machine that cannot run it, UnsupportedError for a model of several programs.
         """
-        from dlcompiler.runtime.gpu import GpuExecutable
         from dlcompiler.runtime.profile import profile
         from dlcompiler.runtime.staged import StagedExecutable
 
         if isinstance(self._executable, StagedExecutable):
             raise UnsupportedError(f"{self.graph.name} is several programs with control flow or calls of the host between them")
-        if isinstance(self._executable, GpuExecutable):
-            raise UnsupportedError(f"programs for {self.target} are not launched by this version, and so not timed")
         values, _ = self._as_tensors(self._source.convention.flatten(inputs, keywords))
         self._check(values)
         return profile(self._executable, values, rounds)

@@ -39,8 +39,8 @@ def tensor_from_array(array: np.ndarray) -> torch.Tensor:
 
 
 def array_from_tensor(tensor: torch.Tensor, dtype: DType | None = None) -> np.ndarray:
-    """An array over the tensor's memory. `dtype` is its element type where torch has none: a 4-bit integer, say."""
-    plain = tensor.detach().resolve_conj().resolve_neg()
+    """An array over the tensor's memory; over a copy of it if it lies on a device. `dtype` is its element type where torch has none: a 4-bit integer, say."""
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg()
     if dtype is None:
         dtype = DTYPES[DTYPE_NAMES[plain.dtype]]
     if dtype is bf16 or dtype.is_narrow:

@@ -36,4 +36,4 @@ def compile_graph(
     with timings.stage("emit"):
         program = emit(program, target, options)
     observer.code(program)
-    return Executable(program, place) if target.kind == "cpu" else GpuExecutable(program, place)
+    return Executable(program, place) if target.kind == "cpu" else GpuExecutable(program, place, graphs=options.cuda_graphs)

@@ -20,12 +20,12 @@ from dlcompiler.ir.errors import OptionError
 logger = logging.getLogger("dlcompiler")
 
 LOG_TOPICS = ("fusion", "recompiles", "cache", "memory")
-# What each mode of torch.compile sets here. CUDA graphs are for programs on a GPU; a CPU program has no launches to capture.
+# What each mode of torch.compile sets here. A CPU program has no launches that a CUDA graph could hold.
 MODES: dict[str, dict[str, Any]] = {
     "default": {},
-    "reduce-overhead": {},
-    "max-autotune": {"optimization_level": 3},
-    "max-autotune-no-cudagraphs": {"optimization_level": 3},
+    "reduce-overhead": {"cuda_graphs": True},
+    "max-autotune": {"optimization_level": 3, "cuda_graphs": True},
+    "max-autotune-no-cudagraphs": {"optimization_level": 3, "cuda_graphs": False},
 }
 
 
@@ -137,6 +137,12 @@ class Options:
     progress: bool = _option(True, _flag(), "on a terminal, show work of more than 2 s", "DLCOMPILER_PROGRESS")
     mode: str = _option("default", _choice(*MODES), "a preset, named as in torch.compile")
     dynamic: bool = _option(False, _flag(), "every size of a torch model's inputs is known only when called (dlcompiler.compile)")
+    cuda_graphs: bool | None = _option(
+        None, _optional(_flag()), "hold a static GPU program's launches in a CUDA graph; None: where copies of inputs are small"
+    )
+    gpu_writer: str = _option(
+        "triton", _choice("triton", "cuda"), "language of kernels for GPUs; cuda: C++ for pointwise and reductions, else Triton"
+    )
     # where each value came from: "explicit", the environment variable's name, "mode ..." or "default"
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 

@@ -1,27 +1,223 @@
-"""GPU programs as callables. Launching on a device is not built yet: such a program is compiled, inspected and simulated."""
+"""A program compiled for a GPU as a callable.
+
+Everything up to the first call works on any machine; the device is opened then. A call checks its inputs, sets their addresses
+in the prepared arguments of every kernel and starts all steps on torch's current stream, without waiting. Outputs are fresh
+memory. A static program without calls of ATen operators is recorded as a CUDA graph after its first run (`gpu_graph`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
-from dlcompiler.ir.errors import LaunchError
+import torch
+from dlcompiler.ir.errors import InputError, LaunchError
 from dlcompiler.ir.program import Placement, Program
+from dlcompiler.runtime.binding import Binder
+from dlcompiler.runtime.device import Device, open_device, require_memory
+from dlcompiler.runtime.gpu_frame import GpuFrame, set_call
+from dlcompiler.runtime.gpu_graph import Recorder, is_recordable
+from dlcompiler.runtime.gpu_plan import GpuPlan, GpuShared, state_of
+from dlcompiler.runtime.inputs import adapt, describe_mismatch
+from dlcompiler.runtime.plan import Result
+from torch import Tensor
+
+MOST_PLANS = 16  # of a symbolic program; each keeps an arena
+
+Place = Callable[[Program, Mapping[str, int]], Placement]
 
 
 class GpuExecutable:
-    """Holds a program compiled for a GPU; `place` makes the memory plan for one binding of its symbols."""
+    """Runs `program`, whose `code` must be for a GPU.
 
-    def __init__(self, program: Program, place: Any = None) -> None:
+    place        makes the memory plan for one binding of the symbols
+    graphs       whether to record CUDA graphs; None: where copying inputs and outputs costs little
+    open_device  what gives the device, when the first call needs it
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        place: Place | None = None,
+        *,
+        graphs: bool | None = None,
+        open_device: Callable[[], Device] = open_device,
+    ) -> None:
         self.program = program
-        self._place = place
+        self._place, self._graphs, self._open = place, graphs, open_device
+        self._binder = Binder(program)
+        self._lock = threading.RLock()
+        self._shared: GpuShared | None = None
+        self._plans: dict[tuple[int, ...], _Runner] = {}
 
-    def __call__(self, inputs: Sequence[Any]) -> list[Any]:
-        raise LaunchError(
-            f"{self.program.name} was compiled for a GPU, and this version does not launch on one",
-            hint="use .simulate(...) to run its kernels through Triton's interpreter, or compile with target='cpu'",
-        )
+    def __call__(self, inputs: Sequence[Any]) -> list[Tensor]:
+        """Tensors, and integers for the program's integer arguments, in the order of `program.inputs`, to result tensors.
+
+        Tensors on the CPU are copied to the device. Raises LaunchError if this machine has no GPU that can run the program, or
+        too little memory; InputError for a wrong number of inputs, dtype, shape or device.
+        """
+        return self._runner(inputs)(inputs)
+
+    def time_steps(self, inputs: Sequence[Any]) -> list[tuple[int, float]]:
+        """Run a call step by step, waiting for each: (number of the step, its seconds). Raises as a call does."""
+        times: list[tuple[int, float]] = []
+        self._runner(inputs)(inputs, times)
+        return times
 
     def placement(self, bindings: Mapping[str, int] | None = None) -> Placement:
         """The memory plan for these sizes."""
-        return self.program.placement or self._place(self.program, bindings or {})
+        if self.program.placement is not None:
+            return self.program.placement
+        if self._place is None:
+            raise LaunchError(f"program {self.program.name} has no memory plan and nothing to make one")
+        return self._place(self.program, bindings or {})
+
+    def close(self) -> None:
+        """Free all memory on the device. A later call makes what it needs again."""
+        with self._lock:
+            self._plans.clear()
+            self._shared = None
+
+    def _runner(self, inputs: Sequence[Any]) -> _Runner:
+        expected = len(self.program.inputs)
+        if len(inputs) != expected:
+            raise InputError(f"{self.program.name} takes {expected} inputs, not {len(inputs)}")
+        values = self._binder(inputs) if self._binder.names else ()
+        runner = self._plans.get(values)
+        if runner is not None:
+            return runner
+        with self._lock:
+            return self._plans.get(values) or self._make_runner(values)
+
+    def _make_runner(self, values: tuple[int, ...]) -> _Runner:
+        bindings = dict(zip(self._binder.names, values))
+        self.program.graph.check_limits(bindings)
+        placement = self.placement(bindings)
+        if self._shared is None:
+            device = self._open()
+            require_memory(device, _kept_bytes(self.program), ("its constants",))
+            self._shared = GpuShared(self.program, device)
+        plan = GpuPlan(self._shared, bindings, placement)
+        require_memory(self._shared.device, plan.call_bytes, ("arena and results",))
+        while len(self._plans) >= MOST_PLANS:
+            del self._plans[next(iter(self._plans))]
+        wants_graph = self._graphs is not False and not self._binder.names and is_recordable(self.program)
+        self._plans[values] = runner = _Runner(plan, self._graphs if wants_graph else False)
+        return runner
+
+
+def _kept_bytes(program: Program) -> int:
+    sizes = [slot.bytes for slot in program.slots if slot.role in ("constant", "prepared")]
+    return sum(size for size in sizes if isinstance(size, int))
+
+
+class _Runner:
+    """A plan and its frames, one for each stream: what runs a call whose sizes are known. One call at a time is started."""
+
+    def __init__(self, plan: GpuPlan, graphs: bool | None) -> None:
+        self.plan, self.device = plan, plan.shared.device
+        self.frames: dict[int, GpuFrame] = {}
+        self.recorder = None if graphs is False else Recorder(plan, always=bool(graphs))
+        self._tensor_inputs = [(k, layout) for k, layout in enumerate(plan.inputs) if layout is not None]
+
+    def __call__(self, inputs: Sequence[Any], times: list[tuple[int, float]] | None = None) -> list[Tensor]:
+        shared = self.plan.shared
+        with shared.lock, _no_autocast():
+            given, replaced = self._take(inputs)
+            shared.refresh_constants()
+            stream = self.device.stream()
+            frame = self.frames.get(stream)
+            if frame is None:
+                frame = self.frames[stream] = GpuFrame(self.plan)
+            if self.plan.preparation:
+                self._prepare(frame, given)
+            if self.recorder is not None and times is None and not self.device.is_recording():
+                outputs = self.recorder.run(frame, given)
+                externs: dict[int, Tensor] = {}
+            else:
+                outputs, externs = self._run(frame, given, times)
+            self._finish_writes(inputs, replaced)
+            return [self._result(r, given, outputs, externs) for r in self.plan.results]
+
+    def _run(
+        self, frame: GpuFrame, given: Mapping[int, Tensor], times: list[tuple[int, float]] | None
+    ) -> tuple[list[Tensor], dict[int, Tensor]]:
+        """Start every step; the outputs, and the extern tensors that are left, by base."""
+        outputs = set_call(frame, given)
+        if times is None:
+            frame.run_steps()
+        else:
+            times += frame.time_steps(self.device.synchronize)
+        externs, frame.externs = frame.externs, {}
+        return outputs, externs
+
+    def _take(self, inputs: Sequence[Any]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        """The inputs as tensors on the device, laid out as kernels expect; and those among them that had to be copied."""
+        given, replaced = {}, {}
+        try:
+            for position, layout in self._tensor_inputs:
+                tensor = inputs[position]
+                fits = (
+                    tensor.dtype is layout.dtype
+                    and tensor.shape == layout.shape
+                    and tensor.stride() == layout.strides
+                    and tensor.device == self.plan.device
+                    and not tensor.data_ptr() % self.plan.input_alignment
+                    and not tensor.is_neg()
+                )
+                taken = tensor if fits else adapt(self.plan, position, tensor)
+                given[position] = taken
+                if taken is not tensor:
+                    replaced[position] = taken
+        except (AttributeError, RuntimeError):
+            describe_mismatch(self.plan, inputs)
+            raise
+        return given, replaced
+
+    def _prepare(self, frame: GpuFrame, given: Mapping[int, Tensor]) -> None:
+        """Fill prepared memory if a tensor that it is made from has moved or its version counter has.
+
+        All streams wait: calls in progress may read what was there.
+        """
+        shared = self.plan.shared
+        state = state_of([given[s] if isinstance(s, int) else s for s in self.plan.sources])
+        if state == shared.prepared_from and all(version is not None for _, version in state):
+            return
+        if shared.prepared_from is not None:
+            self.device.synchronize()
+        for position, tensor in given.items():
+            frame.set_base(position, tensor.data_ptr())
+        frame.prepare()
+        self.device.synchronize()
+        shared.prepared_from = state
+
+    def _finish_writes(self, inputs: Sequence[Any], replaced: Mapping[int, Tensor]) -> None:
+        with torch.no_grad():
+            for position in self.plan.written_inputs:
+                tensor = inputs[position]
+                if position in replaced:
+                    tensor.copy_(replaced[position])
+                elif not tensor.is_inference():
+                    torch.autograd.graph.increment_version(tensor)
+
+    def _result(
+        self, result: Result, given: Mapping[int, Tensor], outputs: Sequence[Tensor], externs: Mapping[int, Tensor]
+    ) -> Tensor:
+        kind, at, whole, shape, strides, offset = result
+        with torch.no_grad():
+            if kind == "output":
+                return outputs[at] if whole else outputs[at].as_strided(shape, strides, offset)
+            if kind == "constant":  # a copy: the caller may write to it
+                constant = self.plan.constant(result)
+                return torch.empty_strided(shape, strides, dtype=constant.dtype, device=self.plan.device).copy_(constant)
+            source = externs[at] if kind == "extern" else given[at]
+            if whole:
+                return source
+            return source.detach().as_strided(shape, strides, source.storage_offset() + offset)
+
+
+def _no_autocast() -> Any:
+    """Library calls compute in the dtypes that were planned."""
+    return torch.autocast("cuda", enabled=False) if torch.is_autocast_enabled("cuda") else nullcontext()

@@ -8,20 +8,21 @@ from typing import Any
 import torch
 from dlcompiler.ir.errors import InputError
 from dlcompiler.runtime.plan import Layout, Plan
-from dlcompiler.runtime.tensors import DTYPE_NAMES, empty_strided, same_layout
+from dlcompiler.runtime.tensors import DTYPE_NAMES, same_layout
 from torch import Tensor
 
 
 def adapt(plan: Plan, position: int, tensor: Any) -> Tensor:
-    """`tensor` itself if strides that do not matter are all that differs, else a copy laid out as input `position` must be.
+    """`tensor` itself if strides that do not matter are all that differs, else a copy where and as input `position` must lie.
 
     Raises InputError naming the input for another type, device, dtype or shape.
     """
     layout = plan.inputs[position]
     assert layout is not None
-    _check(plan, position, layout, tensor)
+    check_input(plan, position, layout, tensor)
+    is_there = tensor.device == plan.device and not tensor.data_ptr() % plan.input_alignment
     negated = tensor.is_neg() or tensor.is_conj()
-    if same_layout(layout.shape, tensor.stride(), layout.strides) and not negated:
+    if same_layout(layout.shape, tensor.stride(), layout.strides) and not negated and is_there:
         return tensor
     if any(stride == 0 and size > 1 for size, stride in zip(layout.shape, layout.strides)):
         raise InputError(
@@ -29,14 +30,14 @@ def adapt(plan: Plan, position: int, tensor: Any) -> Tensor:
             hint="compile again with this input",
         )
     with torch.no_grad():
-        return empty_strided(layout.shape, layout.strides, layout.dtype).copy_(tensor)
+        return torch.empty_strided(layout.shape, layout.strides, dtype=layout.dtype, device=plan.device).copy_(tensor)
 
 
 def describe_mismatch(plan: Plan, inputs: Sequence[Any]) -> None:
     """Raise InputError for the first input that does not fit, if one does not."""
     for position, layout in enumerate(plan.inputs):
         if layout is not None:
-            _check(plan, position, layout, inputs[position])
+            check_input(plan, position, layout, inputs[position])
 
 
 def _name(plan: Plan, position: int) -> str:
@@ -44,11 +45,13 @@ def _name(plan: Plan, position: int) -> str:
     return f"input {nodes[position].name}" if position < len(nodes) else f"input {position}"
 
 
-def _check(plan: Plan, position: int, layout: Layout, value: Any) -> None:
+def check_input(plan: Plan, position: int, layout: Layout, value: Any) -> None:
+    """Raises InputError if a value cannot be made to fit input `position`. A program for a GPU also takes tensors on the CPU."""
     if not isinstance(value, Tensor):
         raise InputError(f"{_name(plan, position)} must be a tensor, not {type(value).__name__}")
-    if value.device.type != "cpu":
-        raise InputError(f"{_name(plan, position)} lies on {value.device}, but the program runs on the CPU")
+    if value.device.type != "cpu" and value.device != plan.device:
+        where = "the CPU" if plan.device.type == "cpu" else str(plan.device)
+        raise InputError(f"{_name(plan, position)} lies on {value.device}, but the program runs on {where}")
     if value.layout is not torch.strided:
         raise InputError(f"{_name(plan, position)} is {value.layout}", hint="give a dense tensor")
     if value.dtype is not layout.dtype:

@@ -1,4 +1,4 @@
-"""Library calls: one op each, run by ATen (oneDNN, MKL) into planned memory.
+"""Library calls: one op each, run by ATen (oneDNN, MKL; cuBLAS, cuDNN) into planned memory.
 
 A routine is prepared once for the sizes of a plan: it decides how to call the library, asks for the views it wants, and gives
 back a function that takes the frame's list of tensors. What it decides was measured on f32 with one and two threads of an AVX-512
@@ -63,6 +63,11 @@ class Call:
     writes: Sequence[Operand]
     attributes: Mapping[str, Any]
     views: Views = field(repr=False)
+    device: torch.device = torch.device("cpu")
+
+    def has_onednn(self, operator: str) -> bool:
+        """Whether torch has the operator of oneDNN, and operands lie where it can be used."""
+        return self.device.type == "cpu" and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, operator)
 
 
 def prepare(call: Call) -> Routine:
@@ -71,10 +76,6 @@ def prepare(call: Call) -> Routine:
     if routine is None:
         raise UnsupportedError(f"no library routine for {call.op}", items=(call.op,))
     return routine(call)
-
-
-def _has_onednn(operator: str) -> bool:
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, operator)
 
 
 # -- shapes ------------------------------------------------------------------------------------------------------------------
@@ -186,7 +187,7 @@ def _linear(call: Call) -> Routine:
     x_step, out_step = (x_rows[0], out_rows[0]) if sizes else (inner, columns)
     x2 = call.views.view(x, (rows, inner), (x_step, x.strides[-1])).position
     out2 = call.views.view(out, (rows, columns), (out_step, out.strides[-1])).position
-    if rows > 1 and rows * columns * inner >= ONEDNN_LINEAR and x.dtype is torch.float32 and _has_onednn("_linear_pointwise"):
+    if rows > 1 and rows * columns * inner >= ONEDNN_LINEAR and x.dtype is torch.float32 and call.has_onednn("_linear_pointwise"):
         return _onednn_linear(call, x2, weight, b, out2, rows)
     transposed = call.views.view(weight, (inner, columns), (weight.strides[1], weight.strides[0])).position
     if b is None:
@@ -218,7 +219,7 @@ def _convolution(call: Call) -> Routine:
     (out,) = call.writes
     attributes = {k: list(call.attributes[k]) for k in ("strides", "padding", "dilations", "output_padding")}
     plain = not call.attributes["transposed"] and x.dtype is torch.float32 and not {0} & {*x.shape, *weight.shape, *out.shape}
-    if plain and _has_onednn("_convolution_pointwise"):
+    if plain and call.has_onednn("_convolution_pointwise"):
         return _onednn_convolution(call, attributes)
     arguments = (
         attributes["strides"],
@@ -319,7 +320,7 @@ def _attention(call: Call) -> Routine:
 
         return run
     dtype = q.dtype
-    corner = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device="cpu").tril() if causal else None
+    corner = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=call.device).tril() if causal else None
 
     def run_masked(tensors: Sequence[Tensor]) -> None:
         seen = tensors[m]

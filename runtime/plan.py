@@ -16,7 +16,7 @@ import torch
 from dlcompiler.ir.errors import LaunchError
 from dlcompiler.ir.expression import Evaluator
 from dlcompiler.ir.interpret import concrete
-from dlcompiler.ir.program import AtenCall, Code, CompiledKernel, Launch, LibraryCall, Placement, Program, RoutineCall, Slot, View
+from dlcompiler.ir.program import AtenCall, Code, Launch, LibraryCall, Placement, Program, RoutineCall, Slot, View
 from dlcompiler.runtime.aten import prepare_aten
 from dlcompiler.runtime.constants import constant_tensors, tensor_behind
 from dlcompiler.runtime.library import Call, Operand, Routine, prepare
@@ -151,6 +151,9 @@ class Shared:
 class Plan:
     """See the module. Built in one pass over the steps; immutable afterwards, so that threads may share it."""
 
+    device = torch.device("cpu")
+    input_alignment = 1  # bytes
+
     def __init__(self, shared: Shared, bindings: Mapping[str, int], placement: Placement) -> None:
         self.shared, self.bindings, self.placement = shared, dict(bindings), placement
         self.number = Evaluator(self.bindings)
@@ -255,16 +258,20 @@ class Plan:
             raise LaunchError(f"step {number}, {name}, has no code")
         return self._record(number, step, kernel)
 
-    def _record(self, number: int, step: Launch | RoutineCall, kernel: CompiledKernel) -> LaunchRecord:
+    def _words(self, step: Launch | RoutineCall) -> list[Word]:
+        """What a kernel is given: addresses, then sizes."""
         words = []
         for view in step.arguments:
             base, start = self.position(view.slot)
             value = start + self.number(view.offset) * view.dtype.bytes
             words.append(Word(None if base == CONSTANT else base, value))
         sizes = step.kernel.size_symbols if isinstance(step, Launch) else step.size_symbols
-        words += [Word(None, self.bindings[name]) for name in sizes]
-        work = self.number(kernel.work)
-        return LaunchRecord(number, kernel.address, tuple(words), work, max(kernel.grain, 1), max(kernel.multiple, 1))
+        return [*words, *(Word(None, self.bindings[name]) for name in sizes)]
+
+    def _record(self, number: int, step: Launch | RoutineCall, kernel: Any) -> Any:
+        """A launch with sizes known."""
+        work, words = self.number(kernel.work), tuple(self._words(step))
+        return LaunchRecord(number, kernel.address, words, work, max(kernel.grain, 1), max(kernel.multiple, 1))
 
     def _preparation(self) -> tuple[Preparation, ...]:
         """The launches that fill prepared memory, and what each is made from, also through what others have prepared."""
@@ -292,7 +299,7 @@ class Plan:
 
     def _library(self, number: int, step: LibraryCall) -> Library:
         reads, writes = ([self.operand(view) for view in views] for views in (step.reads, step.writes))
-        return Library(number, prepare(Call(step.op, reads, writes, concrete(step.attributes, self.bindings), self)))
+        return Library(number, prepare(Call(step.op, reads, writes, concrete(step.attributes, self.bindings), self, self.device)))
 
     def _aten(self, number: int, step: AtenCall) -> Aten:
         reads = tuple(self.operand(view).position for view in step.reads)

@@ -99,6 +99,20 @@ def tensor_at(address: int, dtype: torch.dtype, shape: Shape, strides: Shape) ->
     return torch.frombuffer(memory, dtype=dtype).as_strided(shape, strides)
 
 
+def tensor_over(address: int, device: torch.device, dtype: torch.dtype, shape: Shape, strides: Shape) -> Tensor:
+    """As `tensor_at`, for memory of any device."""
+    if device.type == "cpu":
+        return tensor_at(address, dtype, shape, strides)
+    elements = span(shape, strides)
+    with torch.inference_mode(False):
+        empty = torch.empty(0, dtype=dtype, device=device)
+        if not elements:
+            return empty.new_empty_strided(shape, strides)
+        # how torch itself makes tensors over memory of a CUDA graph
+        storage = torch._C._construct_storage_from_data_pointer(address, device, elements * dtype.itemsize)
+        return empty.set_(storage, 0, shape, strides)
+
+
 def same_layout(shape: Sequence[int], left: Sequence[int], right: Sequence[int]) -> bool:
     """Whether two strides put every element in the same place: strides of dimensions of size 1 do not matter."""
     return 0 in shape or all(size == 1 or a == b for size, a, b in zip(shape, left, right))

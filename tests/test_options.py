@@ -28,6 +28,8 @@ VALUES = {
     "progress": (False, "off", False),
     "mode": ("reduce-overhead", None, None),
     "dynamic": (True, None, None),
+    "cuda_graphs": (False, None, None),
+    "gpu_writer": ("cuda", None, None),
 }
 
 
@@ -50,9 +52,10 @@ def test_explicit_before_environment_before_default(explicit: set[str], set_outs
             assert (value, source) == (from_environment, variables[name])
         elif name == "cache_dir":
             assert (value, source) == ("/tmp/home/.cache/dlcompiler", "default")
+        elif source == "mode reduce-overhead":
+            assert (name, value) == ("cuda_graphs", True) and "mode" in explicit
         else:
-            assert value == getattr(defaults, name)
-            assert source in ("default", "mode reduce-overhead")
+            assert (value, source) == (getattr(defaults, name), "default")
 
 
 def test_options_that_are_resolved_stay_as_they_are() -> None:

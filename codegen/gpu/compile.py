@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from dlcompiler.codegen.gpu.cubin import Resources, resources_of
 from dlcompiler.codegen.gpu.device import device_of
@@ -80,13 +80,13 @@ def assemble(kernel: TritonKernel, target: Target) -> AssembledKernel:
     )
 
 
-def first_without_spills(kernels: Iterable[Callable[[], TritonKernel]], target: Target) -> AssembledKernel:
+def first_without_spills(kernels: Iterable[TritonKernel], target: Target) -> AssembledKernel:
     """The first that keeps everything in registers, else the one that spills least. One that cannot be assembled is left out."""
     best: AssembledKernel | None = None
     failure: Exception | None = None
-    for write in kernels:
+    for kernel in kernels:
         try:
-            assembled = assemble(write(), target)
+            assembled = assemble(kernel, target)
         except _too_large() as error:
             failure = error
             continue
@@ -110,7 +110,7 @@ def _too_large() -> tuple[type[Exception], ...]:
 def assemble_kernel(kernel: K.Kernel, target: Target, aligned: frozenset[str]) -> AssembledKernel:
     """One kernel by the first of its schedules that keeps everything in registers; `aligned` buffers begin at multiples of 16."""
     schedules = candidates(kernel, device_of(target.arch))
-    return first_without_spills((lambda s=s: write_triton(kernel, "kernel", s, aligned) for s in schedules), target)
+    return first_without_spills((write_triton(kernel, "kernel", s, aligned) for s in schedules), target)
 
 
 def assemble_kernels(

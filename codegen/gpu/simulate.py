@@ -36,31 +36,28 @@ def simulate(program: Program, inputs: Sequence[np.ndarray | int]) -> list[np.nd
 
 def run_interpreted(kernel: TritonKernel, buffers: Mapping[str, np.ndarray], sizes: Mapping[str, int]) -> None:
     """Run one kernel over NumPy arrays, one for each buffer by name and strided as the buffer says; out buffers are written."""
-    function = load_function(kernel.source, kernel.name, interpret=True)
     programs = evaluate(kernel.grid, sizes)
     if not programs:
         return
-    pointers = [_Memory(buffers[b.name], b.dtype.name) for b in kernel.kernel.buffers]
-    arguments = [*pointers, *(sizes[s] for s in kernel.kernel.size_symbols)]
-    function[(programs,)](*(_tensor(a) if isinstance(a, _Memory) else a for a in arguments), **kernel.constants)
+    addresses = [buffers[b.name].ctypes.data for b in kernel.kernel.buffers]
+    run_at(kernel, [*addresses, *(sizes[s] for s in kernel.kernel.size_symbols)], programs)
 
 
-class _Memory:
-    """An array whose first element's address Triton's interpreter reads and writes from."""
+def run_at(kernel: TritonKernel, words: Sequence[int], programs: int) -> None:
+    """Run one kernel as a GPU's driver would start it: words are the addresses of its buffers in this process, then sizes."""
+    function = load_function(kernel.source, kernel.name, interpret=True)
+    types = [b.dtype.name for b in kernel.kernel.buffers]
+    arguments = [_tensor(word, types[k]) if k < len(types) else word for k, word in enumerate(words)]
+    function[(programs,)](*arguments, **kernel.constants)
 
-    def __init__(self, array: np.ndarray, dtype: str) -> None:
-        self.array = array
-        self.dtype = dtype
 
-
-def _tensor(memory: _Memory):
-    """A one-element torch tensor over the array's first element; the interpreter only takes its address and dtype."""
+def _tensor(address: int, dtype: str):
+    """A one-element torch tensor over memory; Triton's interpreter only takes its address and dtype."""
     import ctypes
 
     import torch
 
     types = {"f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat16", "bool": "bool"}
-    letter = memory.dtype[0]
-    name = types.get(memory.dtype) or ("uint" if letter == "u" else "int") + memory.dtype[1:]
-    held = (ctypes.c_char * max(memory.array.itemsize, 1)).from_address(memory.array.ctypes.data)
+    name = types.get(dtype) or ("uint" if dtype[0] == "u" else "int") + dtype[1:]
+    held = (ctypes.c_char * 8).from_address(address)
     return torch.frombuffer(held, dtype=getattr(torch, name), count=1)

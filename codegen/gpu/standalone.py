@@ -47,7 +47,7 @@ def _tensor(buffer: Buffer) -> str:
     """Text that makes memory for a buffer: numbers of a normal distribution, or small whole ones."""
     reach = " + ".join(["1", *(f"({_c_text(n)} - 1) * ({_c_text(s)})" for n, s in zip(buffer.shape, buffer.strides))])
     if all(isinstance(d, int) for d in (*buffer.shape, *buffer.strides)):
-        reach = str(1 + sum((n - 1) * s for n, s in zip(buffer.shape, buffer.strides)))  # type: ignore[operator,misc]
+        reach = str(1 + sum((n - 1) * s for n, s in zip(buffer.shape, buffer.strides)))
     dtype = {"f": "float", "b": "bfloat"}.get(buffer.dtype.name[0], "uint" if buffer.dtype.name[0] == "u" else "int")
     dtype = "bool" if buffer.dtype.kind == "bool" else f"{dtype}{buffer.dtype.bits}"
     if buffer.role == "out":

@@ -1,0 +1,77 @@
+"""The door to the GPU's driver: binaries are loaded and kernels started through `libcuda`, with no C compiler on the machine.
+
+Memory, streams and graphs are torch's; only loading a binary and starting a kernel are asked of the driver directly.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+from dlcompiler.ir.errors import LaunchError
+
+_MAXIMUM_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+_PLENTY_OF_SHARED = 48 << 10  # bytes that need no attribute
+
+
+class Words:
+    """A kernel's arguments as the driver reads them: an array of words, and one of their addresses. Words may be changed."""
+
+    def __init__(self, values: Sequence[int]) -> None:
+        count = max(len(values), 1)
+        # addresses are read as unsigned, sizes as signed: 64 bits are 64 bits
+        self.values = (ctypes.c_int64 * count)(*(v - (1 << 64) if v >= 1 << 63 else v for v in values))
+        start = ctypes.addressof(self.values)
+        self.pointers = (ctypes.c_void_p * count)(*(start + 8 * k for k in range(count)))
+
+
+class Driver:
+    """`libcuda`, loaded. Raises LaunchError if this machine has none."""
+
+    def __init__(self, library: Any = None) -> None:
+        self._library = library or _open_library()
+        self.check(self._library.cuInit(0), "starting the driver")
+
+    def check(self, status: int, what: str) -> None:
+        """Raises LaunchError, with the driver's own words, for a status that is not success."""
+        if not status:
+            return
+        text = ctypes.c_char_p()
+        self._library.cuGetErrorString(status, ctypes.byref(text))
+        words = text.value.decode() if text.value else f"error {status}"
+        raise LaunchError(f"{what} failed: {words}")
+
+    def load(self, binary: bytes, name: str) -> int:
+        """The function called `name` of a cubin, or of PTX text (ending in a zero byte), in the current context."""
+        module, function = ctypes.c_void_p(), ctypes.c_void_p()
+        self.check(self._library.cuModuleLoadData(ctypes.byref(module), binary), f"loading kernel {name}")
+        found = self._library.cuModuleGetFunction(ctypes.byref(function), module, name.encode())
+        self.check(found, f"finding kernel {name}")
+        assert function.value is not None
+        return function.value
+
+    def allow_shared(self, function: int, size: int) -> None:
+        """Let a function have so many bytes of dynamic shared memory."""
+        if size > _PLENTY_OF_SHARED:
+            status = self._library.cuFuncSetAttribute(ctypes.c_void_p(function), _MAXIMUM_DYNAMIC_SHARED, size)
+            self.check(status, f"asking for {size} bytes of shared memory")
+
+    def launch(self, function: int, blocks: int, threads: int, shared: int, stream: int, words: Words) -> None:
+        """Start a kernel on a stream."""
+        status = self._library.cuLaunchKernel(
+            ctypes.c_void_p(function), blocks, 1, 1, threads, 1, 1, shared, ctypes.c_void_p(stream), words.pointers, None
+        )
+        if status:
+            self.check(status, "starting a kernel")
+
+
+def _open_library() -> Any:
+    for name in ("libcuda.so.1", "nvcuda.dll"):
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    raise LaunchError(
+        "this machine has no NVIDIA driver (libcuda.so.1)", hint="compile with target='cpu', or call .simulate(...)"
+    )

@@ -1,0 +1,160 @@
+"""What a program for a GPU is run on: a real one, or whatever else can hold tensors and start kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from dlcompiler.ir.errors import LaunchError
+from dlcompiler.ir.program import DeviceKernel
+from dlcompiler.runtime.cuda_driver import Driver, Words
+
+CPU_HINT = "compile with target='cpu', or call .simulate(...) to run its kernels in Triton's interpreter"
+OLDEST = (7, 5)
+
+
+class Device(Protocol):
+    """One device. `torch_device` is where tensors lie."""
+
+    torch_device: torch.device
+
+    def load(self, kernel: DeviceKernel) -> Any:
+        """A kernel made ready to start. Raises LaunchError if this device cannot run it."""
+        ...
+
+    def start(self, loaded: Any, blocks: int, words: Words, stream: int) -> None:
+        """Start a loaded kernel on a stream."""
+        ...
+
+    def stream(self) -> int:
+        """The current stream."""
+        ...
+
+    def free_bytes(self) -> int:
+        """Memory that can be allocated now, about."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until everything started is done."""
+        ...
+
+    def is_recording(self) -> bool:
+        """Whether somebody is recording a graph on the current stream."""
+        ...
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        """What `run` starts, as a graph: the result starts all of it at once on the current stream."""
+        ...
+
+
+class Loaded:
+    """A function of the driver, and what starting it needs."""
+
+    __slots__ = ("function", "shared", "threads")
+
+    def __init__(self, function: int, threads: int, shared: int) -> None:
+        self.function, self.threads, self.shared = function, threads, shared
+
+
+class CudaDevice:
+    """A GPU of this machine, through torch and the driver."""
+
+    def __init__(self, index: int, capability: tuple[int, int], driver: Driver) -> None:
+        self.torch_device = torch.device("cuda", index)
+        self.capability = capability
+        self._driver = driver
+        self._loaded: dict[int, tuple[DeviceKernel, Loaded]] = {}
+
+    def load(self, kernel: DeviceKernel) -> Loaded:
+        known = self._loaded.get(id(kernel))
+        if known is not None:
+            return known[1]
+        image = image_for(kernel, self.capability)
+        with torch.cuda.device(self.torch_device):
+            torch.cuda.current_stream()  # makes torch's context the current one
+            function = self._driver.load(image, kernel.name)
+            self._driver.allow_shared(function, kernel.shared_bytes)
+        loaded = Loaded(function, kernel.threads, kernel.shared_bytes)
+        self._loaded[id(kernel)] = kernel, loaded  # held: its id is not given to another
+        return loaded
+
+    def start(self, loaded: Loaded, blocks: int, words: Words, stream: int) -> None:
+        self._driver.launch(loaded.function, blocks, loaded.threads, loaded.shared, stream, words)
+
+    def stream(self) -> int:
+        return torch.cuda.current_stream(self.torch_device).cuda_stream
+
+    def free_bytes(self) -> int:
+        free, _ = torch.cuda.mem_get_info(self.torch_device)
+        kept = torch.cuda.memory_reserved(self.torch_device) - torch.cuda.memory_allocated(self.torch_device)
+        return free + kept
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize(self.torch_device)
+
+    def is_recording(self) -> bool:
+        return torch.cuda.is_current_stream_capturing()
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        graph = torch.cuda.CUDAGraph()
+        # other threads may go on allocating meanwhile
+        with torch.cuda.device(self.torch_device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            run()
+        return graph.replay
+
+
+def image_for(kernel: DeviceKernel, capability: tuple[int, int]) -> bytes:
+    """What to load on a GPU of that capability: the cubin if it was made for its family, else PTX that the driver compiles.
+
+    Raises LaunchError for a GPU that can run neither.
+    """
+    made_for = capability_of(kernel.arch)
+    if capability[0] == made_for[0] and capability >= made_for:
+        return kernel.binary
+    ptx = kernel.stages.get("ptx")
+    if capability > made_for and ptx is not None and not _is_for_one_architecture(ptx):
+        return ptx.encode() + b"\0"
+    raise LaunchError(
+        f"kernel {kernel.name} is made for {kernel.arch}, and this GPU is sm_{capability[0]}{capability[1]}",
+        hint=f"compile with target='cuda:sm_{capability[0]}{capability[1]}'",
+    )
+
+
+def _is_for_one_architecture(ptx: str) -> bool:
+    """Whether PTX uses what later architectures do not have: its target has a letter, as sm_90a."""
+    target = next((line.split()[1].rstrip(",") for line in ptx.splitlines() if line.startswith(".target")), "sm_0a")
+    return not target[-1].isdigit()
+
+
+def capability_of(arch: str) -> tuple[int, int]:
+    """`sm_90` --> (9, 0)"""
+    number = int(arch.removeprefix("sm_"))
+    return number // 10, number % 10
+
+
+def open_device(index: int | None = None) -> CudaDevice:
+    """The GPU of this machine that torch would use. Raises LaunchError saying what is missing, before anything is allocated."""
+    if torch.version.cuda is None:
+        raise LaunchError(f"this torch ({torch.__version__}) is built without CUDA", hint=CPU_HINT)
+    driver = Driver()
+    if not torch.cuda.is_available():
+        raise LaunchError("torch finds no GPU that it can use", hint=CPU_HINT)
+    number = torch.cuda.current_device() if index is None else index
+    capability = torch.cuda.get_device_capability(number)
+    if capability < OLDEST:
+        name = torch.cuda.get_device_name(number)
+        raise LaunchError(
+            f"{name} is sm_{capability[0]}{capability[1]}; kernels need sm_{OLDEST[0]}{OLDEST[1]} or newer", hint=CPU_HINT
+        )
+    return CudaDevice(number, capability, driver)
+
+
+def require_memory(device: Device, wanted: int, what: Sequence[str]) -> None:
+    """Raises LaunchError if a device has not so many bytes left."""
+    free = device.free_bytes()
+    if wanted > free:
+        raise LaunchError(
+            f"{', '.join(what)} need {wanted / 2**20:,.0f} MiB, and {device.torch_device} has {free / 2**20:,.0f} MiB left",
+            hint="use a smaller batch, or free memory; " + CPU_HINT,
+        )
