@@ -27,11 +27,15 @@ LIBRARY_OPS = {
 
 @dataclass(frozen=True)
 class Target:
-    """`kind` is cpu or cuda; `arch` the instruction set, as `x86-64-v3` or `sm_90`; `host` whether it is this very machine's."""
+    """`kind` is cpu or cuda; `arch` the instruction set, as `x86-64-v3` or `sm_90`; `host` whether it is this very machine's.
+
+    float32: of products on tensor cores: ieee (none are used), tf32x3 (three products of parts) or tf32
+    """
 
     kind: str
     arch: str
     host: bool = False
+    float32: str = "ieee"
 
     @property
     def library_ops(self) -> frozenset[str]:
@@ -41,15 +45,17 @@ class Target:
     @property
     def tiles_sums(self) -> bool:
         """Whether kernels of ours compute matrix products and convolutions as well as a library, or better."""
-        return self.kind == "cpu"
+        return True
 
     def contracts(self, kernel: Kernel, fixed: Set[Buffer]) -> bool:
         """Whether a kernel is a sum of products that our tiles compute, and at least as quickly as a library.
 
         `fixed`: buffers that keep their contents between calls, so that they are packed once.
         """
-        if self.kind != "cpu":
-            return False
+        if self.kind == "cuda":
+            from dlcompiler.codegen.gpu.contraction import contracts
+
+            return contracts(kernel)
         from dlcompiler.codegen.contraction import is_worth_it
         from dlcompiler.codegen.cpu.compile import machine_of
 
@@ -57,10 +63,29 @@ class Target:
 
     def panel_width(self, kernel: Kernel, fixed: Set[Buffer]) -> int | None:
         """How wide the panels should be in which such a kernel reads its columns; None to read them where they lie."""
+        if self.kind == "cuda":
+            return None
         from dlcompiler.codegen.contraction import panel_width
         from dlcompiler.codegen.cpu.compile import machine_of
 
         return panel_width(kernel, fixed, machine_of(self).tiles)
+
+    def arranged(self, kernel: Kernel, fixed: Set[Buffer]) -> tuple[Kernel, Kernel] | None:
+        """A kernel that puts what such a kernel reads of `fixed` buffers in order, and the kernel that reads that; None for as is."""
+        if self.kind == "cpu":
+            return None
+        from dlcompiler.codegen.gpu.contraction import arrange
+
+        return arrange(kernel, fixed)
+
+    def in_parts(self, kernel: Kernel) -> tuple[Kernel, Kernel] | None:
+        """Such a kernel as one of partial sums and one that adds these up; None where one kernel is quicker."""
+        if self.kind == "cpu":
+            return None
+        from dlcompiler.codegen.gpu.contraction import split
+        from dlcompiler.codegen.gpu.device import device_of
+
+        return split(kernel, device_of(self.arch), self.float32)
 
     def scratch_of_routine(self, node: Node) -> Sequence[TensorType] | None:
         """The scratch memory of the hand-written kernel that computes a graph node; None if there is no such kernel."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 
+from dlcompiler.codegen.gpu.contraction import product_writers
 from dlcompiler.codegen.gpu.cubin import Resources, resources_of
 from dlcompiler.codegen.gpu.device import device_of
 from dlcompiler.codegen.gpu.load import load_function
@@ -109,7 +110,11 @@ def _too_large() -> tuple[type[Exception], ...]:
 
 def assemble_kernel(kernel: K.Kernel, target: Target, aligned: frozenset[str]) -> AssembledKernel:
     """One kernel by the first of its schedules that keeps everything in registers; `aligned` buffers begin at multiples of 16."""
-    schedules = candidates(kernel, device_of(target.arch))
+    device = device_of(target.arch)
+    products = product_writers(kernel, device, target.float32, aligned)
+    if products is not None:
+        return first_without_spills(products, target)
+    schedules = candidates(kernel, device)
     return first_without_spills((lambda s=s: write_triton(kernel, "kernel", s, aligned) for s in schedules), target)
 
 
@@ -119,7 +124,7 @@ def assemble_kernels(
     """Each kernel assembled, in order; equal ones once. `aligned`: names of each one's buffers at multiples of 16; None: all."""
     results = []
     for kernel, names in zip(kernels, aligned or [frozenset(b.name for b in k.buffers) for k in kernels], strict=True):
-        key = (str(kernel.replace(name="kernel", origin=())), f"{target.arch} {sorted(names)}")
+        key = (str(kernel.replace(name="kernel", origin=())), f"{target.arch} {target.float32} {sorted(names)}")
         with _lock:
             if key not in _assembled:
                 _assembled[key] = assemble_kernel(kernel, target, names)

@@ -1,8 +1,10 @@
-"""CUDA's libdevice under Triton's interpreter, which cannot call device libraries: the same functions from NumPy."""
+"""What Triton's interpreter lacks, from NumPy: CUDA's libdevice, which it cannot call, and products of bfloat16."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -31,3 +33,30 @@ class Libdevice:
             return tensor(TensorHandle(result, shaped.handle.dtype), shaped.type)
 
         return apply
+
+
+_products = threading.RLock()
+
+
+@contextmanager
+def bfloat16_products() -> Iterator[None]:
+    """Under this, the interpreter multiplies matrices of bfloat16 as numbers; by itself it takes their bits for integers."""
+    from triton import language as tl
+    from triton.runtime import interpreter
+
+    builder = interpreter.interpreter_builder
+    original = type(builder).create_dot
+
+    def create_dot(a: Any, b: Any, *rest: Any) -> Any:
+        return original(builder, *(_widened(x) if x.dtype is tl.bfloat16 else x for x in (a, b)), *rest)
+
+    def _widened(handle: Any) -> Any:
+        bits = handle.data.view(np.uint16).astype(np.uint32) << 16
+        return interpreter.TensorHandle(bits.view(np.float32), tl.float32)
+
+    with _products:
+        builder.create_dot = create_dot
+        try:
+            yield
+        finally:
+            del builder.create_dot
