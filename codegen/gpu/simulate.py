@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from dlcompiler.codegen.gpu.compile import AssembledKernel
-from dlcompiler.codegen.gpu.emulate import bfloat16_products
+from dlcompiler.codegen.gpu.emulate import completed_interpreter
 from dlcompiler.codegen.gpu.load import load_function
 from dlcompiler.codegen.gpu.triton_writer import TritonKernel
 from dlcompiler.ir.errors import LaunchError
@@ -43,7 +43,7 @@ def run_interpreted(kernel: TritonKernel, buffers: Mapping[str, np.ndarray], siz
         return
     pointers = [_Memory(buffers[b.name], b.dtype.name) for b in kernel.kernel.buffers]
     arguments = [*pointers, *(sizes[s] for s in kernel.kernel.size_symbols)]
-    with bfloat16_products():
+    with completed_interpreter():
         function[(programs,)](*(_tensor(a) if isinstance(a, _Memory) else a for a in arguments), **kernel.constants)
 
 
