@@ -89,8 +89,10 @@ class Target:
 
     def scratch_of_routine(self, node: Node) -> Sequence[TensorType] | None:
         """The scratch memory of the hand-written kernel that computes a graph node; None if there is no such kernel."""
-        if self.kind != "cpu":
-            return None
+        if self.kind == "cuda":
+            from dlcompiler.codegen.gpu.routines import scratch
+
+            return scratch(node)
         from dlcompiler.codegen.cpu.compile import machine_of
         from dlcompiler.codegen.cpu.routines import find_routine
 
@@ -100,6 +102,8 @@ class Target:
 
     def packing_of_routine(self, node: Node) -> Mapping[int, Callable[[Builder, Node], Node]]:
         """Operands that this kernel reads in an arrangement of its own, and how to write that with views."""
+        if self.kind == "cuda":
+            return {}
         from dlcompiler.codegen.cpu.compile import machine_of
         from dlcompiler.codegen.cpu.routines import Packs, find_routine
 

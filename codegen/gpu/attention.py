@@ -74,6 +74,10 @@ class Problem:
         """The kernel's parameters, as launching asks for them; what it computes is no loop nest of Kernel IR."""
         return K.Kernel("attention", (), self.buffers, (), self.origin)
 
+    def without_origin(self) -> Problem:
+        """The same for calls that come from elsewhere."""
+        return replace(self, origin=())
+
     def operations(self) -> int:
         """Multiplications and additions, of a causal problem only those that count."""
         total = 2 * size_estimate(self.heads) * size_estimate(self.length) * size_estimate(self.seen) * (self.width + self.depth)
