@@ -21,8 +21,12 @@ GPU_ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_
 # Ops that a library runs whole on each kind of target; everything else becomes kernels of our own.
 LIBRARY_OPS = {
     "cpu": frozenset({"matmul", "linear", "convolution", "attention", "scan"}),
-    "cuda": frozenset({"matmul", "linear", "convolution", "attention", "lstm", "gru", "rnn"}),
-}
+    "cuda": frozenset({
+        "matmul", "linear", "convolution", "attention", "attention_with_logsumexp", "attention_backward", "lstm", "gru", "rnn",
+    }),
+}  # fmt: skip
+# Of these those that no library has: they are written out where no kernel of ours applies.
+ROUTINES_ALONE = frozenset({"attention_with_logsumexp", "attention_backward"})
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,12 @@ class Target:
     def library_ops(self) -> frozenset[str]:
         """Ops kept whole for a library."""
         return LIBRARY_OPS[self.kind]
+
+    def runs_whole(self, node: Node) -> bool:
+        """Whether a composite is run as it is, by a library or by a hand-written kernel."""
+        if node.op.name not in self.library_ops:
+            return False
+        return node.op.name not in ROUTINES_ALONE or self.scratch_of_routine(node) is not None
 
     @property
     def tiles_sums(self) -> bool:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Set
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from dlcompiler.ir.graph import Node
 
 
 class PassTarget(Protocol):
@@ -14,6 +17,10 @@ class PassTarget(Protocol):
     @property
     def library_ops(self) -> frozenset[str]:
         """Ops that a library runs whole; composites among them are not expanded."""
+        ...
+
+    def runs_whole(self, node: Node) -> bool:
+        """Whether a composite is run as it is, by a library or by a hand-written kernel."""
         ...
 
     @property

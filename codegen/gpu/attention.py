@@ -6,7 +6,7 @@ softmax (Milakov and Gimelshein, Online normalizer calculation for softmax, 2018
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from dlcompiler.codegen.gpu.contraction_schedule import RATES
@@ -104,20 +104,30 @@ def buffer(name: str, view: View, role: str) -> K.Buffer:
     return K.Buffer(name, view.dtype, view.shape, view.strides, role)  # type: ignore[arg-type]
 
 
+ROLES = {
+    "attention": (("query", "key", "value", "mask"), ("out",)),
+    "attention_with_logsumexp": (("query", "key", "value", "mask"), ("out", "logsumexp")),
+    "attention_backward": (
+        ("grad", "query", "key", "value", "logsumexp", "delta", "mask"), ("grad_query", "grad_key", "grad_value"),
+    ),
+}  # fmt: skip
+ONE_NUMBER_A_ROW = ("logsumexp", "delta")
+
+
 def problem_of(call: RoutineCall) -> Problem:
-    """What a call of `attention` computes."""
-    query, key, value, *mask = call.reads
-    (out,) = (view for view in call.writes if view is not None)
-    lead = out.shape[:-2]
-    roles = {"query": query, "key": key, "value": value, **({"mask": mask[0]} if mask else {}), "out": out}
+    """What a call of `attention`, or of one of the two ops that training needs, computes."""
+    reads, writes = ROLES[call.op]
+    roles = dict(zip(reads, call.reads)) | {role: view for role, view in zip(writes, call.writes) if view is not None}
+    query, key, value = (roles[role] for role in ("query", "key", "value"))
+    lead = roles.get("out", query).shape[:-2]
     width, depth = query.shape[-1], value.shape[-1]
     assert isinstance(width, int) and isinstance(depth, int)
     found = Problem(
         lead, query.shape[-2], key.shape[-2], width, depth, float(call.attributes["scale"]), bool(call.attributes["causal"]),
-        query.dtype, {role: strided(role, view, lead) for role, view in roles.items()},
-        tuple(buffer(role, view, "out" if role == "out" else "in") for role, view in roles.items()), call.origin,
+        query.dtype, {role: strided(role, view, lead, role not in ONE_NUMBER_A_ROW) for role, view in roles.items()},
+        tuple(buffer(role, view, "out" if role in writes else "in") for role, view in roles.items()), call.origin,
     )  # fmt: skip
-    return _heads_as_rows(found)
+    return _heads_as_rows(found) if call.op == "attention" else found
 
 
 def _heads_as_rows(problem: Problem) -> Problem:
@@ -137,8 +147,10 @@ def _heads_as_rows(problem: Problem) -> Problem:
 
 
 def applies(node: Node) -> bool:
-    """Whether our kernel computes this attention: heads of a known width up to 256, in float32, float16 or bfloat16."""
-    query, _, value, *mask = (operand.tensor for operand in node.inputs)
+    """Whether our kernels compute this attention: heads of a known width up to 256, in float32, float16 or bfloat16."""
+    operands = dict(zip(ROLES[node.op.name][0], (operand.tensor for operand in node.inputs)))
+    query, value = operands["query"], operands["value"]
+    mask = [operands["mask"]] if "mask" in operands else []
     sizes = (query.shape[-1], value.shape[-1])
     known = all(isinstance(size, int) and 0 < size <= WIDEST for size in sizes)
     return known and query.dtype in (f32, f16, bf16) and all(m.rank > 0 for m in mask)
@@ -196,6 +208,25 @@ def attention_candidates(problem: Problem, device: Device, precision: str) -> It
     yield AttentionSchedule(SMALLEST_BLOCK, SMALLEST_BLOCK * 2, 4, 1, word)
 
 
+def backward_candidates(problem: Problem, device: Device, precision: str) -> Iterator[AttentionSchedule]:
+    """Schedules of the backward pass: `rows` of what a program keeps, `keys` of what it walks over."""
+    wide = padded(max(problem.width, problem.depth))
+    is_narrow = problem.dtype.bits == 16
+    word = "" if is_narrow else precision
+    longest = power_of_two(max(size_estimate(problem.length), size_estimate(problem.seen)))
+    tiles = [(128, 64, 8), (128, 32, 8), (128, 32, 4), (64, 64, 8), (64, 32, 4), (32, 32, 4), (16, 32, 4)]
+    if not (is_narrow or precision != "ieee"):
+        tiles = [(64, 32, 8), (32, 32, 8), (32, 32, 4), (16, 32, 4)]
+    for kept, step, warps in tiles:
+        if kept > max(SMALLEST_BLOCK, longest) or 2 * kept * wide // (warps * 32) > 128:
+            continue
+        for stages in (3, 2, 1):
+            shared = (2 * kept + 2 * stages * step) * wide * problem.dtype.bytes + kept * step * problem.dtype.bytes
+            if shared <= device.block_shared_bytes - 4096:
+                yield AttentionSchedule(kept, step, warps, stages, word)
+    yield AttentionSchedule(SMALLEST_BLOCK, SMALLEST_BLOCK, 4, 1, word)
+
+
 def padded(width: int) -> int:
     """The block that holds so many numbers of a head."""
     return max(SMALLEST_BLOCK, power_of_two(width))
@@ -209,8 +240,10 @@ def row_blocks(problem: Problem, schedule: AttentionSchedule) -> Dim:
 def attention_writers(
     problem: Problem, device: Device, precision: str, aligned: frozenset[str], name: str = "kernel"
 ) -> Iterator[Callable[[], TritonKernel]]:
-    """What writes the kernel, by one schedule after another."""
+    """What writes the kernel, by one schedule after another, the preferred one first."""
+    from dlcompiler.codegen.gpu.attention_backward import write_attention_backward
     from dlcompiler.codegen.gpu.attention_writer import write_attention
 
-    schedules: Sequence[AttentionSchedule] = list(attention_candidates(problem, device, precision))
-    return ((lambda s=s: write_attention(problem, s, name, aligned)) for s in schedules)
+    is_backward = "grad_query" in problem.operands
+    choose, write = (backward_candidates, write_attention_backward) if is_backward else (attention_candidates, write_attention)
+    return ((lambda s=s: write(problem, s, name, aligned)) for s in choose(problem, device, precision))

@@ -196,8 +196,8 @@ def write_attention(
     end = f", {' & '.join(conditions)})" if conditions else ")"
     w.line(f"tl.store({w.address(out, 'row[:, None]', 'f[None, :]')}, {stored}{end}")
     if "logsumexp" in operands:
-        # in units of log 2, +inf for a row that sees nothing: its weights come out as 0 in the backward pass
-        w.line('sum_of_row = tl.where(total == 0.0, float("inf"), largest + tl.log2(total))')
+        # +inf for a row that sees nothing: its weights come out as 0 in the backward pass
+        w.line(f'sum_of_row = tl.where(total == 0.0, float("inf"), (largest + tl.log2(total)) * {1 / LOG2_E!r})')
         w.line(f"tl.store({w.address(operands['logsumexp'], 'row', '')}, sum_of_row{'' if rows_exact else ', row_inside'})")
     constants = {"ROWS": schedule.rows, "KEYS": schedule.keys, "WIDTH": padded(problem.width), "DEPTH": padded(problem.depth)}
     return w.kernel(name, problem.heads * blocks, constants, schedule, aligned)

@@ -22,9 +22,7 @@ Writers = Iterator[Callable[[], "TritonKernel"]]
 
 def scratch(node: Node) -> Sequence[TensorType] | None:
     """The scratch memory of the routine that computes a graph node; None if there is no such routine."""
-    if node.op.name == "attention" and attention.applies(node):
-        return ()
-    return None
+    return () if node.op.name in attention.ROLES and attention.applies(node) else None
 
 
 def parameter_names(call: RoutineCall) -> list[str]:
