@@ -21,35 +21,51 @@ GPU_ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_
 # Ops that a library runs whole on each kind of target; everything else becomes kernels of our own.
 LIBRARY_OPS = {
     "cpu": frozenset({"matmul", "linear", "convolution", "attention", "scan"}),
-    "cuda": frozenset({"matmul", "linear", "convolution", "attention", "lstm", "gru", "rnn"}),
-}
+    "cuda": frozenset({
+        "matmul", "linear", "convolution", "attention", "attention_with_logsumexp", "attention_backward", "lstm", "gru", "rnn",
+    }),
+}  # fmt: skip
+# Of these those that no library has: they are written out where no kernel of ours applies.
+ROUTINES_ALONE = frozenset({"attention_with_logsumexp", "attention_backward"})
 
 
 @dataclass(frozen=True)
 class Target:
-    """`kind` is cpu or cuda; `arch` the instruction set, as `x86-64-v3` or `sm_90`; `host` whether it is this very machine's."""
+    """`kind` is cpu or cuda; `arch` the instruction set, as `x86-64-v3` or `sm_90`; `host` whether it is this very machine's.
+
+    float32: of products on tensor cores: ieee (none are used), tf32x3 (three products of parts) or tf32
+    """
 
     kind: str
     arch: str
     host: bool = False
+    float32: str = "ieee"
 
     @property
     def library_ops(self) -> frozenset[str]:
         """Ops kept whole for a library."""
         return LIBRARY_OPS[self.kind]
 
+    def runs_whole(self, node: Node) -> bool:
+        """Whether a composite is run as it is, by a library or by a hand-written kernel."""
+        if node.op.name not in self.library_ops:
+            return False
+        return node.op.name not in ROUTINES_ALONE or self.scratch_of_routine(node) is not None
+
     @property
     def tiles_sums(self) -> bool:
         """Whether kernels of ours compute matrix products and convolutions as well as a library, or better."""
-        return self.kind == "cpu"
+        return True
 
     def contracts(self, kernel: Kernel, fixed: Set[Buffer]) -> bool:
         """Whether a kernel is a sum of products that our tiles compute, and at least as quickly as a library.
 
         `fixed`: buffers that keep their contents between calls, so that they are packed once.
         """
-        if self.kind != "cpu":
-            return False
+        if self.kind == "cuda":
+            from dlcompiler.codegen.gpu.contraction import contracts
+
+            return contracts(kernel)
         from dlcompiler.codegen.contraction import is_worth_it
         from dlcompiler.codegen.cpu.compile import machine_of
 
@@ -57,6 +73,8 @@ class Target:
 
     def panel_width(self, kernel: Kernel, fixed: Set[Buffer]) -> int | None:
         """How wide the panels should be in which such a kernel reads its columns; None to read them where they lie."""
+        if self.kind == "cuda":
+            return None
         from dlcompiler.codegen.contraction import panel_width
         from dlcompiler.codegen.cpu.compile import machine_of
 
@@ -83,10 +101,29 @@ class Target:
 
         return winograd_width(kernel, fixed, sizes, machine_of(self).tiles) if self.kind == "cpu" else None
 
+    def arranged(self, kernel: Kernel, fixed: Set[Buffer]) -> tuple[Kernel, Kernel] | None:
+        """A kernel that puts what such a kernel reads of `fixed` buffers in order, and the kernel that reads that; None for as is."""
+        if self.kind == "cpu":
+            return None
+        from dlcompiler.codegen.gpu.contraction import arrange
+
+        return arrange(kernel, fixed)
+
+    def in_parts(self, kernel: Kernel) -> tuple[Kernel, Kernel] | None:
+        """Such a kernel as one of partial sums and one that adds these up; None where one kernel is quicker."""
+        if self.kind == "cpu":
+            return None
+        from dlcompiler.codegen.gpu.contraction import split
+        from dlcompiler.codegen.gpu.device import device_of
+
+        return split(kernel, device_of(self.arch), self.float32)
+
     def scratch_of_routine(self, node: Node) -> Sequence[TensorType] | None:
         """The scratch memory of the hand-written kernel that computes a graph node; None if there is no such kernel."""
-        if self.kind != "cpu":
-            return None
+        if self.kind == "cuda":
+            from dlcompiler.codegen.gpu.routines import scratch
+
+            return scratch(node)
         from dlcompiler.codegen.cpu.compile import machine_of
         from dlcompiler.codegen.cpu.routines import find_routine
 
@@ -96,6 +133,8 @@ class Target:
 
     def packing_of_routine(self, node: Node) -> Mapping[int, Callable[[Builder, Node], Node]]:
         """Operands that this kernel reads in an arrangement of its own, and how to write that with views."""
+        if self.kind == "cuda":
+            return {}
         from dlcompiler.codegen.cpu.compile import machine_of
         from dlcompiler.codegen.cpu.routines import Packs, find_routine
 

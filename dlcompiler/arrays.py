@@ -39,7 +39,10 @@ def tensor_from_array(array: np.ndarray) -> torch.Tensor:
 
 
 def array_from_tensor(tensor: torch.Tensor, dtype: DType | None = None) -> np.ndarray:
-    """An array over the tensor's memory; over a copy of it if it lies on a device. `dtype` is its element type where torch has none: a 4-bit integer, say."""
+    """An array over the tensor's memory; over a copy of it if it lies on a device.
+
+    `dtype` is its element type where torch has none: a 4-bit integer, say.
+    """
     plain = tensor.detach().cpu().resolve_conj().resolve_neg()
     if dtype is None:
         dtype = DTYPES[DTYPE_NAMES[plain.dtype]]

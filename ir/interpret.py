@@ -17,7 +17,7 @@ from dlcompiler.ir.expression import Expression, evaluate, symbols
 from dlcompiler.ir.graph import Builder, Graph, Node
 from dlcompiler.ir.interpret_kernel import interpret_kernel
 from dlcompiler.ir.ops import Op, Trait, lookup
-from dlcompiler.ir.program import AtenCall, Launch, LibraryCall, Program, Slot, View
+from dlcompiler.ir.program import AtenCall, Launch, LibraryCall, Program, RoutineCall, Slot, View
 from dlcompiler.ir.types import TensorType, dtype_of
 
 # What runs an `aten.call`: (target, arguments template, operand arrays) -> array, or tuple of arrays
@@ -188,8 +188,8 @@ def interpret_program(
 ) -> list[np.ndarray]:
     """The outputs of `program`, then the final contents of the inputs that its graph writes back.
 
-    Kernels run by the kernel interpreter (or by `launch`, given the number of the step, its buffers' arrays by name and its
-    sizes), library calls by the op table. With a placement, intermediates share one arena at their planned offsets; without one
+    Kernels run by the kernel interpreter (or by `launch`, as routines then are, given the number of the step, its buffers' arrays
+    by name in order and its sizes), library calls by the op table. With a placement, intermediates share one arena at their planned offsets; without one
     each has memory of its own. Memory starts as NaN bits; `inputs` are not changed.
     """
     memory = _Memory(program, inputs, bindings or bind_inputs(program.graph, inputs))
@@ -203,6 +203,8 @@ def interpret_program(
                     interpret_kernel(step.kernel, arrays, sizes)
                 else:
                     launch(number, arrays, sizes)
+            case RoutineCall() if launch is not None:
+                launch(number, memory.arguments(step), memory.sizes(step))
             case LibraryCall():
                 operands = [memory.array(v).copy() for v in step.reads]
                 result = evaluate_op(lookup(step.op), operands, concrete(step.attributes, memory.bindings))
@@ -245,13 +247,14 @@ class _Memory:
             if slot.role == "constant":
                 self.array(slot.view())[...] = np.asarray(program.constants[slot.position])
 
-    def arguments(self, step: Launch) -> dict[str, np.ndarray]:
-        """A launch's buffers by name."""
-        return {b.name: self.array(v) for b, v in zip(step.kernel.buffers, step.arguments)}
+    def arguments(self, step: Launch | RoutineCall) -> dict[str, np.ndarray]:
+        """A launch's buffers by name, a routine's arguments by number."""
+        names = [b.name for b in step.kernel.buffers] if isinstance(step, Launch) else map(str, range(len(step.arguments)))
+        return {name: self.array(v) for name, v in zip(names, step.arguments)}
 
-    def sizes(self, step: Launch) -> dict[str, int]:
+    def sizes(self, step: Launch | RoutineCall) -> dict[str, int]:
         """The sizes that a launch is given."""
-        return {s: self.bindings[s] for s in step.kernel.size_symbols}
+        return {s: self.bindings[s] for s in (step.kernel if isinstance(step, Launch) else step).size_symbols}
 
     def array(self, view: View) -> np.ndarray:
         """The memory that a view sees, as a writable array of its shape."""

@@ -19,6 +19,10 @@ class PassTarget(Protocol):
         """Ops that a library runs whole; composites among them are not expanded."""
         ...
 
+    def runs_whole(self, node: Node) -> bool:
+        """Whether a composite is run as it is, by a library or by a hand-written kernel."""
+        ...
+
     @property
     def tiles_sums(self) -> bool:
         """Whether kernels of ours compute matrix products and convolutions well."""

@@ -473,6 +473,39 @@ def _():
     yield Sample("attention", (array(f32, 1, 3, 2), array(f32, 1, 0, 2), array(f32, 1, 0, 4)), _ATTENTION, exact=False)
 
 
+@record(
+    "attention_with_logsumexp",
+    ((T(f32, 2, 3, 4), T(f32, 2, 5, 3), T(f32, 2, 5, 6)), _ATTENTION, ShapeError),
+    ((T(i32, 2, 3, 4), T(i32, 2, 5, 4), T(i32, 2, 5, 6)), _ATTENTION, DTypeError),
+)
+def _():
+    for dtype in (f32, f64, f16, bf16):
+        qkv = array(dtype, 2, 3, 5, 4), array(dtype, 2, 3, 7, 4, seed=1), array(dtype, 2, 3, 7, 6, seed=2)
+        yield Sample("attention_with_logsumexp", qkv, _ATTENTION, exact=False)
+        yield Sample("attention_with_logsumexp", qkv, {"scale": 0.3, "causal": True}, exact=False)
+    qkv = array(f32, 2, 5, 4), array(f32, 2, 7, 4, seed=1), array(f32, 2, 7, 6, seed=2)
+    yield Sample("attention_with_logsumexp", (*qkv, np.arange(35).reshape(5, 7) >= 7), _ATTENTION, exact=False)
+
+
+_ROWS = T(f32, 2, 3)
+_QKV = T(f32, 2, 3, 4), T(f32, 2, 5, 4), T(f32, 2, 5, 6)
+
+
+@record(
+    "attention_backward",
+    ((T(f32, 2, 3, 5), *_QKV, _ROWS, _ROWS), _ATTENTION, ShapeError),
+    ((T(f32, 2, 3, 6), *_QKV, _ROWS, T(f32, 2, 4)), _ATTENTION, ShapeError),
+    ((T(f32, 2, 3, 6), T(f32, 2, 3, 4), T(f32, 1, 5, 4), T(f32, 1, 5, 6), _ROWS, _ROWS), _ATTENTION, ShapeError),
+    ((T(f16, 2, 3, 6), T(f16, 2, 3, 4), T(f32, 2, 5, 4), T(f32, 2, 5, 6), _ROWS, _ROWS), _ATTENTION, DTypeError),
+)
+def _():
+    for dtype in (f32, f64, f16, bf16):
+        qkv = array(dtype, 2, 5, 4), array(dtype, 2, 7, 4, seed=1), array(dtype, 2, 7, 6, seed=2)
+        rows = array(f32, 2, 5, seed=4) + np.float32(4), array(f32, 2, 5, seed=5)
+        for attributes in (_ATTENTION, {"scale": 0.3, "causal": True}):
+            yield Sample("attention_backward", (array(dtype, 2, 5, 6, seed=3), *qkv, *rows), attributes, exact=False)
+
+
 def _recurrent_types(gates: int, states: int) -> tuple[TensorType, ...]:
     """Operands of a whole layer: 4 steps, a batch of 2, 3 inputs, 5 hidden units."""
     state = (T(f32, 1, 2, 5),) * states

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+from dlcompiler.codegen.gpu.contraction import product_writers
 from dlcompiler.codegen.gpu.cubin import Resources, resources_of
 from dlcompiler.codegen.gpu.device import device_of
 from dlcompiler.codegen.gpu.load import load_function
+from dlcompiler.codegen.gpu.routines import parameter_names, routine_key, routine_writers
 from dlcompiler.codegen.gpu.schedule import candidates
 from dlcompiler.codegen.gpu.triton_writer import TritonKernel, write_triton
 from dlcompiler.codegen.target import Target
 from dlcompiler.ir import kernel as K
-from dlcompiler.ir.program import DeviceCode, DeviceKernel, Launch, Program, View
+from dlcompiler.ir.program import DeviceCode, DeviceKernel, Launch, Program, RoutineCall, View
 
 ALIGNMENT = 16  # bytes; of addresses that let a thread load a vector
 
@@ -80,13 +82,13 @@ def assemble(kernel: TritonKernel, target: Target) -> AssembledKernel:
     )
 
 
-def first_without_spills(kernels: Iterable[TritonKernel], target: Target) -> AssembledKernel:
+def first_without_spills(kernels: Iterable[Callable[[], TritonKernel]], target: Target) -> AssembledKernel:
     """The first that keeps everything in registers, else the one that spills least. One that cannot be assembled is left out."""
     best: AssembledKernel | None = None
     failure: Exception | None = None
-    for kernel in kernels:
+    for write in kernels:
         try:
-            assembled = assemble(kernel, target)
+            assembled = assemble(write(), target)
         except _too_large() as error:
             failure = error
             continue
@@ -107,19 +109,26 @@ def _too_large() -> tuple[type[Exception], ...]:
     return (OutOfResources, PTXASError)
 
 
-def assemble_kernel(kernel: K.Kernel, target: Target, aligned: frozenset[str]) -> AssembledKernel:
+def assemble_kernel(kernel: K.Kernel | RoutineCall, target: Target, aligned: frozenset[str]) -> AssembledKernel:
     """One kernel by the first of its schedules that keeps everything in registers; `aligned` buffers begin at multiples of 16."""
-    schedules = candidates(kernel, device_of(target.arch))
-    return first_without_spills((write_triton(kernel, "kernel", s, aligned) for s in schedules), target)
+    device = device_of(target.arch)
+    if isinstance(kernel, RoutineCall):
+        return first_without_spills(routine_writers(kernel, device, target.float32, aligned), target)
+    products = product_writers(kernel, device, target.float32, aligned)
+    if products is not None:
+        return first_without_spills(products, target)
+    schedules = candidates(kernel, device)
+    return first_without_spills((lambda s=s: write_triton(kernel, "kernel", s, aligned) for s in schedules), target)
 
 
 def assemble_kernels(
-    kernels: Sequence[K.Kernel], target: Target, aligned: Sequence[frozenset[str]] | None = None
+    kernels: Sequence[K.Kernel | RoutineCall], target: Target, aligned: Sequence[frozenset[str]] | None = None
 ) -> list[AssembledKernel]:
     """Each kernel assembled, in order; equal ones once. `aligned`: names of each one's buffers at multiples of 16; None: all."""
     results = []
-    for kernel, names in zip(kernels, aligned or [frozenset(b.name for b in k.buffers) for k in kernels], strict=True):
-        key = (str(kernel.replace(name="kernel", origin=())), f"{target.arch} {sorted(names)}")
+    for kernel, names in zip(kernels, aligned or [frozenset(_parameters(k)) for k in kernels], strict=True):
+        text = routine_key(kernel) if isinstance(kernel, RoutineCall) else str(kernel.replace(name="kernel", origin=()))
+        key = (text, f"{target.arch} {target.float32} {sorted(names)}")
         with _lock:
             if key not in _assembled:
                 _assembled[key] = assemble_kernel(kernel, target, names)
@@ -127,9 +136,15 @@ def assemble_kernels(
     return results
 
 
-def aligned_buffers(step: Launch) -> frozenset[str]:
+def _parameters(kernel: K.Kernel | RoutineCall) -> list[str]:
+    """Names of the parameters that are addresses."""
+    return parameter_names(kernel) if isinstance(kernel, RoutineCall) else [b.name for b in kernel.buffers]
+
+
+def aligned_buffers(step: Launch | RoutineCall) -> frozenset[str]:
     """Names of the buffers whose addresses are sure to be multiples of 16: memory of its own begins at one, and so do inputs."""
-    return frozenset(b.name for b, view in zip(step.kernel.buffers, step.arguments) if _is_aligned(view))
+    names = _parameters(step if isinstance(step, RoutineCall) else step.kernel)
+    return frozenset(name for name, view in zip(names, step.arguments) if _is_aligned(view))
 
 
 def _is_aligned(view: View) -> bool:
@@ -137,10 +152,11 @@ def _is_aligned(view: View) -> bool:
 
 
 def emit_program(program: Program, target: Target) -> Program:
-    """Attach every launch's Triton source and its assembled stages."""
-    launches = [step for step in (*program.preparation, *program.steps) if isinstance(step, Launch)]
-    assembled = assemble_kernels([s.kernel for s in launches], target, [aligned_buffers(s) for s in launches])
+    """Attach the Triton source of every launch and routine, and its assembled stages."""
+    launches = [step for step in (*program.preparation, *program.steps) if isinstance(step, Launch | RoutineCall)]
+    units = [step if isinstance(step, RoutineCall) else step.kernel for step in launches]
+    assembled = assemble_kernels(units, target, [aligned_buffers(s) for s in launches])
     first = len(program.preparation)
     codes = iter(assembled[first:])
-    kernels = tuple(next(codes) if isinstance(step, Launch) else None for step in program.steps)
+    kernels = tuple(next(codes) if isinstance(step, Launch | RoutineCall) else None for step in program.steps)
     return program.replace(code=DeviceCode(kernels, target.arch, tuple(assembled[:first])))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dlcompiler.codegen.gpu.compile import assemble_kernels
 from dlcompiler.codegen.target import Target
 from dlcompiler.ir.kernel import Kernel
+from dlcompiler.ir.program import RoutineCall
 
 
-def kernel_listing(kernel: Kernel, target: Target) -> dict[str, str]:
+def kernel_listing(kernel: Kernel | RoutineCall, target: Target) -> dict[str, str]:
     """`{"schedule": one line, "triton": the source, "ttir": ..., "ttgir": ..., "llir": ..., "ptx": ...}`."""
     (assembled,) = assemble_kernels([kernel], target)
     return {"schedule": assembled.schedule + "\n", **assembled.stages}

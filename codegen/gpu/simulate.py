@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from dlcompiler.codegen.gpu.compile import AssembledKernel
+from dlcompiler.codegen.gpu.emulate import completed_interpreter
 from dlcompiler.codegen.gpu.load import load_function
 from dlcompiler.codegen.gpu.triton_writer import TritonKernel
 from dlcompiler.ir.errors import LaunchError
 from dlcompiler.ir.expression import evaluate
 from dlcompiler.ir.interpret import interpret_program
-from dlcompiler.ir.program import DeviceCode, Launch, Program
+from dlcompiler.ir.program import DeviceCode, Launch, Program, RoutineCall
 
 
 def simulate(program: Program, inputs: Sequence[np.ndarray | int]) -> list[np.ndarray]:
@@ -25,10 +26,9 @@ def simulate(program: Program, inputs: Sequence[np.ndarray | int]) -> list[np.nd
 
     def launch(number: int, arrays: Mapping[str, np.ndarray], sizes: Mapping[str, int]) -> None:
         kernel, step = code.kernels[number], program.steps[number]
-        assert isinstance(kernel, AssembledKernel) and isinstance(step, Launch)
-        # equal kernels share one text, whose buffers may have other names
-        names = [b.name for b in step.kernel.buffers]
-        own = {b.name: arrays[name] for b, name in zip(kernel.triton.kernel.buffers, names)}
+        assert isinstance(kernel, AssembledKernel) and isinstance(step, Launch | RoutineCall)
+        # equal kernels share one text, whose buffers may have other names; arrays are in the order of the step's arguments
+        own = {b.name: array for b, array in zip(kernel.triton.kernel.buffers, arrays.values())}
         run_interpreted(kernel.triton, own, sizes)
 
     return interpret_program(program, inputs, launch=launch)[: len(program.outputs)]
@@ -48,7 +48,8 @@ def run_at(kernel: TritonKernel, words: Sequence[int], programs: int) -> None:
     function = load_function(kernel.source, kernel.name, interpret=True)
     types = [b.dtype.name for b in kernel.kernel.buffers]
     arguments = [_tensor(word, types[k]) if k < len(types) else word for k, word in enumerate(words)]
-    function[(programs,)](*arguments, **kernel.constants)
+    with completed_interpreter():
+        function[(programs,)](*arguments, **kernel.constants)
 
 
 def _tensor(address: int, dtype: str):

@@ -92,6 +92,7 @@ def lookup(name: str) -> Op:
 def _fill_table() -> None:
     # each module registers its entries when imported
     from dlcompiler.ir.ops import (  # noqa: F401
+        attention_training,
         composite,
         contraction,
         control,

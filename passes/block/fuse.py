@@ -24,7 +24,14 @@ from dlcompiler.ir.types import TensorType, contiguous_strides
 from dlcompiler.passes.block.lower import lower_group
 from dlcompiler.passes.block.signature import signature
 from dlcompiler.passes.fixed import fixed_nodes
-from dlcompiler.passes.strides import channels_last_strides, heads_are_inside, heads_inside_strides, image_of, stored_source, wants_channels_last
+from dlcompiler.passes.strides import (
+    channels_last_strides,
+    heads_are_inside,
+    heads_inside_strides,
+    image_of,
+    stored_source,
+    wants_channels_last,
+)
 
 # Bounds compile time: groups are lowered while they grow, so the work is linear in nodes times this.
 MAXIMUM_NODES = 64

@@ -57,6 +57,14 @@ class PlanTarget(Protocol):
         """The same for a convolution that Winograd's algorithm shall compute; None where the target does not do that."""
         ...
 
+    def arranged(self, kernel: Kernel, fixed: Set[Buffer]) -> tuple[Kernel, Kernel] | None:
+        """A kernel that puts in order what a sum of products reads of `fixed` buffers, and the kernel that reads that, last."""
+        ...
+
+    def in_parts(self, kernel: Kernel) -> tuple[Kernel, Kernel] | None:
+        """A sum of products as a kernel of partial sums, its one out buffer, and one that reads these, last, and adds them up."""
+        ...
+
     def scratch_of_routine(self, node: Node) -> Sequence[TensorType] | None:
         """The scratch memory of the hand-written kernel that computes a graph node; None if there is no such kernel."""
         ...
@@ -301,7 +309,10 @@ class _Planner:
                 given |= {operand: self._copy(operand, contiguous_strides(operand.shape)) for operand in operands}
                 kernel, reads, views = self._lower(nodes, outputs, writes, given)
             sizes = next((node.attributes["winograd"] for node in sums if "winograd" in node.attributes), None)
-            kernel, views = self._pack(kernel, views, fixed_buffers(kernel, reads, self.prepared_nodes), sizes)
+            fixed = fixed_buffers(kernel, reads, self.prepared_nodes)
+            kernel, views = self._pack(kernel, views, fixed, sizes)
+            kernel, views = self._arrange(kernel, views, fixed)
+            kernel, views = self._split(kernel, views)
         is_prepared = all(view.slot.role == "prepared" for view in writes)
         (self.preparation if is_prepared else self.steps).append(P.Launch(kernel, (*views, *writes), kernel.origin))
 
@@ -379,6 +390,29 @@ class _Planner:
             (self.preparation if is_fixed else self.steps).append(launch)
             self.panels[key] = slot.view()
         return self.panels[key]
+
+    def _arrange(self, kernel: Kernel, views: tuple[P.View, ...], fixed: frozenset[Buffer]) -> tuple[Kernel, tuple[P.View, ...]]:
+        """A sum of products that reads weights in the order in which the target wants them, and what it reads."""
+        found = self.target.arranged(kernel, fixed)
+        if found is None:
+            return kernel, views
+        arrange, arranged = found
+        of = dict(zip(kernel.buffers, views))
+        stored = self._panels(arrange, tuple(of[b] for b in arrange.buffers if b.role == "in"), True)
+        return arranged, tuple(of.get(b, stored) for b in arranged.buffers if b.role == "in")
+
+    def _split(self, kernel: Kernel, views: tuple[P.View, ...]) -> tuple[Kernel, tuple[P.View, ...]]:
+        """What is left of a sum of products after its parts were summed by a launch in front, and what it reads."""
+        found = self.target.in_parts(kernel)
+        if found is None:
+            return kernel, views
+        first, rest = found
+        of = dict(zip(kernel.buffers, views))
+        (out,) = (b for b in first.buffers if b.role == "out")
+        parts = self._scratch(f"{kernel.name}.{out.name}", TensorType(out.dtype, out.shape))
+        reads = tuple(of[b] for b in first.buffers if b.role == "in")
+        self.steps.append(P.Launch(first, (*reads, parts), kernel.origin))
+        return rest, tuple(of.get(b, parts) for b in rest.buffers if b.role == "in")
 
     def _operand(self, node: Node, position: int) -> P.View:
         """What a library or extern call reads: a window on a slot, or a copy where no window shows it."""

@@ -15,24 +15,24 @@ from dlcompiler.ir.graph import Graph, Node
 from dlcompiler.ir.ops import Trait
 from dlcompiler.ir.types import TensorType
 from dlcompiler.passes.aliasing import escaping
-from dlcompiler.passes.context import Context
+from dlcompiler.passes.context import Context, PassTarget
 from dlcompiler.passes.rewrite import GraphRewriter
 
 
 def decompose(graph: Graph, context: Context) -> Graph:
-    """The graph without composites, except ops in `target.library_ops`.
+    """The graph without composites, except those that `target.runs_whole`.
 
     Needed by every target, so it takes no fuel.
     """
-    kept_whole = context.target.library_ops
-    if not any(_is_expandable(n, kept_whole) for n in graph.nodes):
+    target = context.target
+    if not any(_is_expandable(n, target) for n in graph.nodes):
         return graph
     rewriter = GraphRewriter(graph, escaping(graph))
     results: dict[tuple[Node, int], Node] = {}
     refused: set[Node] = set()
     while (node := rewriter.next()) is not None:
         value = None
-        if node.op.name == "tuple.get" and _is_expandable(node.inputs[0], kept_whole):
+        if node.op.name == "tuple.get" and _is_expandable(node.inputs[0], target):
             source, key = node.inputs[0], (node.inputs[0], node.attributes["index"])
             if key not in results and source not in refused:
                 values = _expansion(rewriter, source)
@@ -46,7 +46,7 @@ def decompose(graph: Graph, context: Context) -> Graph:
             # a second reader follows the first one, since what stands for a node may be renamed
             if value is not None:
                 results[key] = node
-        elif _is_expandable(node, kept_whole) and isinstance(node.type, TensorType):
+        elif _is_expandable(node, target) and isinstance(node.type, TensorType):
             value = _expansion(rewriter, node)
             context.counts[node.op.name] += 1
         if value is None:
@@ -61,5 +61,5 @@ def _expansion(rewriter: GraphRewriter, node: Node) -> Any:
     return node.op.expand(rewriter, node.inputs, node.attributes)
 
 
-def _is_expandable(node: Node, kept_whole: frozenset[str]) -> bool:
-    return node.has(Trait.COMPOSITE) and node.op.name not in kept_whole
+def _is_expandable(node: Node, target: PassTarget) -> bool:
+    return node.has(Trait.COMPOSITE) and not target.runs_whole(node)

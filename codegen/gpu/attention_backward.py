@@ -1,0 +1,162 @@
+"""The gradients of attention -> Triton, in one launch, scores made again from the logarithms of their sums.
+
+    p = exp(scale * q @ k.T + mask - logsumexp)         as in the forward pass
+    dv = p.T @ grad
+    ds = p * (grad @ v.T - delta)                       delta: of each row the sum of grad * out
+    dq = scale * ds @ k,   dk = scale * ds.T @ q
+
+The first programs take a block of keys each and walk over the rows that see them, for dk and dv; the others take a block of rows
+and walk over keys, for dq. Nobody adds to what another program writes, so the order of all sums is fixed. (Dao, FlashAttention-2,
+2023, section 3.1.2, without its atomic additions.)
+"""
+
+from __future__ import annotations
+
+from dlcompiler.codegen.gpu import scalars
+from dlcompiler.codegen.gpu.attention import AttentionSchedule, Problem, Strided, padded
+from dlcompiler.codegen.gpu.attention_writer import LOG2_E, AttentionLines
+from dlcompiler.codegen.gpu.schedule import ceiling
+from dlcompiler.codegen.gpu.triton_writer import TritonKernel
+from dlcompiler.ir.expression import Dim
+from dlcompiler.ir.types import f32
+
+
+def write_attention_backward(
+    problem: Problem, schedule: AttentionSchedule, name: str = "kernel", aligned: frozenset[str] = frozenset()
+) -> TritonKernel:
+    """The gradients with respect to query, key and value as one Triton kernel.
+
+    `schedule.rows` is how much of what it keeps a program takes at a time, of keys or of rows, `schedule.keys` how much of the other.
+    """
+    return _Backward(problem, schedule).write(name, aligned)
+
+
+class _Backward(AttentionLines):
+    def __init__(self, problem: Problem, schedule: AttentionSchedule) -> None:
+        super().__init__(problem, schedule.precision)
+        self.schedule = schedule
+        self.operands = problem.operands
+
+    def write(self, name: str, aligned: frozenset[str]) -> TritonKernel:
+        """The file."""
+        problem, schedule = self.problem, self.schedule
+        key_blocks, row_blocks = ceiling(problem.seen, schedule.rows), ceiling(problem.length, schedule.rows)
+        blocks = key_blocks + row_blocks
+        self.line("program = tl.program_id(0)")
+        self.line(f"block = program % {self.text(blocks)}")
+        self.heads(f"(program // {self.text(blocks)}){self.integer}", list(self.operands.values()))
+        self.columns()
+        self.line(f"if block < {self.text(key_blocks)}:")
+        self.indent += 1
+        self.keys()
+        self.indent -= 1
+        self.line("else:")
+        self.indent += 1
+        self.line(f"block = block - {self.text(key_blocks)}")
+        self.rows()
+        constants = {"KEPT": schedule.rows, "STEP": schedule.keys, "WIDTH": padded(problem.width), "DEPTH": padded(problem.depth)}
+        return self.kernel(name, problem.heads * blocks, constants, schedule, aligned)
+
+    # -- one block of keys -----------------------------------------------------------------------------------------------------
+
+    def keys(self) -> None:
+        """dk and dv of a block of keys."""
+        problem, operands = self.problem, self.operands
+        exists = self.block("key_row", "block * KEPT", "KEPT", problem.seen, self.schedule.rows)
+        down = f"{exists}[:, None]" if exists else ""
+        self.line(f"k = {self.tile('key', 'key_row[:, None]', 'e[None, :]', [down])}")
+        self.line(f"v = {self.tile('value', 'key_row[:, None]', 'f[None, :]', [down])}")
+        self.line("dk = tl.full([KEPT, WIDTH], 0.0, tl.float32)")
+        self.line("dv = tl.full([KEPT, DEPTH], 0.0, tl.float32)")
+        # row r sees keys up to r
+        first = "block * KEPT // STEP * STEP" if problem.causal else "0"
+        self.line(f"for start in range({first}, {self.text(problem.length)}, STEP):")
+        self.indent += 1
+        rows = self.block("row", "start", "STEP", problem.length, self.schedule.keys)
+        rows_down = f"{rows}[:, None]" if rows else ""
+        self.line(f"q = {self.tile('query', 'row[:, None]', 'e[None, :]', [rows_down])}")
+        self.line(f"grad_tile = {self.tile('grad', 'row[:, None]', 'f[None, :]', [rows_down])}")
+        self.numbers_of_rows(rows)
+        self.line(f"scores = {self.dot('k', 'q.T')}")
+        across = f"{rows}[None, :]" if rows else ""
+        masks = [down, across, "(key_row[:, None] <= row[None, :])" if problem.causal else ""]
+        self.weights("[None, :]", "row[None, :]", "key_row[:, None]", masks, across)
+        self.line(f"dv = {self.dot(self.narrowed('weights'), 'grad_tile', 'dv')}")
+        self.line(f"products = {self.dot('v', 'grad_tile.T')}")
+        self.line("slopes = weights * (products - mean[None, :])")
+        self.line(f"dk = {self.dot(self.narrowed('slopes'), 'q', 'dk')}")
+        self.indent -= 1
+        self.line(f"dk = dk * {problem.scale!r}")
+        self.put(operands["grad_key"], "dk", "key_row[:, None]", "e[None, :]", [down, self.across(self.width_mask)])
+        self.put(operands["grad_value"], "dv", "key_row[:, None]", "f[None, :]", [down, self.across(self.depth_mask)])
+
+    # -- one block of rows -----------------------------------------------------------------------------------------------------
+
+    def rows(self) -> None:
+        """dq of a block of rows."""
+        problem, operands = self.problem, self.operands
+        rows = self.block("row", "block * KEPT", "KEPT", problem.length, self.schedule.rows)
+        down = f"{rows}[:, None]" if rows else ""
+        self.line(f"q = {self.tile('query', 'row[:, None]', 'e[None, :]', [down])}")
+        self.line(f"grad_tile = {self.tile('grad', 'row[:, None]', 'f[None, :]', [down])}")
+        self.numbers_of_rows(rows)
+        self.line("dq = tl.full([KEPT, WIDTH], 0.0, tl.float32)")
+        seen = self.text(problem.seen)
+        end = f"tl.minimum((block + 1) * KEPT, {seen})" if problem.causal else seen
+        self.line(f"for start in range(0, {end}, STEP):")
+        self.indent += 1
+        exists = self.block("key_row", "start", "STEP", problem.seen, self.schedule.keys)
+        keys_down = f"{exists}[:, None]" if exists else ""
+        self.line(f"k = {self.tile('key', 'key_row[:, None]', 'e[None, :]', [keys_down])}")
+        self.line(f"v = {self.tile('value', 'key_row[:, None]', 'f[None, :]', [keys_down])}")
+        self.line(f"scores = {self.dot('q', 'k.T')}")
+        across = f"{exists}[None, :]" if exists else ""
+        masks = [across, down, "(key_row[None, :] <= row[:, None])" if problem.causal else ""]
+        self.weights("[:, None]", "row[:, None]", "key_row[None, :]", masks, down)
+        self.line(f"products = {self.dot('grad_tile', 'v.T')}")
+        self.line("slopes = weights * (products - mean[:, None])")
+        self.line(f"dq = {self.dot(self.narrowed('slopes'), 'k', 'dq')}")
+        self.indent -= 1
+        self.line(f"dq = dq * {problem.scale!r}")
+        self.put(operands["grad_query"], "dq", "row[:, None]", "e[None, :]", [down, self.across(self.width_mask)])
+
+    # -- parts -------------------------------------------------------------------------------------------------------------------
+
+    def weights(self, shape: str, row: str, key: str, masks: list[str], rows_shaped: str) -> None:
+        """Masked scores, and the weights of the forward pass from them."""
+        self.scale("scores", row, key, masks, rows_shaped)
+        self.line(f"weights = tl.exp2(scores - log_sum{shape})")
+
+    def numbers_of_rows(self, rows: str) -> None:
+        """What there is one number a row of."""
+        end = f", {rows}, 0)" if rows else ")"
+        self.line(f"log_sum = tl.load({self.address(self.operands['logsumexp'], 'row', '')}{end} * {LOG2_E!r}")
+        self.line(f"mean = tl.load({self.address(self.operands['delta'], 'row', '')}{end}  # delta")
+
+    def block(self, name: str, start: str, size: str, limit: Dim, step: int) -> str:
+        """Indices of a block, and the variable that says which exist, if not all do."""
+        text = f"{start} + tl.arange(0, {size})"
+        self.line(f"{name} = {f'({text})' + self.integer if self.integer else text}")
+        if isinstance(limit, int) and limit % step == 0:
+            return ""
+        self.line(f"{name}_inside = {name} < {self.text(limit)}")
+        return f"{name}_inside"
+
+    def across(self, mask: str) -> str:
+        return f"{mask}[None, :]" if mask else ""
+
+    def tile(self, role: str, row: str, column: str, mask: list[str]) -> str:
+        """A tile of an operand; columns that pad a head are 0."""
+        padding = self.width_mask if column.startswith("e") else self.depth_mask
+        return self.load(self.operands[role], row, column, [*mask, self.across(padding)])
+
+    def narrowed(self, name: str) -> str:
+        dtype = self.problem.dtype
+        return name if dtype is f32 else f"{name}.to({scalars.type_name(dtype)})"
+
+    def put(self, x: Strided, name: str, row: str, column: str, mask: list[str]) -> None:
+        """Store a gradient."""
+        value = name if x.dtype is f32 else f"{name}.to({scalars.type_name(x.dtype)})"
+        conditions = [m for m in mask if m]
+        end = f", {' & '.join(conditions)})" if conditions else ")"
+        self.line(f"tl.store({self.address(x, row, column)}, {value}{end}")
