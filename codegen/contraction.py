@@ -13,6 +13,7 @@ import math
 from collections.abc import Set
 from dataclasses import dataclass, field
 
+from dlcompiler.codegen.choices import NOTHING, Answer
 from dlcompiler.codegen.schedule import Access, Schedule, merge_axes, size_estimate
 from dlcompiler.ir import kernel as K
 from dlcompiler.ir.contraction import (
@@ -51,6 +52,9 @@ class ContractionSchedule:
     summed    summed axes, outermost first
     rows, vectors, lanes   the tile
     rest      rows of the last tile, 0 if all are whole, None if that is only known when it runs
+    tiles     tiles of rows in one work item
+    sum_block summed positions after which sums are added to those before, where they are long
+    panels_first  whether all panels of columns are gone through for a chunk of rows, and not the other way around
     is_packed whether columns lie in panels of the tile's width
     depth     neighbouring positions of the innermost summed axis that lie side by side in panels: one step takes them all
     accesses  of the rows' and the columns' load
@@ -77,6 +81,9 @@ class ContractionSchedule:
     depth: int = 1
     grain: int = 1
     guards: tuple[K.Bound, ...] = field(default=())
+    tiles: int = TILES_AN_ITEM
+    sum_block: int = SUM_BLOCK
+    panels_first: bool = False
 
     @property
     def width(self) -> int:
@@ -86,11 +93,11 @@ class ContractionSchedule:
     @property
     def chunk(self) -> int:
         """Rows of a work item."""
-        return self.rows * TILES_AN_ITEM
+        return self.rows * self.tiles
 
     @property
     def is_summed_in_blocks(self) -> bool:
-        """Whether sums are so long that they are made in parts of SUM_BLOCK."""
+        """Whether sums are so long that they are made in parts."""
         if len(self.summed) != 1 or self.guards or not self.contraction.reduce.dtype.is_float:
             return False
         length = self.axes[self.summed[0]]
@@ -114,7 +121,10 @@ class ContractionSchedule:
         outer = f"rows({', '.join(axes)}) " if axes else ""
         columns = "packed" if self.is_packed else "in place"
         columns += f" by {self.depth}" if self.depth > 1 else ""
-        return f"contraction {outer}{tile} sum({', '.join(self.summed)}) columns {columns} grain({self.grain})"
+        sums = ", ".join(self.summed) + (f" in parts of {self.sum_block}" if self.sum_block != SUM_BLOCK else "")
+        items = f" items({self.tiles} tiles{', panels first' if self.panels_first else ''})"
+        usual = self.tiles == TILES_AN_ITEM and not self.panels_first
+        return f"contraction {outer}{tile} sum({sums}) columns {columns}{'' if usual else items} grain({self.grain})"
 
 
 def choose_tile(columns: Dim, rows: Dim, lanes: int, registers: int, most_rows: int = MOST_ROWS) -> tuple[int, int]:
@@ -156,14 +166,17 @@ class TileMachine:
     cores: int = 1
 
 
-def panel_width(kernel: K.Kernel, fixed: Set[K.Buffer], machine: TileMachine) -> int | None:
+def panel_width(kernel: K.Kernel, fixed: Set[K.Buffer], machine: TileMachine, chosen: Answer = NOTHING) -> int | None:
     """How wide panels of the columns should be; None to read them where they lie.
 
     `fixed`: buffers that keep their contents between calls: what is packed from them alone is packed once.
+    `chosen`: {"vectors": vectors in a panel, 0 for where they lie}, if that was chosen.
     """
     found = find_contraction(kernel, fixed)
     if found is None or found.packed is not None:
         return None
+    if "vectors" in chosen:
+        return int(chosen["vectors"]) * (machine.vector_bytes // found.reduce.dtype.bytes) or None
     extents = kernel.extents
     rows = math.prod(size_estimate(extents[a]) for a in found.row_axes)
     is_fixed = all(load.buffer in fixed for load in loads_under(found.columns))
@@ -198,8 +211,11 @@ def is_worth_it(kernel: K.Kernel, fixed: Set[K.Buffer], machine: TileMachine) ->
     return schedule_contraction(pack_columns(kernel, found, width)[1], machine) is not None
 
 
-def schedule_contraction(kernel: K.Kernel, machine: TileMachine) -> ContractionSchedule | None:
-    """Choose how a contraction runs; None for a kernel that is none, or that the tiled loop cannot do or would do slowly."""
+def schedule_contraction(kernel: K.Kernel, machine: TileMachine, chosen: Answer = NOTHING) -> ContractionSchedule | None:
+    """Choose how a contraction runs; None for a kernel that is none, or that the tiled loop cannot do or would do slowly.
+
+    `chosen` may say rows, vectors (of columns that are not packed), tiles, sum_block, order ("panels") and grain.
+    """
     found = find_contraction(kernel)
     if found is None or 0 in kernel.extents.values():
         return None
@@ -236,6 +252,11 @@ def schedule_contraction(kernel: K.Kernel, machine: TileMachine) -> ContractionS
         return None
     else:
         rows, vectors = choose_tile(axes[found.vector], height, lanes, registers)
+        if "vectors" in chosen:
+            vectors = min(int(chosen["vectors"]), most_vectors(registers))
+            rows = _rows_for(vectors, height, registers)
+    if row is not None:
+        rows = max(1, min(int(chosen.get("rows", rows)), most_rows(vectors, registers)))
     outer = tuple(a for a in axes if a not in summed and a not in (row, found.vector))
     sums = K.Buffer("sums", found.reduce.dtype, (height, axes[found.vector]), (vectors * lanes, 1))
     between = tuple(a for a in outer if columns_access.stride(a) == 0)
@@ -247,11 +268,23 @@ def schedule_contraction(kernel: K.Kernel, machine: TileMachine) -> ContractionS
     )
     rest = (height % rows if isinstance(height, int) else None) if row is not None else 0
     inner = math.prod(size_estimate(axes[a]) for a in summed)
-    grain = max(1, GRAIN_PRODUCTS // max(inner * vectors * lanes * min(rows * TILES_AN_ITEM, size_estimate(height)), 1))
+    tiles = max(1, int(chosen.get("tiles", TILES_AN_ITEM)))
+    grain = max(1, GRAIN_PRODUCTS // max(inner * vectors * lanes * min(rows * tiles, size_estimate(height)), 1))
     return ContractionSchedule(
         found, axes, outer, between, row, found.vector, summed, rows, vectors, lanes, rest, found.packed is not None, rows_access,
-        columns_access, finishing, finish, sums, found.depth, grain, guards,
+        columns_access, finishing, finish, sums, found.depth, max(1, int(chosen.get("grain", grain))), guards, tiles,
+        min(int(chosen.get("sum_block", SUM_BLOCK)), SUM_BLOCK), chosen.get("order") == "panels",
     )  # fmt: skip
+
+
+def most_vectors(registers: int) -> int:
+    """Of a tile of one row: its sums, its columns and one number of a row are in registers."""
+    return (registers - 1) // 2
+
+
+def most_rows(vectors: int, registers: int) -> int:
+    """Rows of the tallest tile whose sums stay in registers."""
+    return max(1, (registers - 1 - vectors) // vectors)
 
 
 def _rows_for(vectors: int, height: Dim, registers: int) -> int:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from dlcompiler.codegen.choices import NOTHING, Answer
 from dlcompiler.ir import kernel as K
 from dlcompiler.ir.expression import Dim, evaluate, linear_coefficients, product, substitute, symbols
 
@@ -315,17 +316,17 @@ def _streams(kernel: K.Kernel, accesses: Iterable[Access], vector: str | None, v
     return True
 
 
-def schedule_kernel(kernel: K.Kernel, vector_bytes: int, cache_bytes: int = 1 << 62) -> Schedule:
+def schedule_kernel(kernel: K.Kernel, vector_bytes: int, cache_bytes: int = 1 << 62, chosen: Answer = NOTHING) -> Schedule:
     """Choose how `kernel` runs on a CPU whose vector registers hold `vector_bytes` and whose last cache holds `cache_bytes`.
 
-    Deterministic; never looks at data.
+    `chosen` may say unroll, block, streams (0 or 1) and grain. Deterministic; never looks at data.
     """
     axes, accesses = merge_axes(kernel)
     reduced = kernel.reduced_axes & frozenset(axes)
     lanes = _lane_count(kernel, vector_bytes)
     order = _memory_order(axes, accesses)
     vector = _choose_vector(axes, accesses, lanes, order)
-    unroll = _unroll(kernel)
+    unroll = max(1, int(chosen.get("unroll", _unroll(kernel))))
     unroll_axis = vector
     if vector is not None and vector not in reduced and not reduced:
         turned = _transposed_axis(vector, axes, reduced, accesses, lanes)
@@ -345,6 +346,10 @@ def schedule_kernel(kernel: K.Kernel, vector_bytes: int, cache_bytes: int = 1 <<
             target = step
         if size_estimate(axes[vector]) > target and (row_elements < 64 or reduced or not isinstance(axes[vector], int)):
             block = -(-target // step) * step
+        if "block" in chosen:
+            block = -(-max(int(chosen["block"]), 1) // step) * step
+    if "streams" in chosen:
+        cache_bytes = 0 if chosen["streams"] else 1 << 62
     tile = unroll * TILES_SIDE_BY_SIDE if unroll_axis != vector else 1
     return Schedule(
         axes,
@@ -355,7 +360,7 @@ def schedule_kernel(kernel: K.Kernel, vector_bytes: int, cache_bytes: int = 1 <<
         unroll if vector else 1,
         unroll_axis,
         block,
-        _grain(kernel, axes, rows, vector, block, tile),
+        max(1, int(chosen["grain"])) if "grain" in chosen else _grain(kernel, axes, rows, vector, block, tile),
         unroll_axis == vector and _streams(kernel, accesses, vector, vector_bytes, cache_bytes),
         {a.statement: a for a in accesses},
     )

@@ -120,6 +120,9 @@ class Dump(Observer):
     def fusion(self, fusion: Any) -> None:
         self._write("refusals.txt", "".join(f"{sentence}\n" for sentence in fusion.refusals) or "nothing was refused\n")
 
+    def tuned(self, target: Target, tuning: Any) -> None:
+        self._target = target
+
     def program(self, program: Program) -> None:
         self._program = program
         self._write("program.txt", str(program))

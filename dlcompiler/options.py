@@ -24,8 +24,8 @@ LOG_TOPICS = ("fusion", "recompiles", "cache", "memory")
 MODES: dict[str, dict[str, Any]] = {
     "default": {},
     "reduce-overhead": {"cuda_graphs": True},
-    "max-autotune": {"optimization_level": 3, "cuda_graphs": True},
-    "max-autotune-no-cudagraphs": {"optimization_level": 3, "cuda_graphs": False},
+    "max-autotune": {"optimization_level": 3, "cuda_graphs": True, "tune_budget": 60.0},
+    "max-autotune-no-cudagraphs": {"optimization_level": 3, "cuda_graphs": False, "tune_budget": 60.0},
 }
 
 
@@ -63,6 +63,17 @@ def _integer(low: int, high: int | None = None) -> Kind:
         return value
 
     return Kind(says, check, lambda text: check(int(text)))
+
+
+def _seconds() -> Kind:
+    says = "seconds, 0 or more"
+
+    def check(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            raise ValueError
+        return float(value)
+
+    return Kind(says, check, lambda text: check(float(text)))
 
 
 def _choice(*names: str) -> Kind:
@@ -133,6 +144,12 @@ class Options:
         "DLCOMPILER_CACHE_BYTES",
     )
     disable_cache: bool = _option(False, _flag(), "compile every kernel anew", "DLCOMPILER_DISABLE_CACHE")
+    tune_budget: float = _option(
+        0.0,
+        _seconds(),
+        "seconds for trying other schedules than the cost model's on this machine; decisions are kept in cache_dir; 0: none",
+        "DLCOMPILER_TUNE_BUDGET",
+    )
     logs: frozenset[str] = _option(frozenset(), _names(*LOG_TOPICS), "topics to log on stderr", "DLCOMPILER_LOGS")
     progress: bool = _option(True, _flag(), "on a terminal, show work of more than 2 s", "DLCOMPILER_PROGRESS")
     mode: str = _option("default", _choice(*MODES), "a preset, named as in torch.compile")

@@ -27,12 +27,22 @@ from dlcompiler.runtime.executable import Executable
 from dlcompiler.runtime.gpu import GpuExecutable
 from dlcompiler.runtime.staged import StagedExecutable
 from dlcompiler.staged import compile_stages, host_calls
+from dlcompiler.tuner import Tuning
 
 logger = logging.getLogger("dlcompiler")
 
 GPU_COMPILE = "dlcompiler.codegen.gpu.compile"
 
 AnyExecutable: TypeAlias = Executable | CheckedExecutable | GpuExecutable | StagedExecutable
+
+
+class _Tuner(Observer):
+    """Remembers what the tuner did, for the report."""
+
+    done: Tuning | None = None
+
+    def tuned(self, target: Target, tuning: Tuning | None) -> None:
+        self.done = tuning
 
 
 def compile_recorded(
@@ -55,7 +65,8 @@ def compile_recorded(
     timings = timings or Timings()
     if is_staged(graph):
         return _compile_staged(graph, target, options, timings)
-    observers: list[Observer] = [] if observe is None else [observe]
+    tuner = _Tuner()
+    observers: list[Observer] = [tuner] if observe is None else [tuner, observe]
     dump = open_dump(options, graph.name, target)
     if dump is not None:
         observers.append(dump)
@@ -75,6 +86,7 @@ def compile_recorded(
             kernels_loaded=_kernels_loaded() - loaded_before,
             code_key=code_key,
             dump=str(dump.path) if dump is not None else None,
+            tuning=tuner.done,
         )
         observer.finish(report)
     logger.info("%s: %d kernels in %.2f s", graph.name, report.distinct, report.seconds["total"])

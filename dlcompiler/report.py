@@ -24,8 +24,9 @@ from dlcompiler.ir.program import AtenCall, Launch, LibraryCall, Placement, Prog
 
 if TYPE_CHECKING:
     from dlcompiler.options import Options
+    from dlcompiler.tuner import Tuning
 
-STAGES = ("capture", "import", "optimize", "fuse", "plan", "emit", "load")
+STAGES = ("capture", "import", "optimize", "fuse", "tune", "plan", "emit", "load")
 KEPT_REPORTS = 256  # in a process; older ones are forgotten
 KEPT_REFUSALS = 5000  # sentences in one report; `refusals_omitted` counts the rest
 SHOWN = 6  # lines of each list on the printed screen
@@ -76,6 +77,7 @@ class Report:
     lower_bound        no plan can be smaller; eager_peak: what eager execution of the captured graph holds
     host               operators that the host runs, between `pieces` programs (bodies of loops and branches are programs too)
     recompile          why the same code was compiled again, None for a first compilation
+    tuning             what the tuner did (`tuner.Tuning`), None where it was off
     """
 
     name: str
@@ -105,13 +107,14 @@ class Report:
     loaded: int = 0
     host: tuple[AtenNode, ...] = ()
     pieces: int = 1
+    tuning: Tuning | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
         return asdict(self)
 
     def __str__(self) -> str:
-        return "\n".join([*self._what(), *self._memory_and_time(), *self._why()])
+        return "\n".join([*self._what(), *self._tuning(), *self._memory_and_time(), *self._why()])
 
     def _what(self) -> list[str]:
         aten = sum(a.count for a in self.aten)
@@ -132,6 +135,22 @@ class Report:
             f"{self.compiled} compiled, {self.loaded} from disk, {self.reused} reused"
         )
         return lines
+
+    def _tuning(self) -> list[str]:
+        t = self.tuning
+        if t is None:
+            return []
+        left = f", {t.undecided} not reached" if t.undecided else ""
+        lines = [
+            f"  tuned     {len(t.tuned)} of {t.distinct} distinct steps run quicker in another way; {t.measured} measured "
+            f"({t.tried} ways tried in {t.seconds:.1f} s, {t.threads} threads), {t.loaded} from disk{left}"
+        ]
+        gains = sorted(t.tuned, key=lambda each: (each.after - each.before) * each.count)
+        lines += [
+            f"            {g.name} x{g.count}: {g.before * 1e6:.1f} --> {g.after * 1e6:.1f} us ({g.choice})"
+            for g in gains[:SHOWN]
+        ]
+        return lines + _more(len(gains), "tuned steps") + [f"            left out: {text}" for text in t.wrong[:SHOWN]]
 
     def _memory_and_time(self) -> list[str]:
         stages = ", ".join(f"{name} {seconds:.3f}" for name, seconds in self.seconds.items() if name != "total")
@@ -210,6 +229,7 @@ def record(
     kernels_loaded: int = 0,
     code_key: str | None = None,
     dump: str | None = None,
+    tuning: Tuning | None = None,
 ) -> Report:
     """Make the report of a finished compilation and remember it.
 
@@ -245,6 +265,7 @@ def record(
         history=tuple(str(event) for event in (program.history or program.graph.history)),
         code_key=code_key,
         dump=dump,
+        tuning=tuning,
         **_memory(placement),
     )
     with _lock:

@@ -284,7 +284,7 @@ class Plan:
                 source: int | Tensor | None = slot.position
                 if slot.role == "constant":
                     source = tensor_behind(self.program.constants[slot.position])
-                    # with the model's version counter, but over the memory that the program holds whatever the model's tensor gets
+                    # with the model's version counter, over the memory that the program holds whatever the model's tensor gets
                     source = None if source is None else source.detach()
                 made_from[slot] = () if source is None else (len(sources),)
                 sources.extend(() if source is None else (source,))

@@ -4,9 +4,9 @@
     copy = copies.acquire(tensors, addresses, fill)     # filled; nobody changes it until
     copy.release()
 
-Equal layers share one program and are told apart by their weights' addresses, so each has a copy of its own. A copy is filled again
-when one of its tensors has changed: an optimiser's steps do not make new ones. It goes with the first of the weights that it was
-made from that dies; at the most `MOST_COPIES` are kept.
+Equal layers share one program and are told apart by their weights' addresses, so each has a copy of its own. A copy is filled
+again when one of its tensors has changed: an optimiser's steps do not make new ones. It goes with the first of its weights that
+dies; at the most `MOST_COPIES` are kept.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _version = operator.attrgetter("_version")
 
 
 def versions_of(tensors: Sequence[Tensor]) -> Versions:
-    """The version counter of each, which every in-place operation moves; None for a tensor made in inference mode, which has none."""
+    """The version counter of each, which every in-place operation moves; None for one made in inference mode, which has none."""
     try:
         return list(map(_version, tensors))
     except RuntimeError:

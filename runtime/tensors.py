@@ -49,7 +49,7 @@ empty_strided = _find_empty_strided()
 
 
 def guard_like(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
-    """Whether tensors are of the same type, dtype, device, shape and strides as these, in one call of torch; None where it has none.
+    """Whether tensors are of the same type, dtype, device, shape and strides as these, in one call; None if torch has none.
 
     It may say no to some that are (given twice, or in inference mode), and holds none of them.
     """

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from dlcompiler.codegen.contraction import SUM_BLOCK, ContractionSchedule
+from dlcompiler.codegen.contraction import ContractionSchedule
 from dlcompiler.codegen.cpu import scalars
 from dlcompiler.codegen.cpu.emitter import Emitter, Value
 from dlcompiler.codegen.cpu.indexing import Number
@@ -93,9 +93,9 @@ class ContractionWriter:
         """A panel of columns, for a chunk of rows, at one point of the outer axes."""
         e, schedule = self.e, self.schedule
         digits: list[tuple[str, Dim]] = [(a, schedule.axes[a]) for a in schedule.outer]
-        digits.append(("panel", schedule.panels))
-        digits += [(a, schedule.axes[a]) for a in schedule.between]
-        digits.append(("chunk", schedule.chunks))
+        panels: list[tuple[str, Dim]] = [("panel", schedule.panels)]
+        rows = [*((a, schedule.axes[a]) for a in schedule.between), ("chunk", schedule.chunks)]
+        digits += rows + panels if schedule.panels_first else panels + rows
         places: dict[str, Number] = {}
         rest: Number = item
         for position, (name, extent) in reversed(list(enumerate(digits))):
@@ -198,8 +198,8 @@ class ContractionWriter:
         (axis,) = schedule.summed
         length = self.index.write(schedule.axes[axis])
         self._store_sums(zeros)
-        with e.for_loop(0, length, SUM_BLOCK) as block:
-            end = e.minimum(e.add(block.index, SUM_BLOCK), length)
+        with e.for_loop(0, length, schedule.sum_block) as block:
+            end = e.minimum(e.add(block.index, schedule.sum_block), length)
             part = self._nest((axis,), base, offsets, columns, zeros, per_row=False, span=(block.index, end))
             before = (e.load(self.sums, k * schedule.lanes, self.element, schedule.lanes) for k in range(len(part)))
             self._store_sums([total + more for total, more in zip(before, part)])

@@ -1,4 +1,4 @@
-"""The driver: one C function that starts a run of launches, and one that sees whether bytes have changed. Compiled once a process.
+"""The driver: one C function that starts a run of launches, and one that sees whether bytes have changed. Compiled once.
 
 `void driver(int64_t *run, int64_t threads)` with, in words of 8 bytes,
 
@@ -196,7 +196,7 @@ _lock = threading.Lock()
 
 
 def compile_driver(store: Store | None = None) -> LoadedObject:
-    """The driver's code, with the functions `driver` and `unchanged`; from `store` if it is there. It lives as long as the process.
+    """The driver's code, with the functions of FUNCTIONS; from `store` if it is there. It lives as long as the process.
 
     Where torch brings no libgomp along, a driver without threads.
     """

@@ -83,6 +83,12 @@ _COMPILE_FLAGS = (
     click.option("--numerics", type=click.Choice(["fast", "eager"]), help="eager: exact rewrites only.  [default: fast]"),
     click.option("--dump", "dump_dir", type=click.Path(file_okay=False), help="Write a folder of readable IR here."),
     click.option("--strict", is_flag=True, default=None, help="An op that would fall back is an error."),
+    click.option(
+        "--tune-budget",
+        type=click.FloatRange(min=0),
+        metavar="SECONDS",
+        help="Try other schedules than the cost model's for so long; decisions are kept.  [default: 0]",
+    ),
     click.option("--no-cache", "disable_cache", is_flag=True, default=None, help="Compile every kernel anew."),
 )
 _GENERAL_FLAGS = (

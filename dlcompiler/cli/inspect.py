@@ -56,7 +56,7 @@ def command(
         collector = Collector()
         if stage != "captured":
             compiled = build(source, session, progress, collector)
-            view = View(source.graph, collector, compiled.target, compiled.program)
+            view = View(source.graph, collector, collector.target or compiled.target, compiled.program)
         else:
             view = View(source.graph, collector, None, None)
     if html is not None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from dlcompiler.api import Compiled, Source
     from dlcompiler.frontends.onnx import SeenNode
 
-OPTION_FLAGS = ("optimization_level", "disabled_passes", "fuel", "numerics", "dump_dir", "strict", "disable_cache")
+OPTION_FLAGS = ("optimization_level", "disabled_passes", "fuel", "numerics", "dump_dir", "strict", "disable_cache", "tune_budget")
 
 
 @dataclass(frozen=True)
