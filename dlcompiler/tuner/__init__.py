@@ -5,7 +5,8 @@
 
 A target says what can be chosen (`Target.alternatives`) and asks for what was (`codegen.choices`); the runtime times
 (`runtime.trial`); the search is in `search.py`. Decisions are kept on disk (`kept.py`): a later compilation of the same
-makes the same program and measures nothing. What there was no time for is left to the cost model, and to a later compilation.
+makes the same program and measures nothing. What there was no time for is left to the cost model, until there is more time;
+what could not be measured because something else was running is looked at again by the next compilation.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What the tuner did. `undecided`: distinct steps that there was no time for; `wrong`: what gave a wrong result."""
+    """What the tuner did. `undecided`: distinct steps that there was no time for, or noise; `wrong`: what gave a wrong result."""
 
     distinct: int
     measured: int
@@ -79,27 +80,22 @@ class _Tuner:
     def __init__(self, problems: Sequence[Problem], target: Target, options: Options, deadline: float) -> None:
         self.problems, self.target, self.options, self.deadline = problems, target, options, deadline
         self.threads = threads()
+        self.store = open_store(options)
         self.decisions: dict[str, Decision] = {}
         self.from_disk: set[str] = set()
         self.tried = 0
         self.wrong: list[str] = []
 
     def run(self, watch: Watch) -> None:
-        store = open_store(self.options)
-        names = {problem.key: kept.entry_of(problem.key, self.target, self.threads) for problem in self.problems}
-        if store is not None:
-            for problem in self.problems:
-                found = kept.load(names[problem.key], store)
-                if found is not None:
-                    self.decisions[problem.key] = found
-                    self.from_disk.add(problem.key)
-        open_problems = [problem for problem in self.problems if problem.key not in self.decisions]
+        """Decide every problem: from disk, else by a search as long as there is time."""
+        for problem in self.problems:
+            self._load(problem)
         searches: list[tuple[float, Problem, Search]] = []
-        for problem in open_problems:
-            if time.perf_counter() > self.deadline:
-                break
-            search = Search(problem.graph, self.target, self.options)
-            searches.append((search.estimate * problem.count, problem, search))
+        for problem in self.problems:
+            if problem.key not in self.decisions and time.perf_counter() < self.deadline:
+                watch(f"tuning {problem.name}")
+                search = Search(problem.graph, self.target, self.options)
+                searches.append((search.estimate * problem.count, problem, search))
         searches.sort(key=lambda entry: entry[0], reverse=True)
         while searches:
             _, problem, search = searches.pop(0)
@@ -107,16 +103,32 @@ class _Tuner:
             if now > self.deadline:
                 break
             watch(f"tuning {problem.name}")
-            share = (self.deadline - now) / (len(searches) + 1) * SHARES
-            found_now = search.run(min(self.deadline, now + share))
-            self.tried += search.tried
-            self.wrong += search.wrong
-            if found_now is None:
-                continue
-            decision = Decision(found_now.answers, frozenset(search.base.asked), found_now.before, found_now.after)
-            self.decisions[problem.key] = decision
-            if store is not None:
-                kept.keep(names[problem.key], decision, store)
+            self._decide(problem, search, min(self.deadline, now + (self.deadline - now) / (len(searches) + 1) * SHARES))
+        if time.perf_counter() > self.deadline:
+            for problem in self.problems:
+                if problem.key not in self.decisions:
+                    self._keep(problem, Decision({}, frozenset(), 0.0, 0.0, self.options.tune_budget))
+
+    def _decide(self, problem: Problem, search: Search, deadline: float) -> None:
+        found = search.run(deadline)
+        self.tried += search.tried
+        self.wrong += search.wrong
+        if found is not None:
+            self._keep(problem, Decision(found.answers, frozenset(search.base.asked), found.before, found.after))
+
+    def _entry(self, problem: Problem) -> str:
+        return kept.entry_of(problem.key, self.target, self.threads)
+
+    def _load(self, problem: Problem) -> None:
+        found = kept.load(self._entry(problem), self.store) if self.store is not None else None
+        if found is not None and (found.budget is None or found.budget >= self.options.tune_budget):
+            self.decisions[problem.key] = found
+            self.from_disk.add(problem.key)
+
+    def _keep(self, problem: Problem, decision: Decision) -> None:
+        self.decisions[problem.key] = decision
+        if self.store is not None:
+            kept.keep(self._entry(problem), decision, self.store)
 
     def summary(self, decided: Mapping[str, Decision], seconds: float) -> Tuning:
         tuned = []
@@ -126,8 +138,8 @@ class _Tuner:
                 choice = "; ".join(show_answer(answer) for answer in decision.answers.values())
                 from_disk = problem.key in self.from_disk
                 tuned.append(Tuned(problem.name, problem.count, choice, decision.before, decision.after, from_disk))
-        measured = len(self.decisions) - len(self.from_disk)
-        undecided = len(self.problems) - len(self.decisions)
+        measured = sum(d.budget is None for key, d in self.decisions.items() if key not in self.from_disk)
+        undecided = len(self.problems) - sum(d.budget is None for d in self.decisions.values())
         return Tuning(
             len(self.problems), measured, len(self.from_disk), undecided, self.tried, seconds, self.threads, tuple(tuned),
             tuple(self.wrong),

@@ -1,7 +1,8 @@
 """Decisions of the tuner on disk, beside the machine code: for one problem, one machine and one number of threads.
 
-An entry is JSON: `{"answers": {key of a question: answer}, "asked": [keys], "before": seconds, "after": seconds}`. It is written
-whole, carries a checksum as every entry does, and a damaged one is a miss with one warning.
+An entry is JSON: `{"answers": {question key: answer}, "asked": [keys], "before": seconds, "after": seconds, "budget": null}`. It
+is written whole, carries a checksum as every entry does, and a damaged one is a miss with one warning. What was left because
+time was up is kept too, with the budget of that time: who compiles the same with no more time gets the same.
 """
 
 from __future__ import annotations
@@ -22,12 +23,16 @@ KIND = "tuned"
 
 @dataclass(frozen=True)
 class Decision:
-    """What was decided for a problem: answers other than the cost model's (perhaps none), and the questions that came up."""
+    """What was decided for a problem: answers other than the cost model's (perhaps none), and the questions that came up.
+
+    budget   the seconds with which it was not reached; None if it was decided
+    """
 
     answers: Mapping[str, Answer]
     asked: frozenset[str]
     before: float
     after: float
+    budget: float | None = None
 
 
 def entry_of(problem: str, target: Target, threads: int) -> str:
@@ -59,7 +64,11 @@ def _parse(found: Mapping) -> Decision:
         if not all(isinstance(name, str) and isinstance(value, int | str) for name, value in answer.items()):
             raise ValueError("an answer that is none")
         answers[key] = dict(answer)
-    return Decision(answers, frozenset(map(str, found["asked"])), float(found["before"]), float(found["after"]))
+    budget = found["budget"]
+    return Decision(
+        answers, frozenset(map(str, found["asked"])), float(found["before"]), float(found["after"]),
+        None if budget is None else float(budget),
+    )  # fmt: skip
 
 
 def keep(name: str, decision: Decision, store: Store) -> None:
@@ -69,5 +78,6 @@ def keep(name: str, decision: Decision, store: Store) -> None:
         "asked": sorted(decision.asked),
         "before": decision.before,
         "after": decision.after,
+        "budget": decision.budget,
     }
     store.put(name, json.dumps(found, sort_keys=True).encode())

@@ -37,9 +37,12 @@ logger = logging.getLogger("dlcompiler")
 
 Answers = Mapping[str, Answer]
 
-# A choice is kept if the median of its time over the cost model's, round by round, is less than this, and most rounds say so.
+# A choice is kept if it takes less than this share of the cost model's time, by the medians and by the quickest rounds, and is
+# quicker in most rounds.
 MARGIN = 0.97
 MOST_ROUNDS_AGREE = 0.8
+# Where half of the rounds take so many times the quickest, something else is running, and nothing is decided.
+STEADY = 1.25
 # What is slower than this in a first look is not looked at again.
 PROMISING = 1.0
 BURST_SECONDS = 0.0015
@@ -137,7 +140,7 @@ class Search:
     # -- searching -----------------------------------------------------------------------------------------------------------
 
     def run(self, deadline: float) -> Found | None:
-        """The best way found until then (in `time.perf_counter()`); None if there was no time to look at any."""
+        """The best way found until then (in `time.perf_counter()`); None if there was no time, or too much noise, to tell."""
         if time.perf_counter() > deadline:
             return None
         if not self._moves(self.base):
@@ -182,30 +185,45 @@ class Search:
             attempt = self._attempt(answers)
             if attempt is None:
                 continue
-            ratio, _ = compared(in_turns([best.call, attempt.call], FIRST_ROUNDS, BURST_SECONDS))
+            ratio = quickest_ratio(*in_turns([best.call, attempt.call], FIRST_ROUNDS, BURST_SECONDS))
             if ratio < PROMISING:
                 promising = sorted([*promising, (ratio, attempt)], key=lambda pair: pair[0])[:FINALISTS]
         if not promising:
             return None
         times = in_turns([best.call, *(attempt.call for _, attempt in promising)], 2 * FIRST_ROUNDS, BURST_SECONDS)
-        ratios = [compared([times[0], mine])[0] for mine in times[1:]]
+        ratios = [quickest_ratio(times[0], mine) for mine in times[1:]]
         quickest = min(range(len(ratios)), key=ratios.__getitem__)
         return promising[quickest][1] if ratios[quickest] < (1 + MARGIN) / 2 else None
 
-    def _confirm(self, best: Attempt) -> Found:
-        """`best` if it is quicker than the cost model's choice beyond doubt; what was quickest of many may have been lucky."""
+    def _confirm(self, best: Attempt) -> Found | None:
+        """`best` if it is quicker than the cost model's choice beyond doubt: what was quickest of many may have been lucky.
+
+        None where times are too unsteady to decide.
+        """
         times = in_turns([self.base.call, best.call], FINAL_ROUNDS, 2 * BURST_SECONDS)
-        ratio, agreeing = compared(times)
+        if not all(is_steady(each) for each in times):
+            return None
         before, after = (statistics.median(each) for each in times)
-        if ratio < MARGIN and agreeing >= MOST_ROUNDS_AGREE:
+        if is_quicker(*times):
             return Found(best.answers, before, after, self.tried, tuple(self.wrong))
         return Found({}, before, before, self.tried, tuple(self.wrong))
 
 
-def compared(times: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """The median, over rounds, of the second's time over the first's; and the share of rounds in which the second was quicker."""
-    ratios = [second / first for first, second in zip(*times)]
-    return statistics.median(ratios), sum(ratio < 1 for ratio in ratios) / len(ratios)
+def quickest_ratio(first: Sequence[float], second: Sequence[float]) -> float:
+    """The quickest round of the second over that of the first: other work on the machine only ever adds time."""
+    return min(second) / min(first)
+
+
+def is_steady(times: Sequence[float]) -> bool:
+    """Whether rounds take about the same time."""
+    return statistics.median(times) <= STEADY * min(times)
+
+
+def is_quicker(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Whether the second is quicker than the first beyond doubt; rounds are paired."""
+    ratios = [after / before for before, after in zip(first, second)]
+    agreeing = sum(ratio < 1 for ratio in ratios) / len(ratios)
+    return agreeing >= MOST_ROUNDS_AGREE and max(statistics.median(ratios), quickest_ratio(first, second)) < MARGIN
 
 
 def _text(answers: Answers) -> str:
