@@ -20,6 +20,7 @@ import struct
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -234,6 +235,10 @@ class Store:
         """What is there now."""
         sizes = [status.st_size for _, status in self._entries()]
         return Usage(len(sizes), sum(sizes))
+
+    def kinds(self) -> dict[str, int]:
+        """How many entries there are of each kind."""
+        return dict(Counter(path.suffix[1:] for path, _ in self._entries()))
 
     def clear(self) -> Usage:
         """Remove every entry, and no other file; gives what was removed. Raises OSError where one cannot be."""

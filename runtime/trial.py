@@ -25,15 +25,20 @@ def threads() -> int:
 
 
 def example_inputs(program: Program, seed: int) -> list[Tensor]:
-    """Tensors for a program's inputs, laid out as it wants them: normal floats, integers of 0 and 1 (good as indices)."""
+    """Tensors for a program's inputs, laid out as it wants them: normal floats, integers of 0 and 1 (good as indices).
+
+    Parameters are as small as a model's at the start, so that sums of products are of the size of one.
+    """
     generator = torch.Generator(device="cpu").manual_seed(seed)
     made = []
-    for slot in program.inputs:
+    for slot, node in zip(program.inputs, program.graph.inputs, strict=True):
         assert slot is not None and all(isinstance(size, int) for size in (*slot.shape, *slot.strides)), slot
         dtype = torch_dtype(slot.dtype)
         size = int(slot.elements)
         if dtype.is_floating_point or dtype.is_complex:
-            flat = torch.randn(size, generator=generator, dtype=torch.float32, device="cpu").to(dtype)
+            fan_in = math.prod(node.shape[1:]) if node.attributes.get("parameter") else 1
+            flat = torch.randn(size, generator=generator, dtype=torch.float32, device="cpu").div_(math.sqrt(max(fan_in, 1)))
+            flat = flat.to(dtype)
         else:
             flat = torch.randint(0, 2, (size,), generator=generator, device="cpu").to(dtype)
         made.append(flat.as_strided(slot.shape, slot.strides))

@@ -42,8 +42,13 @@ def alternatives(question: Question, chosen: Answer, machine: Machine) -> Sequen
         return _columns(question.subject, question.fixed, chosen, machine.tiles)
     schedule = schedule_for(question.subject, machine, chosen)
     if isinstance(schedule, ContractionSchedule):
-        return _contraction(schedule, machine.tiles)
-    return _loops(question.subject, schedule, chosen, machine)
+        changes = _contraction(schedule, machine.tiles)
+    else:
+        changes = _loops(schedule)
+    # a change that changes nothing is not worth its compilation
+    found = {str(schedule_for(question.subject, machine, {**chosen, **change})): change for change in reversed(changes)}
+    found.pop(str(schedule), None)
+    return list(reversed(found.values()))
 
 
 def _columns(kernel: K.Kernel, fixed: Set[K.Buffer], chosen: Answer, machine: TileMachine) -> list[Answer]:
@@ -101,7 +106,7 @@ def _threads(work: Dim, grain: int) -> list[Answer]:
     return [ONE_THREAD] if items <= grain * FEW_GRAINS else []
 
 
-def _loops(kernel: K.Kernel, schedule: Schedule, chosen: Answer, machine: Machine) -> list[Answer]:
+def _loops(schedule: Schedule) -> list[Answer]:
     """More or fewer vectors side by side, other blocks, stores past the caches or not."""
     changes: list[Answer] = []
     if schedule.vector is None:
@@ -110,8 +115,5 @@ def _loops(kernel: K.Kernel, schedule: Schedule, chosen: Answer, machine: Machin
         changes += [{"unroll": unroll} for unroll in (4, 2, 1, 8) if unroll != schedule.unroll]
     if schedule.block is not None:
         changes += [{"block": block} for block in (schedule.block * 2, schedule.block // 2, schedule.block * 4) if block]
-    other: Answer = {**chosen, "streams": int(not schedule.streams)}
-    flipped = schedule_for(kernel, machine, other)
-    if isinstance(flipped, Schedule) and flipped.streams != schedule.streams:
-        changes.append({"streams": int(flipped.streams)})
+    changes.append({"streams": int(not schedule.streams)})
     return changes + _threads(schedule.work, schedule.grain)
