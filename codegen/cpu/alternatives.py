@@ -25,6 +25,7 @@ from dlcompiler.ir.contraction import find_contraction, pack_columns
 from dlcompiler.ir.expression import Dim
 
 LIBRARY: Answer = {"path": "library"}
+DIRECT: Answer = {"winograd": "no"}
 ONE_THREAD: Answer = {"grain": 1 << 40}
 ALL_THREADS: Answer = {"grain": 1}
 # Work items up to which it is open whether threads pay.
@@ -36,6 +37,8 @@ def alternatives(question: Question, chosen: Answer, machine: Machine) -> Sequen
     """Changes of `chosen` that are worth trying."""
     if question.kind == "path":
         return [] if chosen else [LIBRARY]
+    if question.kind == "winograd":
+        return [] if chosen else [DIRECT]
     if not isinstance(question.subject, K.Kernel):
         return []
     if question.kind == "columns":
@@ -43,8 +46,10 @@ def alternatives(question: Question, chosen: Answer, machine: Machine) -> Sequen
     schedule = schedule_for(question.subject, machine, chosen)
     if isinstance(schedule, ContractionSchedule):
         changes = _contraction(schedule, machine.tiles)
-    else:
+    elif isinstance(schedule, Schedule):
         changes = _loops(schedule)
+    else:
+        return []
     # a change that changes nothing is not worth its compilation
     found = {str(schedule_for(question.subject, machine, {**chosen, **change})): change for change in reversed(changes)}
     found.pop(str(schedule), None)

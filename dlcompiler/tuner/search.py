@@ -51,8 +51,8 @@ STEPS = 4
 FINALISTS = 3
 # Sets of weights that calls go through in turn: so many bytes together, so many sets at the most.
 WEIGHT_BYTES, WEIGHT_SETS = 32 << 20, 3
-# Rounding of sums in another order, relative to the largest value, by the bytes of an element.
-ROUNDING = {2: 2.0**-7, 4: 2.0**-17, 8: 2.0**-44}
+# Rounding of sums in another order, or by Winograd's algorithm, relative to the largest value, by the bytes of an element.
+ROUNDING = {2: 2.0**-7, 4: 2.0**-13, 8: 2.0**-44}
 # For the order in which problems are looked at: multiplications and bytes a second of some machine.
 SPEED, BANDWIDTH = 5e10, 2e10
 
