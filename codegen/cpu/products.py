@@ -195,14 +195,18 @@ class Product:
         # without the instruction, `fma` would be a call for each lane
         return e.fma(row, columns, total) if total.is_float and self.machine.has_fma else row * columns + total
 
-    def step(self, rows: Sequence[Sequence[Value]], columns: Sequence[Value], sums: Sequence[Value]) -> list[Value]:
-        """All sums of a tile, row by row, after one step: `rows[i]` and `columns[v]` as read."""
+    def step(self, pointers: Sequence[Value], columns: Sequence[Value], sums: Sequence[Value], count: Number | None = None) -> list[Value]:
+        """All sums of a tile, row by row, after one step; of a group only the first `count` positions exist, if that is given.
+
+        A row is read where it is multiplied: what is read early takes registers that sums need.
+        """
         result = list(sums)
         parts = [self.column_parts(vector) for vector in columns]
+        rows = len(pointers) + len(self.constant_rows)
         for part in range(self.parts):
-            for k, row in enumerate(rows):
+            for k in range(rows):
+                row = self.row(pointers[k], count)[part] if k < len(pointers) else self.constant_rows[k - len(pointers)][part]
                 for v in range(len(columns)):
                     place = k * len(columns) + v
-                    result[place] = self.add(row[part], parts[v][part], result[place])
+                    result[place] = self.add(row, parts[v][part], result[place])
         return result
-
