@@ -17,6 +17,7 @@ from dlcompiler.codegen.choices import NOTHING, Answer
 from dlcompiler.codegen.schedule import Access, Schedule, merge_axes, size_estimate
 from dlcompiler.ir import kernel as K
 from dlcompiler.ir.contraction import (
+    STORED_NARROW,
     Contraction,
     find_contraction,
     find_panels,
@@ -24,9 +25,11 @@ from dlcompiler.ir.contraction import (
     offset_of,
     pack_columns,
     replace_values,
+    stored,
     summation_order,
 )
 from dlcompiler.ir.expression import Dim, floor_div, linear_coefficients, product, symbol, symbols
+from dlcompiler.ir.types import bf16
 
 MOST_ROWS = 8
 # Tiles of rows in one work item: enough to hide the cost of starting it, few enough to share out.
@@ -39,6 +42,8 @@ PACKED_ROWS = 24
 SUM_BLOCK = 512
 # Cycles from one multiply-add to the next that needs its result.
 LATENCY = 4
+# Registers that numbers take which are taken out of groups.
+REGISTERS_OF_PARTS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +161,8 @@ def choose_tile(columns: Dim, rows: Dim, lanes: int, registers: int, most_rows: 
 class TileMachine:
     """What schedules of contractions ask of a machine.
 
-    Bytes of a vector register, how many there are, masked loads; bytes of a core's second cache, and the number of cores.
+    Bytes of a vector register, how many there are, masked loads; bytes of a core's second cache, and the number of cores;
+    instructions for sums of products of two bfloat16 and of four bytes.
     """
 
     vector_bytes: int
@@ -164,6 +170,16 @@ class TileMachine:
     has_masks: bool
     second_cache: int = 512 << 10
     cores: int = 1
+    has_bfloat_products: bool = False
+    has_byte_products: bool = False
+
+    def registers_for(self, found: Contraction) -> int:
+        """Registers for a tile. Groups that no instruction multiplies whole are taken apart, which takes a few."""
+        kept = stored(found.columns)
+        if found.is_lanewise or STORED_NARROW.get(kept.dtype, 1) == 1:
+            return self.registers
+        whole = self.has_bfloat_products if kept.dtype is bf16 else self.has_byte_products and kept.dtype.is_signed
+        return self.registers if whole and found.load.dtype.bytes == kept.dtype.bytes else self.registers - REGISTERS_OF_PARTS
 
 
 def panel_width(kernel: K.Kernel, fixed: Set[K.Buffer], machine: TileMachine, chosen: Answer = NOTHING) -> int | None:
@@ -186,7 +202,7 @@ def panel_width(kernel: K.Kernel, fixed: Set[K.Buffer], machine: TileMachine, ch
     lanes = machine.vector_bytes // found.reduce.dtype.bytes
     if found.is_lanewise:
         return _lanewise_vectors(extents[found.vector], lanes) * lanes
-    return choose_tile(extents[found.vector], tallest, lanes, machine.registers)[1] * lanes
+    return choose_tile(extents[found.vector], tallest, lanes, machine.registers_for(found))[1] * lanes
 
 
 def _lanewise_vectors(count: Dim, lanes: int) -> int:
@@ -219,7 +235,7 @@ def schedule_contraction(kernel: K.Kernel, machine: TileMachine, chosen: Answer 
     found = find_contraction(kernel)
     if found is None or 0 in kernel.extents.values():
         return None
-    registers = machine.registers
+    registers = machine.registers_for(found)
     lanes = machine.vector_bytes // found.reduce.dtype.bytes
     if found.packed is None and not (found.is_row_major() and machine.has_masks):
         return None

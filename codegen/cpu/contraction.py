@@ -379,8 +379,7 @@ class ContractionWriter:
         vectors = range(self.schedule.vectors)
         loaded = [self._column_vector(columns, v) for v in vectors]
         if not self.is_lanewise:
-            rows = [self.product.row(pointer, count) for pointer in pointers]
-            return self.product.step([*rows, *self.product.constant_rows], loaded, sums)
+            return self.product.step(pointers, loaded, sums, count)
         result = []
         for k, pointer in enumerate(pointers):
             result += [self.product.add(self._row_vector(pointer, v), loaded[v], sums[k * len(vectors) + v]) for v in vectors]

@@ -37,7 +37,10 @@ class Machine:
     @property
     def tiles(self) -> TileMachine:
         """What schedules of contractions ask of a machine."""
-        return TileMachine(self.vector_bytes, self.vector_registers, self.has_masks, self.cache_bytes[1], self.cores)
+        return TileMachine(
+            self.vector_bytes, self.vector_registers, self.has_masks, self.cache_bytes[1], self.cores,
+            self.has_bfloat_products, self.has_byte_products,
+        )  # fmt: skip
 
     def lanes(self, element_bytes: int) -> int:
         """How many elements of `element_bytes` one vector register holds."""

@@ -17,6 +17,7 @@ the same instruction. Taken apart, nothing is lost.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -80,9 +81,9 @@ class Product:
         return self.form == "bytes" and self.rows.dtype.is_signed
 
     @property
-    def constant_rows(self) -> list[list[Value]]:
+    def constant_rows(self) -> list[Value]:
         """Rows that are multiplied along with those of a tile, for `settled`: what was added to each number."""
-        return [self._parts(self.e.constant(OFFSETS, "i32", self.lanes), self.rows.dtype)] if self.is_shifted else []
+        return [self.part(self.e.constant(OFFSETS, "i32", self.lanes), self.rows.dtype, 0)] if self.is_shifted else []
 
     def settled(self, sums: Sequence[Value], vectors: int) -> list[Value]:
         """The sums of a tile's own rows, from those of all rows."""
@@ -104,13 +105,12 @@ class Product:
         """Columns of which each lane has one number, in the type of the sums."""
         return scalars.convert(self.e, columns, self.columns.dtype, self.total)
 
-    def row(self, pointer: Value, count: Number | None = None) -> list[Value]:
-        """What a step needs of one row, for all lanes, part by part; of a group only the first `count`, if that is given."""
-        e = self.e
-        if self.depth > 1 and self.rows.dtype.bytes * self.depth == 4:
-            group = e.broadcast(self._group(pointer, count), self.lanes)
-            return self._parts(e.bit_xor(group, OFFSETS) if self.is_shifted else group, self.rows.dtype)
-        return [self._number(pointer, part, count) for part in range(self.depth)]
+    def row(self, pointer: Value, part: int, count: Number | None = None) -> Value:
+        """One part of what a step needs of one row, for all lanes; of a group only the first `count`, if that is given."""
+        if self.depth == 1 or self.rows.dtype.bytes * self.depth != 4:
+            return self._number(pointer, part, count)
+        group = self.e.broadcast(self._group(pointer, count), self.lanes)
+        return self.part(self.e.bit_xor(group, OFFSETS) if self.is_shifted else group, self.rows.dtype, part)
 
     def _number(self, pointer: Value, position: int, count: Number | None) -> Value:
         """One number of a row in every lane; 0 beyond `count`."""
@@ -150,19 +150,16 @@ class Product:
 
     # -- widening and multiplying --------------------------------------------------------------------------------------------
 
-    def column_parts(self, columns: Value) -> list[Value]:
-        """The parts of a vector of columns that are multiplied one after the other."""
-        return self._parts(columns, self.columns.dtype) if self.depth > 1 else [columns]
-
-    def _parts(self, groups: Value, dtype: DType) -> list[Value]:
+    def part(self, groups: Value, dtype: DType, part: int) -> Value:
+        """What is multiplied in one part of a step, of groups of a dtype."""
         match self.form:
             case "bfloats":
-                return [self.e.reinterpret(groups, "bf16")]
+                return self.e.reinterpret(groups, "bf16")
             case "bytes":
-                return [self.e.reinterpret(groups, "i8")]
+                return self.e.reinterpret(groups, "i8")
             case "words":
-                return [self._words(groups, dtype, part) for part in range(2)]
-        return [self._part(groups, dtype, part) for part in range(self.depth)]
+                return self._words(groups, dtype, part)
+        return self._part(groups, dtype, part)
 
     def _part(self, group: Value, dtype: DType, part: int) -> Value:
         """The number at one place of each lane's group, in the type of the sums."""
@@ -195,14 +192,17 @@ class Product:
         # without the instruction, `fma` would be a call for each lane
         return e.fma(row, columns, total) if total.is_float and self.machine.has_fma else row * columns + total
 
-    def step(self, rows: Sequence[Sequence[Value]], columns: Sequence[Value], sums: Sequence[Value]) -> list[Value]:
-        """All sums of a tile, row by row, after one step: `rows[i]` and `columns[v]` as read."""
-        result = list(sums)
-        parts = [self.column_parts(vector) for vector in columns]
-        for part in range(self.parts):
-            for k, row in enumerate(rows):
-                for v in range(len(columns)):
-                    place = k * len(columns) + v
-                    result[place] = self.add(row[part], parts[v][part], result[place])
-        return result
+    def step(self, pointers: Sequence[Value], columns: Sequence[Value], sums: Sequence[Value], count: Number | None = None) -> list[Value]:
+        """All sums of a tile, row by row, after one step; of a group only the first `count` positions exist, if that is given.
 
+        A row is read, and a part taken, where it is multiplied: what is there early takes registers that sums need.
+        """
+        result = list(sums)
+        for part in range(self.parts):
+            vectors = [self.part(vector, self.columns.dtype, part) if self.depth > 1 else vector for vector in columns]
+            rows = itertools.chain((self.row(pointer, part, count) for pointer in pointers), self.constant_rows)
+            for k, row in enumerate(rows):
+                for v, vector in enumerate(vectors):
+                    place = k * len(vectors) + v
+                    result[place] = self.add(row, vector, result[place])
+        return result
