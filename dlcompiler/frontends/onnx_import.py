@@ -511,7 +511,8 @@ class _Importer:
             wanted = len(body.output)
             results = self.control.scan(inputs, attributes, scope, location, wanted)
         else:
-            raise UnsupportedError("Scan before opset 9", items=("its form before opset 9",))
+            wanted = len(body.output)
+            results = self.control.batched_scan(inputs, attributes, scope, location, wanted)
         if wanted != len(node.output):
             raise InvalidModelError(f"{self.shown}: a body gives {wanted} outputs, not {len(node.output)}", location=location)
         return results
