@@ -137,6 +137,11 @@ class Options:
     progress: bool = _option(True, _flag(), "on a terminal, show work of more than 2 s", "DLCOMPILER_PROGRESS")
     mode: str = _option("default", _choice(*MODES), "a preset, named as in torch.compile")
     dynamic: bool = _option(False, _flag(), "every size of a torch model's inputs is known only when called (dlcompiler.compile)")
+    fix_batch: bool = _option(
+        False,
+        _flag(),
+        "rewrite constant shapes of an ONNX model that hold a size which its inputs leave open, if proved",
+    )
     # where each value came from: "explicit", the environment variable's name, "mode ..." or "default"
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 

@@ -28,6 +28,7 @@ VALUES = {
     "progress": (False, "off", False),
     "mode": ("reduce-overhead", None, None),
     "dynamic": (True, None, None),
+    "fix_batch": (True, None, None),
 }
 
 

@@ -83,6 +83,12 @@ _COMPILE_FLAGS = (
     click.option("--numerics", type=click.Choice(["fast", "eager"]), help="eager: exact rewrites only.  [default: fast]"),
     click.option("--dump", "dump_dir", type=click.Path(file_okay=False), help="Write a folder of readable IR here."),
     click.option("--strict", is_flag=True, default=None, help="An op that would fall back is an error."),
+    click.option(
+        "--fix-batch",
+        is_flag=True,
+        default=None,
+        help="Rewrite shape constants that hold a size which the inputs leave open, where that is proved.",
+    ),
     click.option("--no-cache", "disable_cache", is_flag=True, default=None, help="Compile every kernel anew."),
 )
 _GENERAL_FLAGS = (
