@@ -302,18 +302,25 @@ def _known(dim: Dim, bindings: Mapping[str, int]) -> int | None:
 
 
 def read_source(
-    model: Any, example_inputs: Any = None, dynamic_shapes: Any = None, inventory: list[SeenNode] | None = None
+    model: Any,
+    example_inputs: Any = None,
+    dynamic_shapes: Any = None,
+    inventory: list[SeenNode] | None = None,
+    *,
+    fix_batch: bool = False,
 ) -> Source:
     """Any model that `compile` takes, as a graph. `inventory` receives the nodes of an ONNX model, also where that fails.
+
+    `fix_batch`: see `Options.fix_batch`.
 
     Raises InvalidModelError, UnsupportedError, InputError.
     """
     timings = Timings()
     if isinstance(model, str | os.PathLike):
-        return _read_path(os.fspath(model), dynamic_shapes, timings, inventory)
+        return _read_path(os.fspath(model), dynamic_shapes, timings, inventory, fix_batch)
     onnx = sys.modules.get("onnx")
     if onnx is not None and isinstance(model, onnx.ModelProto):
-        return _read_onnx(model, dynamic_shapes, timings, inventory)
+        return _read_onnx(model, dynamic_shapes, timings, inventory, fix_batch)
     if isinstance(model, Graph):
         return Source(model, ByName(names_of_inputs(model)), timings)
     torch = sys.modules.get("torch")
@@ -326,7 +333,7 @@ def read_source(
     )
 
 
-def _read_path(path: str, dynamic_shapes: Any, timings: Timings, inventory: list[SeenNode] | None) -> Source:
+def _read_path(path: str, dynamic_shapes: Any, timings: Timings, inventory: list[SeenNode] | None, fix_batch: bool) -> Source:
     """Told apart by their first bytes: a zip is an artefact, text that starts a graph is one, all else is for the ONNX reader."""
     try:
         with open(path, "rb") as file:
@@ -344,7 +351,7 @@ def _read_path(path: str, dynamic_shapes: Any, timings: Timings, inventory: list
             graph = read_graph_file(path)
         source = Source(graph, ByName(names_of_inputs(graph)), timings)
     else:
-        return _read_onnx(path, dynamic_shapes, timings, inventory)
+        return _read_onnx(path, dynamic_shapes, timings, inventory, fix_batch)
     _check_shapes_given(source.graph, dynamic_shapes)
     return source
 
@@ -371,7 +378,11 @@ def _check_shapes_given(graph: Graph, shapes: Mapping[str, Sequence[int | str]] 
 
 
 def _read_onnx(
-    model: Any, shapes: Mapping[str, Sequence[int | str]] | None, timings: Timings, inventory: list[SeenNode] | None
+    model: Any,
+    shapes: Mapping[str, Sequence[int | str]] | None,
+    timings: Timings,
+    inventory: list[SeenNode] | None,
+    fix_batch: bool,
 ) -> Source:
     try:
         from dlcompiler.frontends.onnx import import_onnx
@@ -380,7 +391,7 @@ def _read_onnx(
             raise
         raise UnsupportedError("reading ONNX files needs the package onnx", items=("onnx",), hint="pip install onnx") from None
     with timings.stage("import"):
-        graph = import_onnx(model, dict(shapes) if shapes else None, inventory=inventory)
+        graph = import_onnx(model, dict(shapes) if shapes else None, inventory=inventory, fix_batch=fix_batch)
     return Source(graph, ByName(names_of_inputs(graph)), timings)
 
 
@@ -433,7 +444,7 @@ def compile(
     parse_target(target)
     if resolved.dynamic and dynamic_shapes is None and example_inputs is not None:
         dynamic_shapes = _all_dynamic(example_inputs)
-    return build(read_source(model, example_inputs, dynamic_shapes), target, resolved)
+    return build(read_source(model, example_inputs, dynamic_shapes, fix_batch=resolved.fix_batch), target, resolved)
 
 
 def build(source: Source, target: str, options: Options, observe: Observer | None = None) -> Compiled:

@@ -160,6 +160,11 @@ class Options:
     gpu_writer: str = _option(
         "triton", _choice("triton", "cuda"), "language of kernels for GPUs; cuda: C++ for pointwise and reductions, else Triton"
     )
+    fix_batch: bool = _option(
+        False,
+        _flag(),
+        "rewrite constant shapes of an ONNX model that hold a size which its inputs leave open, if proved",
+    )
     # where each value came from: "explicit", the environment variable's name, "mode ..." or "default"
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 

@@ -22,14 +22,14 @@ from dlcompiler.ir.errors import InputError, LaunchError
 from dlcompiler.ir.expression import Expression, evaluate, symbol_name, symbols
 from dlcompiler.ir.graph import Graph, Node, reachable
 from dlcompiler.ir.ops import Trait
-from dlcompiler.ir.types import TensorType, TupleType, Type
+from dlcompiler.ir.types import HostType, TensorType, TupleType, Type
 
 Run = Callable[[Graph, Sequence[Any]], Sequence[Any]]
 
 
 def is_staged(graph: Graph) -> bool:
-    """Whether a graph is more than one program: it has barriers."""
-    return any(node.has(Trait.BARRIER) for node in graph.nodes)
+    """Whether a graph is no single program of tensors: it has barriers, or takes values of the host."""
+    return any(node.has(Trait.BARRIER) for node in graph.nodes) or any(isinstance(i.type, HostType) for i in graph.inputs)
 
 
 def regions(node: Node) -> Iterator[tuple[str, Graph]]:

@@ -89,6 +89,12 @@ _COMPILE_FLAGS = (
         metavar="SECONDS",
         help="Try other schedules than the cost model's for so long; decisions are kept.  [default: 0]",
     ),
+    click.option(
+        "--fix-batch",
+        is_flag=True,
+        default=None,
+        help="Rewrite shape constants that hold a size which the inputs leave open, where that is proved.",
+    ),
     click.option("--no-cache", "disable_cache", is_flag=True, default=None, help="Compile every kernel anew."),
 )
 _GENERAL_FLAGS = (

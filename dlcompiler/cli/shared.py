@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from dlcompiler.api import Compiled, Source
     from dlcompiler.frontends.onnx import SeenNode
 
-OPTION_FLAGS = ("optimization_level", "disabled_passes", "fuel", "numerics", "dump_dir", "strict", "disable_cache", "tune_budget")
+OPTION_FLAGS = (
+    "optimization_level", "disabled_passes", "fuel", "numerics", "dump_dir", "strict", "disable_cache", "tune_budget", "fix_batch",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,8 @@ def read_source(model: str, session: Session, progress: Progress, inventory: lis
     if re.fullmatch(r".+\.py:\w+", model):
         module, inputs = torch_model(model)
         return read(module, inputs)
-    return read(model, dynamic_shapes=session.input_shapes or None, inventory=inventory)
+    fix = session.options.fix_batch
+    return read(model, dynamic_shapes=session.input_shapes or None, inventory=inventory, fix_batch=fix)
 
 
 def torch_model(text: str) -> tuple[Any, tuple]:

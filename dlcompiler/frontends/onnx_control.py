@@ -274,6 +274,32 @@ class ControlFlow:
             turned.append(b.permute(x, dims=tuple(order)) if axis else x)
         return tuple(turned)
 
+    def batched_scan(
+        self, values: Sequence[Node | None], attributes: dict[str, Any], scope: Scope, location: str, count: int
+    ) -> tuple[Node, ...] | None:
+        """A `Scan` of opset 8, whose operands have a dimension of images in front: a loop over images of scans."""
+        lengths, *operands = values
+        if lengths is not None or not all(isinstance(x, Node) and x.tensor.rank for x in operands):
+            raise UnsupportedError("Scan", items=("a scan of rows of several lengths",))
+        given = [x for x in operands if x is not None]
+        images = given[0].shape[0]
+        plain = {k: v for k, v in attributes.items() if k in ("body", "num_scan_inputs")}
+        plain["scan_input_directions"] = attributes.get("directions", (0,) * attributes["num_scan_inputs"])
+        importer = self.importer
+
+        def make(builder: FoldingBuilder, own: list[Node]) -> list[Node] | None:
+            outer, importer.b = importer.b, builder
+            try:
+                rows = [builder.index(x, own[0], axes=(0,)) for x in given]
+                results = self.scan(rows, plain, scope, location, count)
+            finally:
+                importer.b = outer
+            return None if results is None else [builder.constant(True), *results]
+
+        b = importer.b
+        trips = b.constant(np.int64(images)) if isinstance(images, int) else b.dim(value=images)
+        return self._loop(trips, b.constant(True), (), make)
+
 
 def is_true(b: FoldingBuilder, node: Node) -> bool:
     """Whether a bool is known to be true."""

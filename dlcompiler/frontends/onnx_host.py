@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, NodeProto, TensorProto, TypeProto, helper
 
+from dlcompiler.frontends.onnx_host_own import OWN
 from dlcompiler.frontends.onnx_registry import ELEMENT_TYPES
 from dlcompiler.ir.errors import InputError, UnsupportedError
 from dlcompiler.ir.types import HostType
@@ -107,6 +108,11 @@ def _evaluator(text: str) -> tuple[Any, list[str]]:
 
 def run_operator(target: str, attributes: Mapping[str, Any], operands: Sequence[Any]) -> list[Any]:
     """The operator's results on arrays and host values. Raises InputError where it does not take them."""
+    own = OWN.get((attributes["domain"], attributes["operator"]))
+    if own is not None:
+        given = iter(operands)
+        values = [next(given) if is_given else None for is_given in attributes["given"]]
+        return [own(*values, **{name: value for name, value in attributes["attributes"].items() if name != "type"})]
     key = {name: attributes[name] for name in ("operator", "domain", "version", "given", "results", "attributes")}
     evaluator, names = _evaluator(json.dumps(key))
     try:

@@ -36,10 +36,10 @@ from dlcompiler.frontends.onnx_registry import (
     element_type,
 )
 from dlcompiler.frontends.onnx_schema import Schema, check_node, check_types, function_body, schema_of
-from dlcompiler.ir.control import bound_by, needed
+from dlcompiler.ir.control import bound_by, needed, tensor_types
 from dlcompiler.ir.errors import CompilerError, DTypeError, InputError, InvalidModelError, ShapeError, UnsupportedError
 from dlcompiler.ir.expression import Dim, symbols
-from dlcompiler.ir.graph import Graph, Node
+from dlcompiler.ir.graph import Event, Graph, Node
 from dlcompiler.ir.ops import lookup
 from dlcompiler.ir.types import HostType, TensorType, TupleType
 
@@ -55,6 +55,7 @@ def import_onnx(
     input_shapes: Mapping[str, Sequence[int | str]] | None = None,
     input_values: Mapping[str, np.ndarray] | None = None,
     inventory: list[SeenNode] | None = None,
+    fix_batch: bool = False,
 ) -> Graph:
     """The graph of an ONNX model, given as a message or as the path of a file.
 
@@ -62,7 +63,8 @@ def import_onnx(
     (`dim_param`) are symbols, equal names equal symbols; dimensions without a name get fresh ones. Each input node's `location`
     is the input's ONNX name, and `Graph.output_names` holds the outputs'. An input in `input_values` is a constant of the graph,
     not an input: a shape that is handed to the model as a tensor must be given so (NeedsValuesError says which). `inventory`
-    receives what was looked at: a SeenNode for each node of the file, also where the import fails.
+    receives what was looked at: a SeenNode for each node of the file, also where the import fails. With `fix_batch` a constant
+    shape that holds a size which the inputs leave open is rewritten where that is proved; the graph's history names each.
 
     Raises InvalidModelError for a file that is no valid model, UnsupportedError listing every operator and element type that
     cannot be imported, and InputError for a name or a rank in `input_shapes` that the model does not have.
@@ -77,6 +79,7 @@ def import_onnx(
     limits: Limits = {}
     while True:
         importer = _Importer(model, shown, reader, input_shapes or {}, input_values or {}, limits)
+        importer.fix_batch = fix_batch
         try:
             graph = importer.run()
         finally:
@@ -168,6 +171,8 @@ class _Importer:
         self.reasons: dict[str, str] = {}  # location -> why the node there cannot be imported
         self.active: list[tuple[str, str, str]] = []
         self.control = ControlFlow(self)
+        self.fix_batch = False
+        self.fixed: list[str] = []  # shapes rewritten, a sentence each
         self.imported = 0
         self.warnings = 0
 
@@ -176,6 +181,7 @@ class _Importer:
     def run(self) -> Graph:
         graph = self.model.graph
         scope = Scope(versions={"": newest_opset(), **opset_versions(self.model, self.shown)}, builder=self.b)
+        self.root = scope
         self.add_initializers(graph, scope)
         for info in self.interface.inputs:
             if info.name in scope.values:
@@ -198,7 +204,8 @@ class _Importer:
                 self._problem("output that is an optional without a value", info.name)
         self._raise_problems()
         keep = needed(outputs, self.b.nodes)
-        finished = self.b.finish(outputs, output_names=tuple(info.name for info in graph.output))
+        history = tuple(Event("fix-batch", 1, 1, 0.0, sentence) for sentence in self.fixed)
+        finished = self.b.finish(outputs, output_names=tuple(info.name for info in graph.output), history=history)
         return finished.replace(nodes=tuple(n for n in finished.nodes if n in keep))
 
     def _input(self, name: str, type: TensorType | HostType) -> Node:
@@ -372,12 +379,15 @@ class _Importer:
             self._problem(f"{described}: {error.message}", location)
             return missing
         except ShapeError as error:
-            # sizes that may fit or broadcast once they are known
-            is_open = any(isinstance(i, Node) and isinstance(i.type, TensorType) and not i.tensor.is_static for i in inputs)
-            results = self._host_call(node, scope, inputs, schema, location) if is_open and by_host else None
+            open_sizes = {
+                s for i in inputs if isinstance(i, Node) for t in tensor_types(i.type) for d in t.shape for s in symbols(d)
+            }
+            # what data tells may fit or broadcast once it is known
+            told = open_sizes - self._sizes_of_inputs()
+            results = self._host_call(node, scope, inputs, schema, location) if told and by_host else None
             if results is not None:
                 return results
-            if is_open:
+            if open_sizes:
                 self._problem(f"{described}: {error.message} (symbolic sizes; fix them with input shapes)", location)
                 return missing
             raise InvalidModelError(f"{self.shown}: {node.op_type}: {error.message}", location=location) from None
@@ -396,6 +406,7 @@ class _Importer:
         domain = _domain(node.domain)
         version = schema.version if schema is not None else scope.versions[domain]
         call = Call(node.op_type, version, inputs, attributes, tuple(node.output), self.b, location, self.interface.fresh)
+        call.fix_batch, call.fixed = self.fix_batch, self.fixed
         try:
             if mapped and (not on_host or node.op_type in TAKES_HOST_VALUES):
                 result = OPERATORS[(domain, node.op_type)](call)
@@ -511,7 +522,8 @@ class _Importer:
             wanted = len(body.output)
             results = self.control.scan(inputs, attributes, scope, location, wanted)
         else:
-            raise UnsupportedError("Scan before opset 9", items=("its form before opset 9",))
+            wanted = len(body.output)
+            results = self.control.batched_scan(inputs, attributes, scope, location, wanted)
         if wanted != len(node.output):
             raise InvalidModelError(f"{self.shown}: a body gives {wanted} outputs, not {len(node.output)}", location=location)
         return results
@@ -539,6 +551,11 @@ class _Importer:
         self._check_depth(scope, location)
         path = f"{location}/"
         return Scope(scope, {}, {}, scope.versions, scope.attributes, scope.in_function, path, scope.depth + 1, self.b)
+
+    def _sizes_of_inputs(self) -> set[str]:
+        """Sizes that the model's inputs leave open."""
+        values = self.root.values.values()
+        return _open_sizes(value for value in values if isinstance(value, Node) and value.op.name == "input")
 
     def known_symbols(self) -> set[str]:
         """Sizes that the inputs or barriers so far tell."""
@@ -616,6 +633,11 @@ class _Importer:
         if says is not None:
             self.warnings += 1
             logger.warning("%s: tensor %r is declared as %s (at %s)", self.shown, name, says, location)
+
+
+def _open_sizes(nodes: Iterable[Node]) -> set[str]:
+    """Symbols in the types of some values."""
+    return {s for node in nodes for type in tensor_types(node.type) for dim in type.shape for s in symbols(dim)}
 
 
 def _may_be(declared: Sequence[int | str | None], actual: tuple[Dim, ...]) -> bool:

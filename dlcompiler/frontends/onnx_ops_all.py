@@ -9,6 +9,7 @@ from dlcompiler.frontends import (  # noqa: F401
     onnx_ops_contrib,
     onnx_ops_contrib_attention,
     onnx_ops_elementwise,
+    onnx_ops_fourier,
     onnx_ops_index,
     onnx_ops_normalization,
     onnx_ops_order,
@@ -17,7 +18,9 @@ from dlcompiler.frontends import (  # noqa: F401
     onnx_ops_recurrent,
     onnx_ops_reduction,
     onnx_ops_resize,
+    onnx_ops_sample,
     onnx_ops_shape,
     onnx_ops_source,
+    onnx_ops_training,
     onnx_ops_view,
 )

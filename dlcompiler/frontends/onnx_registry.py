@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import numpy as np
@@ -114,6 +114,9 @@ class Call:
     location: str
     # makes a symbol for a size that only data tells
     fresh: Callable[[str], Dim]
+    # whether shapes that hold a size which the inputs leave open are rewritten, and the sentences that say which were
+    fix_batch: bool = False
+    fixed: list[str] = field(default_factory=list)
 
     # -- inputs ----------------------------------------------------------------------------------------------------------
 
