@@ -60,7 +60,7 @@ def joint_graph(module: torch.fx.GraphModule, inputs: Sequence[Any], trained: Se
 
 
 class _Results:
-    """Reads the descriptors of a joint graph, and leaves of its results the loss, the gradients that are wanted, and mutations."""
+    """Reads the descriptors of a joint graph, and leaves of its results the loss, the gradients wanted, and mutations."""
 
     def __init__(self, module: torch.fx.GraphModule, trained: set[int]) -> None:
         self.module = module
