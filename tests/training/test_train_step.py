@@ -243,8 +243,24 @@ def test_autocast_is_captured_as_the_loss_function_has_it() -> None:
     assert "bf16" in str(step.reports[0].as_dict()) or step.reports[0].native > 0
 
 
+def branches_on_data(model: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return squares(model, batch) if batch[0].sum() > 0 else model(batch[0]).sum()
+
+
 class Unknown(torch.optim.SGD):
     """An optimizer that is none of torch's own."""
+
+
+def test_a_number_read_out_of_a_tensor_is_part_of_the_program() -> None:
+    def loss(model: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return squares(model, batch) * (1.0 + batch[1].abs().max().item())
+
+    ours = perceptron()
+    eager = copy.deepcopy(ours)
+    optimizer, reference = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (ours, eager))
+    step = dlcompiler.train_step(ours, loss, optimizer, batch_of(0))
+    for k in range(2):
+        torch.testing.assert_close(step(batch_of(k)), eager_step(eager, loss, reference, batch_of(k)))
 
 
 def test_what_cannot_be_one_program_is_refused_before_anything_runs() -> None:
@@ -266,4 +282,4 @@ def test_what_cannot_be_one_program_is_refused_before_anything_runs() -> None:
     refused(model, "hooks around the optimizer", optimizer)
     refused(perceptron(), "one tensor of one element", loss=lambda model, batch: model(batch[0]))
     refused(perceptron(), "no parameter of the optimizer", loss=lambda model, batch: batch[0].sum())
-    refused(perceptron(), "captured whole", loss=lambda model, batch: model(batch[0]).sum() * float(batch[0].sum().item()))
+    refused(perceptron(), "captured whole", loss=branches_on_data)
