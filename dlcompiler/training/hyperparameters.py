@@ -1,7 +1,8 @@
 """The numbers of an optimizer that change from call to call, and which parameters share them.
 
-Parameters of one group that have made the same number of steps are updated with the same numbers: they are one class. A program
-reads one small vector a class, which each call fills; only another division into classes, or another switch, needs another program.
+Parameters of one group that have made the same number of steps are updated with the same numbers: they are one class. A
+program reads one small vector a class, which each call fills; only another division into classes, or another switch, needs
+another program.
 """
 
 from __future__ import annotations

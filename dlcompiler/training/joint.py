@@ -21,7 +21,7 @@ from torch._functorch._aot_autograd.descriptors import (
 )
 from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
 
-from dlcompiler.frontends.fx import decompositions, import_fx
+from dlcompiler.frontends.fx import decompositions, import_fx, keep_recurrent_layers_whole
 from dlcompiler.frontends.fx_location import input_names
 from dlcompiler.ir.errors import InputError, UnsupportedError
 from dlcompiler.ir.graph import Graph, Node
@@ -45,6 +45,7 @@ def joint_graph(module: torch.fx.GraphModule, inputs: Sequence[Any], trained: Se
     Raises InputError if the function does not return one number that depends on such an input, UnsupportedError for what a Graph
     cannot hold.
     """
+    keep_recurrent_layers_whole(module)
     with ExitStack() as stack, torch.enable_grad():
         traced = aot_export_joint_with_descriptors(stack, module, tuple(inputs), decompositions=decompositions())
     found = _Results(traced.graph_module, set(trained))
@@ -60,7 +61,7 @@ def joint_graph(module: torch.fx.GraphModule, inputs: Sequence[Any], trained: Se
 
 
 class _Results:
-    """Reads the descriptors of a joint graph, and leaves of its results the loss, the gradients that are wanted, and mutations."""
+    """Reads the descriptors of a joint graph, and leaves of its results the loss, the gradients wanted, and mutations."""
 
     def __init__(self, module: torch.fx.GraphModule, trained: set[int]) -> None:
         self.module = module

@@ -1,8 +1,8 @@
 """What torch's optimizers do to one parameter, written in the IR.
 
-A rule says which state a parameter has, which settings change the computation, which numbers it takes (they are computed in Python
-for each call, so that a schedule recompiles nothing), and how the new parameter and state follow. The formulas are those of
-`torch.optim`'s loops over single tensors, and are done in the same order.
+A rule says which state a parameter has, which settings change the computation, which numbers it takes (they are computed in
+Python for each call, so that a schedule recompiles nothing), and how the new parameter and state follow. The formulas are those
+of `torch.optim`'s loops over single tensors, and are done in the same order.
 """
 
 from __future__ import annotations
@@ -216,15 +216,16 @@ RULES: dict[type[torch.optim.Optimizer], Rule] = {
 }
 
 
-def new_state(optimizer: torch.optim.Optimizer, group: Group, parameter: Tensor, rule: Rule) -> None:
-    """Give a parameter the state that the optimizer would make at its first step. Entries that are there stay."""
-    state = optimizer.state[parameter]
+def new_state(group: Group, parameter: Tensor, rule: Rule, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What the optimizer would add to a parameter's state at its first step."""
+    made: dict[str, Tensor] = {}
     if rule.counts and "step" not in state:
-        state["step"] = torch.zeros((), dtype=torch.float64 if torch.get_default_dtype() is torch.float64 else torch.float32)
+        made["step"] = torch.zeros((), dtype=torch.float64 if torch.get_default_dtype() is torch.float64 else torch.float32)
     for name in rule.state(group):
         if state.get(name) is None:
             start = group["initial_accumulator_value"] if name == "sum" else 0.0
-            state[name] = torch.full_like(parameter, start, memory_format=torch.preserve_format, requires_grad=False)
+            made[name] = torch.full_like(parameter, start, memory_format=torch.preserve_format, requires_grad=False)
+    return made
 
 
 def unsupported(optimizer: torch.optim.Optimizer) -> Sequence[str]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dlcompiler.codegen.target import Target, parse_target
-from dlcompiler.ir.errors import InputError, OptionError, UnsupportedError
+from dlcompiler.ir.errors import CompilerError, InputError, OptionError, UnsupportedError
 from dlcompiler.ir.graph import Graph
 from dlcompiler.options import Options
 from dlcompiler.report import Report, Timings
@@ -117,7 +117,8 @@ class TrainStep:
         def loss_of(model: Any, batch: Any) -> Tensor:
             return loss_fn(model, batch)
 
-        # a function of its own for each step, so that Dynamo keeps the graphs of one apart from those of another
+        # Dynamo keeps what it compiled, and counts how often, with the code: code of its own for each step
+        loss_of.__code__ = loss_of.__code__.replace()
         self._run = torch.compile(loss_of, backend=self._backend, fullgraph=True)
 
     def prepare(self, batch: Any) -> None:
@@ -141,6 +142,17 @@ class TrainStep:
             reason = str(error).strip().partition("\n")[0]
             raise UnsupportedError(
                 f"the loss function cannot be captured whole: {reason}", items=(reason,), hint="compile the model instead"
+            ) from error
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            if isinstance(error.inner_exception, CompilerError):
+                raise error.inner_exception from None
+            raise
+        except torch._dynamo.exc.FailOnRecompileLimitHit as error:
+            limit = torch._dynamo.config.recompile_limit
+            raise UnsupportedError(
+                f"more than {limit} variants of the loss function",
+                items=("recompilations",),
+                hint="pad batches to fewer shapes, or raise torch._dynamo.config.recompile_limit",
             ) from error
 
     def _backend(self, module: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., tuple[Tensor]]:
@@ -194,13 +206,13 @@ class _Captured:
     # -- a call ----------------------------------------------------------------------------------------------------------------
 
     def prepare(self, arguments: Sequence[Any]) -> None:
-        """Compile what the first calls will run. Gives the optimizer the state that it lacks."""
+        """Compile what the first calls will run."""
         parameters = [arguments[k] for k in self.trained]
         division, _ = self.hyperparameters.divide(parameters)
         sums = [torch.empty_like(p) for p in parameters] if self.settings.accumulate > 1 else []
         if sums:
             self._accumulating(sums)
-        self._updating(division, self._states(parameters), sums)
+        self._updating(division, self._states(parameters, keep=False), sums)
 
     def accumulate(self, arguments: Sequence[Any]) -> Tensor:
         """Add the gradients of one batch to `parameter.grad`; the loss."""
@@ -231,17 +243,18 @@ class _Captured:
                 parameter.grad = torch.zeros_like(parameter)
         return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
-    def _states(self, parameters: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """The state of each parameter, made if it is not there, by name."""
+    def _states(self, parameters: Sequence[Tensor], keep: bool = True) -> list[dict[str, Tensor]]:
+        """The state of each parameter by name, in the optimizer. What is not there is made, and kept there unless told not to."""
         optimizer, rule = self.step.optimizer, self.rule
         found = []
         for parameter, g in zip(parameters, self.hyperparameters.group_of):
             group = optimizer.param_groups[g]
             names = rule.state(group)
-            state = optimizer.state.get(parameter)
-            if state is None or any(state.get(name) is None for name in names):
-                new_state(optimizer, group, parameter, rule)
-                state = optimizer.state[parameter]
+            state = optimizer.state.get(parameter, {})
+            if (rule.counts and "step" not in state) or any(state.get(name) is None for name in names):
+                state = {**state, **new_state(group, parameter, rule, state)}
+                if keep:
+                    optimizer.state[parameter].update(state)
             found.append({name: state[name] for name in names})
         return found
 

@@ -3,8 +3,8 @@
     groups {relu, sum}, {matmul}  -->  slots x, y, arena...; steps launch k0, call matmul; offsets
 
 Every stored node gets a slot. What a library reads through views is a strided window where strides can say it, else a copy
-kernel in front. Results that are written back into inputs are copied at the end. Then steps are ordered for low peak memory,
-results take over the memory of operands that die, and intermediates get offsets in one arena.
+kernel in front. Results that are written back into inputs are computed in their place, or copied there at the end. Then steps are
+ordered for low peak memory, results take over the memory of operands that die, and intermediates get offsets in one arena.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from dlcompiler.passes.dataflow.in_place import find_aliases
 from dlcompiler.passes.dataflow.layout import assign_layouts
 from dlcompiler.passes.dataflow.memory import place
 from dlcompiler.passes.dataflow.order import order_steps
+from dlcompiler.passes.dataflow.write_back import write_in_place
 from dlcompiler.passes.fixed import is_fixed_source
 from dlcompiler.passes.strides import Strides, channels_last_strides, image_of, stored_source, wants_channels_last
 
@@ -517,7 +518,7 @@ def _origin(node: Node) -> str:
 def plan(fusion: Fusion, target=None, options=None) -> P.Program:
     """The program of a fused graph: slots, steps in order, in-place reuse and, if no size is symbolic, the memory plan."""
     program = _Planner(fusion, target or WithoutRoutines()).run()
-    program = order_steps(program)
+    program = order_steps(write_in_place(program))
     program = program.replace(aliases=find_aliases(program))
     if not program.symbols:
         program = program.replace(placement=place(program, {}))
