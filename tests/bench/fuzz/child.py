@@ -42,11 +42,11 @@ def warm_up(folder: Path) -> None:
     os.environ["DLCOMPILER_CACHE_DIR"] = str(folder / "cache")
     os.environ["TMPDIR"] = str(folder)
     os.environ["OMP_NUM_THREADS"] = "1"
-    import dlcompiler
-
-    for module in pkgutil.walk_packages(dlcompiler.__path__, "dlcompiler."):
-        if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
+    for name in ("dlcompiler", *(f"dlcompiler.{stage}" for stage in ("ir", "passes", "codegen", "runtime"))):
+        package = importlib.import_module(name)
+        for module in pkgutil.walk_packages(package.__path__, f"{name}."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
 
 
 def run(cases: Iterable[Case], folder: Path) -> Iterator[Outcome]:
