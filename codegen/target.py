@@ -211,6 +211,11 @@ def parse_target(text: str) -> Target:
             return Target("cuda", "sm_90")
         if arch in GPU_ARCHITECTURES:
             return Target("cuda", arch)
-    known = ["cpu", "cuda", *(f"cpu:{a}" for a in CPU_ARCHITECTURES), *(f"cuda:{a}" for a in GPU_ARCHITECTURES)]
+    known = known_targets()
     near = difflib.get_close_matches(text, known, 1)
     raise OptionError(f"unknown target {text!r}", hint=f"did you mean {near[0]!r}?" if near else f"one of {', '.join(known)}")
+
+
+def known_targets() -> list[str]:
+    """All that `parse_target` takes."""
+    return ["cpu", "cuda", *(f"cpu:{a}" for a in CPU_ARCHITECTURES), *(f"cuda:{a}" for a in GPU_ARCHITECTURES)]

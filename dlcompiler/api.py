@@ -21,14 +21,14 @@ from dlcompiler import report as _report
 from dlcompiler.artifact import Artifact, load_artifact, save_artifact
 from dlcompiler.codegen.target import Target, parse_target
 from dlcompiler.graph_file import read_graph_file
-from dlcompiler.ir.errors import InputError, InvalidModelError, OptionError, UnsupportedError
+from dlcompiler.ir.errors import InputError, InvalidModelError, UnsupportedError
 from dlcompiler.ir.expression import Dim, Expression, evaluate, symbol_name
 from dlcompiler.ir.graph import Graph, Node
 from dlcompiler.ir.program import Program
 from dlcompiler.ir.types import TensorType
 from dlcompiler.names import names_of_inputs, names_of_outputs
 from dlcompiler.observe import Observer
-from dlcompiler.options import Options
+from dlcompiler.options import OF_THIS_MACHINE, Options
 from dlcompiler.report import Report, Timings
 
 if TYPE_CHECKING:
@@ -221,8 +221,7 @@ class Compiled:
                 hint="call model.eval() before compiling",
             )
         given = {name for name, origin in self.options.sources.items() if origin == "explicit"}
-        machine_bound = {"dump_dir", "cache_dir", "cache_bytes", "logs", "progress"}
-        options = {name: value for name, value in self.options.as_dict().items() if name in given - machine_bound}
+        options = {name: value for name, value in self.options.as_dict().items() if name in given - OF_THIS_MACHINE}
         target = "cpu" if self.target.host else str(self.target)
         save_artifact(path, Artifact(self.graph, target, options, self._source.convention.as_dict()))
 
@@ -335,6 +334,8 @@ def read_source(
 
 def _read_path(path: str, dynamic_shapes: Any, timings: Timings, inventory: list[SeenNode] | None, fix_batch: bool) -> Source:
     """Told apart by their first bytes: a zip is an artefact, text that starts a graph is one, all else is for the ONNX reader."""
+    if os.path.exists(path) and not os.path.isdir(path) and not os.path.isfile(path):
+        raise InvalidModelError(f"{path} is a device or a pipe, not a file", hint="write the model into a file first")
     try:
         with open(path, "rb") as file:
             start = file.read(512)
@@ -465,11 +466,6 @@ def load(path: str | os.PathLike[str], *, target: str | None = None, options: Ma
     timings = Timings()
     with timings.stage("import"):
         source = _from_artifact(load_artifact(path), timings)
-    if source.target is not None and target is None:
-        try:
-            parse_target(source.target)
-        except OptionError as error:
-            raise InvalidModelError(f"{path} was saved for a target that is not known here: {error.message}") from None
     return build(source, target or source.target or "cpu", Options.resolve({**source.options, **(options or {})}))
 
 

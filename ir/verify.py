@@ -6,6 +6,7 @@ little more than walking over it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -25,6 +26,7 @@ __all__ = ["verify_graph", "verify_kernel", "verify_program"]
 
 # lines of IR shown on either side of a fault
 CONTEXT = 5
+LONGEST_LINE = 240  # characters shown of each
 
 
 def verify_graph(graph: Graph) -> None:
@@ -87,12 +89,18 @@ def _verify_node(graph: Graph, node: Node) -> None:
         is_array = node.op.name == "constant" and key == "value" and isinstance(value, np.ndarray)
         is_region = node.has(Trait.BARRIER) and isinstance(value, Graph)
         if not (_is_plain(value) or is_array or is_region):
-            _fail(graph, node, f"attribute {key} is not plain data: {value!r}")
+            _fail(graph, node, f"attribute {key} is not plain data: {str(value)[:80]}")
     if not isinstance(node.type, TensorType | TupleType | HostType):
         _fail(graph, node, f"the type is a {type(node.type).__name__}")
     for dim in _dims(node):
         if not (isinstance(dim, Expression) or (type(dim) is int and dim >= 0)):
             _fail(graph, node, f"{dim!r} is not a size")
+        if not _is_word(dim):
+            _fail(graph, node, "a size is too large for a 64-bit integer")
+    for type_ in tensor_types(node.type):
+        # zero sizes aside: strides are made of the others
+        if math.prod(d for d in type_.shape if isinstance(d, int) and d) * type_.dtype.bytes >= 2**63:
+            _fail(graph, node, f"{type_} takes more memory than can be addressed")
     if node.op.name in GIVEN_TYPE:
         return
     try:
@@ -108,11 +116,24 @@ def _verify_node(graph: Graph, node: Node) -> None:
 
 
 def _is_plain(value: Any) -> bool:
-    if value is None or isinstance(value, bool | int | float | str | complex | Expression | np.generic):
+    """Numbers, integers among them of at most 64 bits, texts and sequences and mappings of those."""
+    if isinstance(value, int | Expression):
+        return _is_word(value)
+    if value is None or isinstance(value, float | str | complex | np.generic):
         return True
     if isinstance(value, tuple | list):
         return all(map(_is_plain, value))
     return isinstance(value, Mapping) and all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
+
+
+def _is_word(value: Dim) -> bool:
+    """Whether every integer in it fits 64 bits, with a sign or without, as compiled code has them."""
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**64
+    return all(
+        _is_word(coefficient) and all(_is_word(inner) for atom in monomial if atom.kind != "symbol" for inner in atom.operands)
+        for monomial, coefficient in value.terms.items()
+    )
 
 
 def _verify_results(graph: Graph, known: set[Node]) -> None:
@@ -143,7 +164,7 @@ def _fail(graph: Graph, node: Node, message: str) -> NoReturn:
     at = next((k for k, other in enumerate(everything) if other is node), len(everything))
     lines = []
     for position in range(max(at - CONTEXT, 0), min(at + CONTEXT, len(everything))):
-        lines.append(f"{'>' if position == at else ' '} {_line(everything[position])}")
+        lines.append(f"{'>' if position == at else ' '} {_line(everything[position])[:LONGEST_LINE]}")
     raise VerifyError(f"graph {graph.name}: %{node.name}: {message}\n" + "\n".join(lines), location=node.location)
 
 

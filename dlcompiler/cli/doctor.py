@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from dlcompiler.cli.commands import flags
+from dlcompiler.cli.commands import flags, manual
 from dlcompiler.cli.shared import Session, print_json, table
 from dlcompiler.codegen.cache import open_store
 from dlcompiler.ir.errors import CompilerError
@@ -46,7 +46,13 @@ class Finding:
     fix: str = ""
 
 
-@click.command(name="doctor")
+EXAMPLES = """
+dlcompiler doctor
+DLCOMPILER_STRICT=1 dlcompiler doctor                        where each value comes from
+"""
+
+
+@click.command(name="doctor", epilog=manual(EXAMPLES))
 @flags(compiles=False)
 def command(**parameters: Any) -> int:
     """Show versions, targets, what is missing and how to get it, and each option's value and where it came from.

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from dlcompiler.cli.commands import flags
+from dlcompiler.cli.commands import MODEL, complete_stages, flags, manual
 from dlcompiler.cli.shared import Session, build, check_output, print_json, read_source, table, write_text
 from dlcompiler.dump_pages import kernel_text
 from dlcompiler.ir.graph import Graph
@@ -25,10 +25,19 @@ CODE_STAGES = ("mlir", "llvm", "triton", "ptx")
 PROGRAM_STAGES = ("kernels", "plan", "program", *CODE_STAGES)
 
 
-@click.command(name="inspect")
-@click.argument("model")
+EXAMPLES = """
+dlcompiler inspect model.onnx --check                        every operator: supported? run by what?
+dlcompiler inspect model.onnx --html model.html              graphs, kernels, code, memory in a browser
+dlcompiler inspect model.onnx --stage simplify               the graph after a pass
+dlcompiler inspect model.onnx --stage mlir -o kernels.mlir   emitted code
+dlcompiler inspect model.onnx --memory --input-shape x:1x3x224x224
+"""
+
+
+@click.command(name="inspect", epilog=manual(EXAMPLES))
+@MODEL
 @click.option(
-    "--stage", metavar="STAGE",
+    "--stage", metavar="STAGE", shell_complete=complete_stages,
     help="captured, the name of a pass, optimized, kernels, mlir, llvm, triton, ptx, plan or program: print that and no more.",
 )  # fmt: skip
 @click.option("--check", is_flag=True, help="A table of every operator: types, how many, what runs it, what is not supported.")
@@ -91,6 +100,13 @@ def _write_page(path: str, view: View, report: Report | None) -> tuple[str, Any]
     return f"wrote {path} ({format_bytes(len(page.encode()))}): open it in a browser", {"html": path, "bytes": len(page.encode())}
 
 
+def stage_names() -> list[str]:
+    """All that `--stage` takes."""
+    from dlcompiler.passes.pipeline import PASSES
+
+    return ["captured", *PASSES, "optimized", *PROGRAM_STAGES]
+
+
 @dataclass(frozen=True)
 class View:
     """A compilation looked at from outside."""
@@ -134,7 +150,7 @@ class View:
         if name == "optimized" or name in PASSES:
             # a pass that changed nothing leaves the graph as it was; the last graph is what all passes made
             return self._graph(self.collector.graphs[-1][1] if name == "optimized" else self._graph_before(name))
-        known = ["captured", *PASSES, "optimized", *PROGRAM_STAGES]
+        known = stage_names()
         near = difflib.get_close_matches(name, known, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
         raise click.UsageError(f"no stage {name!r}; {hint}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from dlcompiler.cli.commands import flags, input_flags
+from dlcompiler.cli.commands import MODEL, flags, input_flags, manual
 from dlcompiler.cli.progress import Progress
 from dlcompiler.cli.shared import Session, build, make_inputs, print_json, read_inputs, read_source
 from dlcompiler.codegen.target import Target
@@ -30,8 +30,16 @@ if TYPE_CHECKING:
 MISMATCH = 5
 
 
-@click.command(name="verify")
-@click.argument("model")
+EXAMPLES = """
+dlcompiler verify model.onnx                                 against the reference interpreter
+dlcompiler verify model.onnx --against onnxruntime --input-shape x:1x3x224x224
+dlcompiler verify model.onnx --bisect                        names what is wrong, leaves dlcompiler-repro/
+dlcompiler verify model.onnx -i in.npz --rtol 1e-3
+"""
+
+
+@click.command(name="verify", epilog=manual(EXAMPLES))
+@MODEL
 @click.option(
     "--against", type=click.Choice(["reference", "onnxruntime"]), default="reference", show_default=True,
     help="reference: the interpreter of the captured graph; onnxruntime: for .onnx files.",

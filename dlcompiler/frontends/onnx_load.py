@@ -20,6 +20,8 @@ from dlcompiler.frontends.onnx_fold import MOST_DIMENSIONS
 from dlcompiler.frontends.onnx_registry import element_type
 from dlcompiler.ir.errors import InvalidModelError, UnsupportedError
 
+LARGEST_MESSAGE = 1 << 31  # bytes: protobuf's own limit
+
 
 def printable(text: str) -> str:
     """A name as it may stand in a message of one line."""
@@ -30,6 +32,12 @@ def read_model(path: str | os.PathLike[str]) -> ModelProto:
     """The model in a file, its external data not yet read. Raises InvalidModelError, in one line, for what is no model."""
     shown = os.fspath(path)
     try:
+        size = os.path.getsize(path)
+        if size >= LARGEST_MESSAGE:
+            raise InvalidModelError(
+                f"{shown} has {size:,} bytes, and no ONNX message may have 2 GiB",
+                hint="keep its weights in a file beside it (external data)",
+            )
         data = Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise InvalidModelError(f"{shown}: no such file", hint="check the path") from None

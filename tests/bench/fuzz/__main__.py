@@ -12,9 +12,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.bench.fuzz import cases, child
+
+BATCH = 50  # cases that share a process, as long as none ends it
 
 
 def main() -> int:
@@ -36,9 +39,7 @@ def main() -> int:
         folder = Path(temporary)
         child.warm_up(folder)
         cases.make(arguments.seed, 3), cases.make(arguments.seed, 8)  # the corpora, once before all forks
-        for index in range(arguments.start, arguments.start + arguments.count):
-            case = cases.make(arguments.seed, index, arguments.kind)
-            outcome = child.run(case, folder)
+        for index, case, outcome in _outcomes(arguments, folder):
             codes[outcome.code] += 1
             slowest, largest = max(slowest, outcome.seconds), max(largest, outcome.resident)
             if arguments.list or arguments.v:
@@ -62,6 +63,14 @@ def main() -> int:
     for problem, (_, seen) in sorted(problems.items(), key=lambda item: -len(item[1][1])):
         print(f"  {len(seen)} x {problem}  (cases {', '.join(map(str, seen[:8]))})")
     return 1 if problems else 0
+
+
+def _outcomes(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[int, cases.Case, child.Outcome]]:
+    end = arguments.start + arguments.count
+    for first in range(arguments.start, end, BATCH):
+        indices = range(first, min(first + BATCH, end))
+        batch = [cases.make(arguments.seed, index, arguments.kind) for index in indices]
+        yield from zip(indices, batch, child.run(batch, folder))
 
 
 def _keep(folder: Path, index: int, case: cases.Case) -> None:

@@ -1,14 +1,18 @@
-"""One case in a process of its own, forked from one that has everything imported: milliseconds instead of seconds."""
+"""Cases in a process forked from one that has everything imported: milliseconds instead of seconds."""
 
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import pkgutil
 import re
 import resource
 import signal
+import sys
+import tempfile
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +21,7 @@ from tests.bench.fuzz.cases import Case
 SECONDS = 10  # of processor time
 WALL_SECONDS = 60  # the machine may be busy with others
 MOST_RESIDENT = 1 << 30  # bytes
+MOST_MAPPED = 3 << 30  # bytes beyond what the libraries map
 # a command that makes up inputs may need to be told a size, or ask for more memory than there is
 ALLOWED = {0: "", 3: "", 4: "", 2: r"is not known; give|error: --input-shape", 6: "out of memory"}
 
@@ -37,58 +42,84 @@ def warm_up(folder: Path) -> None:
     os.environ["DLCOMPILER_CACHE_DIR"] = str(folder / "cache")
     os.environ["TMPDIR"] = str(folder)
     os.environ["OMP_NUM_THREADS"] = "1"
-    import dlcompiler
-
-    for module in pkgutil.walk_packages(dlcompiler.__path__, "dlcompiler."):
-        if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
-
-
-def run(case: Case, folder: Path) -> Outcome:
-    """Run the case and judge it."""
-    path, said = folder / case.name, folder / "stderr"
-    path.write_bytes(case.data)
-    for old in folder.glob("dlcompiler-error-*"):
-        old.unlink()
-    start = time.perf_counter()
-    process = os.fork()
-    if process == 0:
-        _run_here([str(path) if word == "MODEL" else word for word in case.command], said)
-    _, status, usage = os.wait4(process, 0)
-    seconds = time.perf_counter() - start
-    code = os.waitstatus_to_exitcode(status)
-    resident = usage.ru_maxrss << 10
-    text = said.read_text(errors="replace")
-    return Outcome(code, seconds, resident, text, _problem(code, text, resident, folder))
+    for name in ("dlcompiler", *(f"dlcompiler.{stage}" for stage in ("ir", "passes", "codegen", "runtime"))):
+        package = importlib.import_module(name)
+        for module in pkgutil.walk_packages(package.__path__, f"{name}."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
 
 
-def _run_here(arguments: list[str], said: Path) -> None:
-    """In the child: never returns."""
+def run(cases: Iterable[Case], folder: Path) -> Iterator[Outcome]:
+    """Run the cases and judge each. They share a process until one ends it; a new one then goes on with the next."""
+    waiting = list(cases)
+    while waiting:
+        reader, writer = os.pipe()
+        start = time.perf_counter()
+        process = os.fork()
+        if process == 0:
+            os.close(reader)
+            _run_here(waiting, folder, writer)
+        os.close(writer)
+        done = 0
+        with open(reader) as lines:
+            for line in lines:
+                done += 1
+                start = time.perf_counter()
+                yield Outcome(**json.loads(line))
+        _, status, usage = os.wait4(process, 0)
+        if done < len(waiting):
+            code, resident = os.waitstatus_to_exitcode(status), usage.ru_maxrss << 10
+            said = (folder / "stderr").read_text(errors="replace")
+            yield Outcome(code, time.perf_counter() - start, resident, said, _problem(code, said, resident, folder))
+            done += 1
+        del waiting[:done]
+
+
+def _run_here(cases: Sequence[Case], folder: Path, writer: int) -> None:
+    """In the child: write a line for each case that comes back. Never returns."""
     code = 99
     try:
-        import sys
-        import tempfile
-
+        said = folder / "stderr"
         tempfile.tempdir = None
         nothing = os.open(os.devnull, os.O_RDWR)
-        out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         os.dup2(nothing, 0)
         os.dup2(nothing, 1)
         os.dup2(out, 2)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
-        signal.alarm(WALL_SECONDS)
-        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        limit = mapped + (3 << 30)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + MOST_MAPPED, mapped + MOST_MAPPED))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        from dlcompiler.cli.boundary import run
-
-        code = run(arguments)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for case in cases:
+            outcome = _run_one(case, folder)
+            os.write(writer, (json.dumps(vars(outcome)) + "\n").encode())
+        code = 0
     finally:
         os._exit(code)
+
+
+def _run_one(case: Case, folder: Path) -> Outcome:
+    from dlcompiler.cli.boundary import run as run_command
+
+    path = folder / case.name
+    path.write_bytes(case.data)
+    for old in folder.glob("dlcompiler-error-*"):
+        old.unlink()
+    os.truncate(folder / "stderr", 0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    used = time.process_time()
+    resource.setrlimit(resource.RLIMIT_CPU, (int(used) + SECONDS + 1, resource.RLIM_INFINITY))
+    signal.alarm(WALL_SECONDS)
+    start = time.perf_counter()
+    code = run_command([str(path) if word == "MODEL" else word for word in case.command])
+    seconds = time.perf_counter() - start
+    signal.alarm(0)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    resident = int(peak[1]) << 10 if peak else 0
+    text = (folder / "stderr").read_text(errors="replace")
+    return Outcome(code, seconds, resident, text[-4000:], _problem(code, text, resident, folder))
 
 
 def _problem(code: int, text: str, resident: int, folder: Path) -> str | None:
