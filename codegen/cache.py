@@ -20,6 +20,7 @@ import struct
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ logger = logging.getLogger("dlcompiler")
 
 MAGIC, FORMAT = b"dlccache", 1
 HEADER = struct.Struct("<8sIQ32s")  # magic, format, bytes of the payload, SHA-256 of name and payload
-ENTRY = re.compile(r"[0-9a-f]{64}\.(function|object)")
+ENTRY = re.compile(r"[0-9a-f]{64}\.(function|object|tuned)")
 LEFTOVER = re.compile(r"\.[^.]*\.partial|[0-9a-f]{64}\.lock")
 LEFTOVER_SECONDS = 3600.0
 TOUCH_SECONDS = 600.0  # an entry's time of last use is this exact
@@ -72,7 +73,7 @@ def _store(folder: str, limit: int) -> Store:
 
 
 def entry_name(kind: str, *parts: str | bytes) -> str:
-    """The name of an entry of that kind (function, object): the digest of everything that it depends on."""
+    """The name of an entry of that kind (function, object, tuned): the digest of everything that it depends on."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -234,6 +235,10 @@ class Store:
         """What is there now."""
         sizes = [status.st_size for _, status in self._entries()]
         return Usage(len(sizes), sum(sizes))
+
+    def kinds(self) -> dict[str, int]:
+        """How many entries there are of each kind."""
+        return dict(Counter(path.suffix[1:] for path, _ in self._entries()))
 
     def clear(self) -> Usage:
         """Remove every entry, and no other file; gives what was removed. Raises OSError where one cannot be."""

@@ -9,21 +9,27 @@ addresses.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Set
 from dataclasses import dataclass, field
 
+from dlcompiler.codegen.choices import NOTHING, Answer
 from dlcompiler.codegen.schedule import Access, Schedule, merge_axes, size_estimate
 from dlcompiler.ir import kernel as K
 from dlcompiler.ir.contraction import (
+    STORED_NARROW,
     Contraction,
     find_contraction,
+    find_panels,
     loads_under,
     offset_of,
     pack_columns,
     replace_values,
+    stored,
     summation_order,
 )
-from dlcompiler.ir.expression import Dim, floor_div, linear_coefficients, product, substitute, symbol, symbols
+from dlcompiler.ir.expression import Dim, floor_div, linear_coefficients, product, symbol, symbols
+from dlcompiler.ir.types import bf16
 
 MOST_ROWS = 8
 # Tiles of rows in one work item: enough to hide the cost of starting it, few enough to share out.
@@ -36,6 +42,8 @@ PACKED_ROWS = 24
 SUM_BLOCK = 512
 # Cycles from one multiply-add to the next that needs its result.
 LATENCY = 4
+# Registers that numbers take which are taken out of groups.
+REGISTERS_OF_PARTS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +57,11 @@ class ContractionSchedule:
     summed    summed axes, outermost first
     rows, vectors, lanes   the tile
     rest      rows of the last tile, 0 if all are whole, None if that is only known when it runs
+    tiles     tiles of rows in one work item
+    sum_block summed positions after which sums are added to those before, where they are long
+    panels_first  whether all panels of columns are gone through for a chunk of rows, and not the other way around
     is_packed whether columns lie in panels of the tile's width
+    depth     neighbouring positions of the innermost summed axis that lie side by side in panels: one step takes them all
     accesses  of the rows' and the columns' load
     finish    the schedule of what is done to the sums, and `finishing` the kernel that says it: it reads them from `sums`
     """
@@ -71,8 +83,12 @@ class ContractionSchedule:
     finishing: K.Kernel
     finish: Schedule
     sums: K.Buffer
+    depth: int = 1
     grain: int = 1
     guards: tuple[K.Bound, ...] = field(default=())
+    tiles: int = TILES_AN_ITEM
+    sum_block: int = SUM_BLOCK
+    panels_first: bool = False
 
     @property
     def width(self) -> int:
@@ -82,12 +98,12 @@ class ContractionSchedule:
     @property
     def chunk(self) -> int:
         """Rows of a work item."""
-        return self.rows * TILES_AN_ITEM
+        return self.rows * self.tiles
 
     @property
     def is_summed_in_blocks(self) -> bool:
-        """Whether sums are so long that they are made in parts of SUM_BLOCK."""
-        if len(self.summed) != 1 or self.guards:
+        """Whether sums are so long that they are made in parts."""
+        if len(self.summed) != 1 or self.guards or not self.contraction.reduce.dtype.is_float:
             return False
         length = self.axes[self.summed[0]]
         return not isinstance(length, int) or length >= 2 * SUM_BLOCK
@@ -109,18 +125,22 @@ class ContractionSchedule:
         axes = (*self.outer, *self.between)
         outer = f"rows({', '.join(axes)}) " if axes else ""
         columns = "packed" if self.is_packed else "in place"
-        return f"contraction {outer}{tile} sum({', '.join(self.summed)}) columns {columns} grain({self.grain})"
+        columns += f" by {self.depth}" if self.depth > 1 else ""
+        sums = ", ".join(self.summed) + (f" in parts of {self.sum_block}" if self.sum_block != SUM_BLOCK else "")
+        items = f" items({self.tiles} tiles{', panels first' if self.panels_first else ''})"
+        usual = self.tiles == TILES_AN_ITEM and not self.panels_first
+        return f"contraction {outer}{tile} sum({sums}) columns {columns}{'' if usual else items} grain({self.grain})"
 
 
-def choose_tile(columns: Dim, rows: Dim, lanes: int, registers: int) -> tuple[int, int]:
-    """(rows, vectors) of the tile that computes so many rows and columns in the fewest cycles.
+def choose_tile(columns: Dim, rows: Dim, lanes: int, registers: int, most_rows: int = MOST_ROWS) -> tuple[int, int]:
+    """(rows, vectors) of the tile of at most `most_rows` that computes so many rows and columns in the fewest cycles.
 
     A step of a tile takes as long as its multiply-adds, its loads, or the latency of one sum, whichever is longest.
     """
     best: tuple[float, int, int] | None = None
     count, height = size_estimate(columns), size_estimate(rows)
     for vectors in (3, 4, 2, 1):
-        most = min(MOST_ROWS, (registers - 1 - vectors) // vectors, max(height, 1))
+        most = min(most_rows, (registers - 1 - vectors) // vectors, max(height, 1))
         for tile in range(most, 0, -1):
 
             def cycles(rows: int, vectors: int = vectors) -> float:
@@ -139,23 +159,42 @@ def choose_tile(columns: Dim, rows: Dim, lanes: int, registers: int) -> tuple[in
 
 @dataclass(frozen=True)
 class TileMachine:
-    """What schedules of contractions ask of a machine: bytes of a vector register, how many there are, masked loads."""
+    """What schedules of contractions ask of a machine.
+
+    Bytes of a vector register, how many there are, masked loads; bytes of a core's second cache, and the number of cores;
+    instructions for sums of products of two bfloat16 and of four bytes.
+    """
 
     vector_bytes: int
     registers: int
     has_masks: bool
+    second_cache: int = 512 << 10
+    cores: int = 1
+    has_bfloat_products: bool = False
+    has_byte_products: bool = False
+
+    def registers_for(self, found: Contraction) -> int:
+        """Registers for a tile. Groups that no instruction multiplies whole are taken apart, which takes a few."""
+        kept = stored(found.columns)
+        if found.is_lanewise or STORED_NARROW.get(kept.dtype, 1) == 1:
+            return self.registers
+        whole = self.has_bfloat_products if kept.dtype is bf16 else self.has_byte_products and kept.dtype.is_signed
+        return self.registers if whole and found.load.dtype.bytes == kept.dtype.bytes else self.registers - REGISTERS_OF_PARTS
 
 
-def panel_width(kernel: K.Kernel, fixed: Set[K.Buffer], machine: TileMachine) -> int | None:
+def panel_width(kernel: K.Kernel, fixed: Set[K.Buffer], machine: TileMachine, chosen: Answer = NOTHING) -> int | None:
     """How wide panels of the columns should be; None to read them where they lie.
 
     `fixed`: buffers that keep their contents between calls: what is packed from them alone is packed once.
+    `chosen`: {"vectors": vectors in a panel, 0 for where they lie}, if that was chosen.
     """
     found = find_contraction(kernel, fixed)
     if found is None or found.packed is not None:
         return None
+    if "vectors" in chosen:
+        return int(chosen["vectors"]) * (machine.vector_bytes // found.reduce.dtype.bytes) or None
     extents = kernel.extents
-    rows = product(size_estimate(extents[a]) for a in found.row_axes)
+    rows = math.prod(size_estimate(extents[a]) for a in found.row_axes)
     is_fixed = all(load.buffer in fixed for load in loads_under(found.columns))
     if not is_fixed and rows < PACKED_ROWS:
         return None
@@ -163,7 +202,7 @@ def panel_width(kernel: K.Kernel, fixed: Set[K.Buffer], machine: TileMachine) ->
     lanes = machine.vector_bytes // found.reduce.dtype.bytes
     if found.is_lanewise:
         return _lanewise_vectors(extents[found.vector], lanes) * lanes
-    return choose_tile(extents[found.vector], tallest, lanes, machine.registers)[1] * lanes
+    return choose_tile(extents[found.vector], tallest, lanes, machine.registers_for(found))[1] * lanes
 
 
 def _lanewise_vectors(count: Dim, lanes: int) -> int:
@@ -175,10 +214,9 @@ def _lanewise_vectors(count: Dim, lanes: int) -> int:
 def is_worth_it(kernel: K.Kernel, fixed: Set[K.Buffer], machine: TileMachine) -> bool:
     """Whether a kernel is a contraction whose tiled loop is at least as quick as a library."""
     found = find_contraction(kernel, fixed)
-    # narrow floats are left to libraries that multiply them without widening them first
-    if found is None or any(load.dtype is not found.reduce.dtype for load in (found.load, *loads_under(found.columns))):
+    if found is None:
         return False
-    rows = product(size_estimate(kernel.extents[a]) for a in found.row_axes)
+    rows = math.prod(size_estimate(kernel.extents[a]) for a in found.row_axes)
     lanes = machine.vector_bytes // found.reduce.dtype.bytes
     if found.batch_axes and not found.is_lanewise and 2 * size_estimate(kernel.extents[found.vector]) <= lanes:
         return False  # groups of few channels leave most lanes empty
@@ -189,22 +227,22 @@ def is_worth_it(kernel: K.Kernel, fixed: Set[K.Buffer], machine: TileMachine) ->
     return schedule_contraction(pack_columns(kernel, found, width)[1], machine) is not None
 
 
-def schedule_contraction(kernel: K.Kernel, machine: TileMachine) -> ContractionSchedule | None:
-    """Choose how a contraction runs; None for a kernel that is none, or that the tiled loop cannot do or would do slowly."""
+def schedule_contraction(kernel: K.Kernel, machine: TileMachine, chosen: Answer = NOTHING) -> ContractionSchedule | None:
+    """Choose how a contraction runs; None for a kernel that is none, or that the tiled loop cannot do or would do slowly.
+
+    `chosen` may say rows, vectors (of columns that are not packed), tiles, sum_block, order ("panels") and grain.
+    """
     found = find_contraction(kernel)
     if found is None or 0 in kernel.extents.values():
         return None
-    registers = machine.registers
+    registers = machine.registers_for(found)
     lanes = machine.vector_bytes // found.reduce.dtype.bytes
     if found.packed is None and not (found.is_row_major() and machine.has_masks):
         return None
     loads = {found.load: _access(found.load, offset_of(found.load), kernel)}
-    columns = found.columns
-    assert isinstance(columns, K.Load)
-    offset = offset_of(columns)
-    if found.packed is not None:
-        # within a panel the offset is linear; which panel it is, is counted apart
-        offset = substitute(offset, {found.vector: 0})
+    columns, panels = found.columns_load, find_panels(found.columns)
+    assert columns is not None
+    offset = offset_of(columns) if panels is None else panels.linear_offset()
     loads[columns] = _access(columns, offset, kernel)
     if any(access.coefficients is None for access in loads.values()):
         return None
@@ -221,29 +259,48 @@ def schedule_contraction(kernel: K.Kernel, machine: TileMachine) -> ContractionS
         return None
     row = _row_axis(row_axes, axes, rows_access)
     height = axes[row] if row is not None else 1
-    if found.packed is not None:
-        width = columns.buffer.shape[-1]
-        assert isinstance(width, int)
-        if width % lanes:
+    if panels is not None:
+        if panels.width % lanes:
             return None
-        vectors = width // lanes
+        vectors = panels.width // lanes
         rows = _rows_for(vectors, height, registers)
     elif found.is_lanewise:
         return None
     else:
         rows, vectors = choose_tile(axes[found.vector], height, lanes, registers)
+        if "vectors" in chosen:
+            vectors = min(int(chosen["vectors"]), most_vectors(registers))
+            rows = _rows_for(vectors, height, registers)
+    if row is not None:
+        rows = max(1, min(int(chosen.get("rows", rows)), most_rows(vectors, registers)))
     outer = tuple(a for a in axes if a not in summed and a not in (row, found.vector))
     sums = K.Buffer("sums", found.reduce.dtype, (height, axes[found.vector]), (vectors * lanes, 1))
     between = tuple(a for a in outer if columns_access.stride(a) == 0)
     outer = tuple(a for a in outer if a not in between)
-    finishing, finish = _finish(kernel, found, axes, accesses, row, (*outer, *between), sums, lanes, vectors)
+    rows_of_tiles = (row,) if row is not None else ()
+    place = (symbol(row) if row is not None else 0, symbol(found.vector))
+    finishing, finish = finishing_kernel(
+        kernel, found, axes, accesses, (*outer, *between, *rows_of_tiles), K.Load(found.reduce.dtype, sums, place), lanes, vectors
+    )
     rest = (height % rows if isinstance(height, int) else None) if row is not None else 0
-    inner = product(size_estimate(axes[a]) for a in summed)
-    grain = max(1, GRAIN_PRODUCTS // max(inner * vectors * lanes * min(rows * TILES_AN_ITEM, size_estimate(height)), 1))
+    inner = math.prod(size_estimate(axes[a]) for a in summed)
+    tiles = max(1, int(chosen.get("tiles", TILES_AN_ITEM)))
+    grain = max(1, GRAIN_PRODUCTS // max(inner * vectors * lanes * min(rows * tiles, size_estimate(height)), 1))
     return ContractionSchedule(
         found, axes, outer, between, row, found.vector, summed, rows, vectors, lanes, rest, found.packed is not None, rows_access,
-        columns_access, finishing, finish, sums, grain, guards,
+        columns_access, finishing, finish, sums, found.depth, max(1, int(chosen.get("grain", grain))), guards, tiles,
+        min(int(chosen.get("sum_block", SUM_BLOCK)), SUM_BLOCK), chosen.get("order") == "panels",
     )  # fmt: skip
+
+
+def most_vectors(registers: int) -> int:
+    """Of a tile of one row: its sums, its columns and one number of a row are in registers."""
+    return (registers - 1) // 2
+
+
+def most_rows(vectors: int, registers: int) -> int:
+    """Rows of the tallest tile whose sums stay in registers."""
+    return max(1, (registers - 1 - vectors) // vectors)
 
 
 def _rows_for(vectors: int, height: Dim, registers: int) -> int:
@@ -276,25 +333,23 @@ def _can_be_guarded(guards: tuple[K.Bound, ...], axes: dict[str, Dim], summed: t
     return all(summed[-1] not in symbols(bound.expression) for bound in guards)
 
 
-def _finish(
-    kernel: K.Kernel, found: Contraction, axes: dict[str, Dim], accesses: dict, row: str | None, outer: tuple[str, ...],
-    sums: K.Buffer, lanes: int, vectors: int,
+def finishing_kernel(
+    kernel: K.Kernel, found: Contraction, axes: dict[str, Dim], accesses: dict, rows: tuple[str, ...], load: K.Load, lanes: int,
+    vectors: int,
 ) -> tuple[K.Kernel, Schedule]:  # fmt: skip
-    """What is done to the sums as a kernel of its own that reads them from `sums`, and its schedule."""
-    place = (symbol(row) if row is not None else 0, symbol(found.vector))
-    load = K.Load(found.reduce.dtype, sums, place)
+    """What is done to the sums as a kernel of its own, which reads them by `load`, and its schedule over `rows`."""
+    sums = load.buffer
     stores = replace_values(kernel.stores, {found.reduce: load})
     kept = {a: e for a, e in axes.items() if a not in found.reduce.over}
     finishing = K.Kernel(
         kernel.name, tuple(K.Axis(a, e) for a, e in kernel.extents.items() if a not in found.reduce.over),
         (*kernel.buffers, sums), stores,
     )  # fmt: skip
-    offset = sums.offset(place)
+    offset = sums.offset(load.index)
     known: dict[object, Access] = {load: Access(load, offset, linear_coefficients(offset, kept))}
     for old, new in zip(kernel.stores, finishing.stores):
         access = accesses[old]
         known[new] = Access(new, access.offset, access.coefficients)
     known.update({s: a for s, a in accesses.items() if s not in known})
-    rows = tuple(a for a in outer) + ((row,) if row is not None else ())
     schedule = Schedule(kept, rows, (), found.vector, lanes, vectors, found.vector, None, 1, False, known)
     return finishing, schedule

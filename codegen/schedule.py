@@ -7,9 +7,11 @@ data and prints on one line.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from dlcompiler.codegen.choices import NOTHING, Answer
 from dlcompiler.ir import kernel as K
 from dlcompiler.ir.expression import Dim, evaluate, linear_coefficients, product, substitute, symbols
 
@@ -40,15 +42,17 @@ class Access:
     # axes that an index given by data depends on
     indirect_axes: frozenset[str] = frozenset()
 
-    def lane_stride(self, axis: str) -> Dim | None:
+    def lane_stride(self, axis: str | None) -> Dim | None:
         """As `stride`, where an index that data gives is the same for all lanes."""
-        if self.coefficients is not None or axis in self.indirect_axes:
+        if axis is None or self.coefficients is not None or axis in self.indirect_axes:
             return None if self.coefficients is None else self.stride(axis)
         linear = linear_coefficients(self.offset, (axis,))
         return None if linear is None else linear.get(axis, 0)
 
-    def stride(self, axis: str) -> Dim | None:
-        """Elements moved for one step of the axis; None if that is not a constant of the loop."""
+    def stride(self, axis: str | None) -> Dim | None:
+        """Elements moved for one step of the axis (0 for no axis); None if that is not a constant of the loop."""
+        if axis is None:
+            return 0
         if self.coefficients is not None:
             return self.coefficients.get(axis, 0)
         return 0 if axis not in symbols(self.offset) else None
@@ -82,6 +86,18 @@ class Schedule:
     @property
     def vector_is_reduced(self) -> bool:
         return self.vector in self.inner
+
+    @property
+    def lane_axis(self) -> str:
+        """The vector axis of a kernel that has one."""
+        assert self.vector is not None
+        return self.vector
+
+    @property
+    def turned_axis(self) -> str:
+        """The unrolled axis of a kernel that turns tiles in registers."""
+        assert self.unroll_axis is not None
+        return self.unroll_axis
 
     @property
     def transposes(self) -> bool:
@@ -300,17 +316,17 @@ def _streams(kernel: K.Kernel, accesses: Iterable[Access], vector: str | None, v
     return True
 
 
-def schedule_kernel(kernel: K.Kernel, vector_bytes: int, cache_bytes: int = 1 << 62) -> Schedule:
+def schedule_kernel(kernel: K.Kernel, vector_bytes: int, cache_bytes: int = 1 << 62, chosen: Answer = NOTHING) -> Schedule:
     """Choose how `kernel` runs on a CPU whose vector registers hold `vector_bytes` and whose last cache holds `cache_bytes`.
 
-    Deterministic; never looks at data.
+    `chosen` may say unroll, block, streams (0 or 1) and grain. Deterministic; never looks at data.
     """
     axes, accesses = merge_axes(kernel)
     reduced = kernel.reduced_axes & frozenset(axes)
     lanes = _lane_count(kernel, vector_bytes)
     order = _memory_order(axes, accesses)
     vector = _choose_vector(axes, accesses, lanes, order)
-    unroll = _unroll(kernel)
+    unroll = max(1, int(chosen.get("unroll", _unroll(kernel))))
     unroll_axis = vector
     if vector is not None and vector not in reduced and not reduced:
         turned = _transposed_axis(vector, axes, reduced, accesses, lanes)
@@ -321,15 +337,19 @@ def schedule_kernel(kernel: K.Kernel, vector_bytes: int, cache_bytes: int = 1 <<
     if vector is not None and unroll_axis == vector:
         unroll = max(1, min(unroll, -(-size_estimate(axes[vector]) // lanes)))
     block = None
-    row_elements = product(size_estimate(axes[a]) for a in rows)
+    row_elements = math.prod(size_estimate(axes[a]) for a in rows)
     if vector is not None and vector not in reduced:
-        per_element = product(size_estimate(axes[a]) for a in inner)
+        per_element = math.prod(size_estimate(axes[a]) for a in inner)
         step = lanes * (unroll if unroll_axis == vector else 1)
         target = max(BLOCK_ELEMENTS // max(per_element, 1), step)
         if reduced:
             target = step
         if size_estimate(axes[vector]) > target and (row_elements < 64 or reduced or not isinstance(axes[vector], int)):
             block = -(-target // step) * step
+        if "block" in chosen:
+            block = -(-max(int(chosen["block"]), 1) // step) * step
+    if "streams" in chosen:
+        cache_bytes = 0 if chosen["streams"] else 1 << 62
     tile = unroll * TILES_SIDE_BY_SIDE if unroll_axis != vector else 1
     return Schedule(
         axes,
@@ -340,7 +360,7 @@ def schedule_kernel(kernel: K.Kernel, vector_bytes: int, cache_bytes: int = 1 <<
         unroll if vector else 1,
         unroll_axis,
         block,
-        _grain(kernel, axes, rows, vector, block, tile),
+        max(1, int(chosen["grain"])) if "grain" in chosen else _grain(kernel, axes, rows, vector, block, tile),
         unroll_axis == vector and _streams(kernel, accesses, vector, vector_bytes, cache_bytes),
         {a.statement: a for a in accesses},
     )
@@ -350,7 +370,7 @@ def _grain(
     kernel: K.Kernel, axes: dict[str, Dim], rows: tuple[str, ...], vector: str | None, block: int | None, tile: int
 ) -> int:
     """Work items below which one thread does them all."""
-    elements = product(size_estimate(e) for a, e in axes.items() if a not in rows) * tile
+    elements = math.prod(size_estimate(e) for a, e in axes.items() if a not in rows) * tile
     if block is not None and vector is not None:
         elements = elements // max(size_estimate(axes[vector]), 1) * block
     weight = 1 + sum(8 if isinstance(v, K.Compute) and v.op in EXPENSIVE else 1 for v in kernel.values) / 8

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from dlcompiler.codegen.choices import Answer, Choices, Question
 from dlcompiler.ir.errors import OptionError, UnsupportedError
 from dlcompiler.ir.scalar import SCALARS
 from dlcompiler.ir.types import DType, TensorType, compute_dtype
@@ -34,12 +35,33 @@ class Target:
     """`kind` is cpu or cuda; `arch` the instruction set, as `x86-64-v3` or `sm_90`; `host` whether it is this very machine's.
 
     float32: of products on tensor cores: ieee (none are used), tf32x3 (three products of parts) or tf32
+    choices   what a tuner has chosen; None: the cost model decides all
     """
 
     kind: str
     arch: str
     host: bool = False
     float32: str = "ieee"
+    choices: Choices | None = field(default=None, compare=False, repr=False)
+
+    def with_choices(self, choices: Choices) -> Target:
+        """The same target, which asks `choices` before its cost model."""
+        return replace(self, choices=choices)
+
+    @property
+    def can_be_tuned(self) -> bool:
+        """Whether programs for it run in this process, and there is something to choose."""
+        return self.kind == "cpu" and self.host
+
+    def alternatives(self, question: Question) -> Sequence[Answer]:
+        """Changes of the answer to a question that are worth trying, the most promising first."""
+        if self.kind != "cpu":
+            return ()
+        from dlcompiler.codegen.cpu.alternatives import alternatives
+        from dlcompiler.codegen.cpu.compile import machine_of
+
+        chosen = self.choices.answers.get(question.key, {}) if self.choices is not None else {}
+        return alternatives(question, chosen, machine_of(self))
 
     @property
     def library_ops(self) -> frozenset[str]:
@@ -79,7 +101,9 @@ class Target:
         from dlcompiler.codegen.contraction import is_worth_it
         from dlcompiler.codegen.cpu.compile import machine_of
 
-        return is_worth_it(kernel, fixed, machine_of(self).tiles)
+        if not is_worth_it(kernel, fixed, machine_of(self).tiles):
+            return False
+        return self.choices is None or self.choices.ask("path", kernel, fixed).get("path") != "library"
 
     def panel_width(self, kernel: Kernel, fixed: Set[Buffer]) -> int | None:
         """How wide the panels should be in which such a kernel reads its columns; None to read them where they lie."""
@@ -88,10 +112,36 @@ class Target:
         from dlcompiler.codegen.contraction import panel_width
         from dlcompiler.codegen.cpu.compile import machine_of
 
-        return panel_width(kernel, fixed, machine_of(self).tiles)
+        if self.choices is None:
+            return panel_width(kernel, fixed, machine_of(self).tiles)
+        return panel_width(kernel, fixed, machine_of(self).tiles, self.choices.ask("columns", kernel, fixed))
+
+    def winograd_sizes(self, convolution: Node) -> tuple[int, ...] | None:
+        """The tiles by which Winograd's algorithm is expected to be quicker for a plain convolution; None if it is not."""
+        from dlcompiler.codegen.cpu.compile import machine_of
+        from dlcompiler.codegen.winograd import Convolution, choose_sizes
+
+        if self.kind != "cpu":
+            return None
+        (columns, channels, *taps), (batch, _, *results) = convolution.inputs[1].shape, convolution.shape
+        sizes = (*taps, *results, channels, columns)
+        if not all(isinstance(size, int) for size in sizes):
+            return None
+        images = batch if isinstance(batch, int) else 1
+        return choose_sizes(Convolution(images, tuple(results), tuple(taps), channels, columns), machine_of(self).tiles)
+
+    def winograd_width(self, kernel: Kernel, fixed: Set[Buffer], sizes: tuple[int, ...]) -> int | None:
+        """How wide panels should be for that; None where this target does not compute the kernel so."""
+        from dlcompiler.codegen.cpu.compile import machine_of
+        from dlcompiler.codegen.winograd import winograd_width
+
+        width = winograd_width(kernel, fixed, sizes, machine_of(self).tiles) if self.kind == "cpu" else None
+        if width is not None and self.choices is not None:
+            return None if self.choices.ask("winograd", kernel, fixed).get("winograd") == "no" else width
+        return width
 
     def arranged(self, kernel: Kernel, fixed: Set[Buffer]) -> tuple[Kernel, Kernel] | None:
-        """A kernel that puts what such a kernel reads of `fixed` buffers in order, and one that reads that; None to leave it."""
+        """A kernel that puts what such a kernel reads of `fixed` buffers in order, and the kernel that reads that; None for as is."""
         if self.kind == "cpu":
             return None
         from dlcompiler.codegen.gpu.contraction import arrange
@@ -118,7 +168,12 @@ class Target:
 
         machine = machine_of(self)
         routine = find_routine(node, machine)
-        return None if routine is None else routine.scratch(node, machine)
+        if routine is None:
+            return None
+        if self.choices is not None and node.op.name in self.library_ops:
+            if self.choices.ask("path", node).get("path") == "library":
+                return None
+        return routine.scratch(node, machine)
 
     def packing_of_routine(self, node: Node) -> Mapping[int, Callable[[Builder, Node], Node]]:
         """Operands that this kernel reads in an arrangement of its own, and how to write that with views."""
@@ -180,6 +235,11 @@ def parse_target(text: str) -> Target:
             return Target("cuda", "sm_90")
         if arch in GPU_ARCHITECTURES:
             return Target("cuda", arch)
-    known = ["cpu", "cuda", *(f"cpu:{a}" for a in CPU_ARCHITECTURES), *(f"cuda:{a}" for a in GPU_ARCHITECTURES)]
+    known = known_targets()
     near = difflib.get_close_matches(text, known, 1)
     raise OptionError(f"unknown target {text!r}", hint=f"did you mean {near[0]!r}?" if near else f"one of {', '.join(known)}")
+
+
+def known_targets() -> list[str]:
+    """All that `parse_target` takes."""
+    return ["cpu", "cuda", *(f"cpu:{a}" for a in CPU_ARCHITECTURES), *(f"cuda:{a}" for a in GPU_ARCHITECTURES)]

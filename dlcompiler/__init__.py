@@ -15,6 +15,7 @@ _HOME = {
     "load": "dlcompiler.api",
     "reset": "dlcompiler.api",
     "Compiled": "dlcompiler.api",
+    "train_step": "dlcompiler.training.step",
     "reports": "dlcompiler.report",
     "Report": "dlcompiler.report",
     "Options": "dlcompiler.options",

@@ -21,15 +21,18 @@ from dlcompiler import report as _report
 from dlcompiler.artifact import Artifact, load_artifact, save_artifact
 from dlcompiler.codegen.target import Target, parse_target
 from dlcompiler.graph_file import read_graph_file
-from dlcompiler.ir.errors import InputError, InvalidModelError, OptionError, UnsupportedError
+from dlcompiler.ir.errors import InputError, InvalidModelError, UnsupportedError
 from dlcompiler.ir.expression import Dim, Expression, evaluate, symbol_name
 from dlcompiler.ir.graph import Graph, Node
 from dlcompiler.ir.program import Program
+from dlcompiler.ir.types import TensorType
+from dlcompiler.names import names_of_inputs, names_of_outputs
 from dlcompiler.observe import Observer
-from dlcompiler.options import Options
+from dlcompiler.options import OF_THIS_MACHINE, Options
 from dlcompiler.report import Report, Timings
 
 if TYPE_CHECKING:
+    from dlcompiler.frontends.onnx import SeenNode
     from dlcompiler.recorded import AnyExecutable
     from dlcompiler.runtime.profile import StepTime
 
@@ -145,18 +148,25 @@ class Compiled:
         if as_arrays:
             from dlcompiler.arrays import array_from_tensor
 
-            outputs = [array_from_tensor(output) for output in outputs]
+            outputs = [
+                array_from_tensor(output, node.dtype) if isinstance(node.type, TensorType) else output
+                for output, node in zip(outputs, self.graph.outputs)
+            ]
         return self._source.convention.unflatten(outputs)
 
     def _as_tensors(self, values: list[Any]) -> tuple[list[Any], bool]:
         """Every array as a tensor over its memory, and whether results are to be arrays."""
         torch = sys.modules.get("torch")
+        if torch is not None and values and not [value for value in values if type(value) is not torch.Tensor]:
+            return values, False
+        on_host = [not isinstance(node.type, TensorType) for node in self.graph.inputs]
         if torch is not None and any(isinstance(value, torch.Tensor) for value in values):
             arrays = [isinstance(value, np.ndarray | np.generic) for value in values]
             as_arrays = False
         else:
             arrays = [not isinstance(value, int) or isinstance(value, bool) for value in values]
             as_arrays = any(arrays) or self._source.model is None
+        arrays = [is_array and not (k < len(on_host) and on_host[k]) for k, is_array in enumerate(arrays)]
         if True not in arrays:
             return values, as_arrays
         from dlcompiler.arrays import tensor_from_array
@@ -174,10 +184,13 @@ class Compiled:
     def profile(self, *inputs: Any, rounds: int = 10, **keywords: Any) -> list[StepTime]:
         """Run `rounds` times, each step of the program on its own: the median seconds of every step, in order.
 
-        Raises LaunchError for a GPU program on a machine that cannot run it.
+        Raises LaunchError for a GPU program on a machine that cannot run it, UnsupportedError for a model of several programs.
         """
         from dlcompiler.runtime.profile import profile
+        from dlcompiler.runtime.staged import StagedExecutable
 
+        if isinstance(self._executable, StagedExecutable):
+            raise UnsupportedError(f"{self.graph.name} is several programs with control flow or calls of the host between them")
         values, _ = self._as_tensors(self._source.convention.flatten(inputs, keywords))
         self._check(values)
         return profile(self._executable, values, rounds)
@@ -209,8 +222,7 @@ class Compiled:
                 hint="call model.eval() before compiling",
             )
         given = {name for name, origin in self.options.sources.items() if origin == "explicit"}
-        machine_bound = {"dump_dir", "cache_dir", "cache_bytes", "logs", "progress"}
-        options = {name: value for name, value in self.options.as_dict().items() if name in given - machine_bound}
+        options = {name: value for name, value in self.options.as_dict().items() if name in given - OF_THIS_MACHINE}
         first, *rest = (str(each.target.kind if each.target.host else each.target) for each in (self, *others))
         code = {each.target.arch: _code_files(each.program) for each in (self, *others) if each.target.kind == "cuda"}
         save_artifact(path, Artifact(self.graph, first, options, self._source.convention.as_dict(), tuple(rest), code))
@@ -236,18 +248,6 @@ def _array(value: Any, name: str) -> np.ndarray:
 # -- checks ------------------------------------------------------------------------------------------------------------------
 
 
-def names_of_inputs(graph: Graph) -> tuple[str, ...]:
-    """What the model calls its inputs: an ONNX file's own names stand as the inputs' locations, else the nodes' names."""
-    if graph.output_names:
-        return tuple(node.location or node.name for node in graph.inputs)
-    return tuple(node.name for node in graph.inputs)
-
-
-def names_of_outputs(graph: Graph) -> tuple[str, ...]:
-    """What the model calls its outputs, else `output_0` and so on."""
-    return tuple(graph.output_names) or tuple(f"output_{k}" for k in range(len(graph.outputs)))
-
-
 class InputCheck:
     """Compares the tensors of a call with the graph's inputs."""
 
@@ -260,15 +260,16 @@ class InputCheck:
         if len(values) != len(graph.inputs):
             raise InputError(f"{len(values)} inputs given, the program takes {len(graph.inputs)}: {', '.join(self.names)}")
         for name, node, value in zip(self.names, graph.inputs, values):
-            self._check_kind(name, node, value)
-        bindings = graph.bind([value if isinstance(value, int) else tuple(value.shape) for value in values])
+            if isinstance(node.type, TensorType):
+                self._check_kind(name, node, value)
+        bindings = graph.bind([value if isinstance(value, int) else tuple(getattr(value, "shape", ())) for value in values])
         for name, node, value in zip(self.names, graph.inputs, values):
-            if node.op.name != "size":
+            if node.op.name != "size" and isinstance(node.type, TensorType):
                 self._check_shape(name, node, value, bindings)
 
     @staticmethod
     def _check_kind(name: str, node: Node, value: Any) -> None:
-        from dlcompiler.runtime.tensors import DTYPE_NAMES
+        from dlcompiler.runtime.tensors import DTYPE_NAMES, torch_dtype
 
         if node.op.name == "size":
             if not isinstance(value, int) or isinstance(value, bool):
@@ -276,8 +277,8 @@ class InputCheck:
             return
         if not hasattr(value, "dtype"):
             raise InputError(f"input {name!r} must be a tensor or array of type {node.type}, not {type(value).__name__}")
-        given = DTYPE_NAMES.get(value.dtype, str(value.dtype))
-        if given != node.dtype.name:
+        if value.dtype is not torch_dtype(node.dtype):
+            given = DTYPE_NAMES.get(value.dtype, str(value.dtype))
             shape = ", ".join(map(str, value.shape))
             raise InputError(f"input {name!r} must be {node.type}, not {given}[{shape}]", hint=f"convert it to {node.dtype}")
 
@@ -307,14 +308,26 @@ def _known(dim: Dim, bindings: Mapping[str, int]) -> int | None:
 # -- reading models ----------------------------------------------------------------------------------------------------------
 
 
-def read_source(model: Any, example_inputs: Any = None, dynamic_shapes: Any = None) -> Source:
-    """Any model that `compile` takes, as a graph. Raises InvalidModelError, UnsupportedError, InputError."""
+def read_source(
+    model: Any,
+    example_inputs: Any = None,
+    dynamic_shapes: Any = None,
+    inventory: list[SeenNode] | None = None,
+    *,
+    fix_batch: bool = False,
+) -> Source:
+    """Any model that `compile` takes, as a graph. `inventory` receives the nodes of an ONNX model, also where that fails.
+
+    `fix_batch`: see `Options.fix_batch`.
+
+    Raises InvalidModelError, UnsupportedError, InputError.
+    """
     timings = Timings()
     if isinstance(model, str | os.PathLike):
-        return _read_path(os.fspath(model), dynamic_shapes, timings)
+        return _read_path(os.fspath(model), dynamic_shapes, timings, inventory, fix_batch)
     onnx = sys.modules.get("onnx")
     if onnx is not None and isinstance(model, onnx.ModelProto):
-        return _read_onnx(model, dynamic_shapes, timings)
+        return _read_onnx(model, dynamic_shapes, timings, inventory, fix_batch)
     if isinstance(model, Graph):
         return Source(model, ByName(names_of_inputs(model)), timings)
     torch = sys.modules.get("torch")
@@ -327,8 +340,10 @@ def read_source(model: Any, example_inputs: Any = None, dynamic_shapes: Any = No
     )
 
 
-def _read_path(path: str, dynamic_shapes: Any, timings: Timings) -> Source:
+def _read_path(path: str, dynamic_shapes: Any, timings: Timings, inventory: list[SeenNode] | None, fix_batch: bool) -> Source:
     """Told apart by their first bytes: a zip is an artefact, text that starts a graph is one, all else is for the ONNX reader."""
+    if os.path.exists(path) and not os.path.isdir(path) and not os.path.isfile(path):
+        raise InvalidModelError(f"{path} is a device or a pipe, not a file", hint="write the model into a file first")
     try:
         with open(path, "rb") as file:
             start = file.read(512)
@@ -345,7 +360,7 @@ def _read_path(path: str, dynamic_shapes: Any, timings: Timings) -> Source:
             graph = read_graph_file(path)
         source = Source(graph, ByName(names_of_inputs(graph)), timings)
     else:
-        return _read_onnx(path, dynamic_shapes, timings)
+        return _read_onnx(path, dynamic_shapes, timings, inventory, fix_batch)
     _check_shapes_given(source.graph, dynamic_shapes)
     return source
 
@@ -371,7 +386,13 @@ def _check_shapes_given(graph: Graph, shapes: Mapping[str, Sequence[int | str]] 
             raise InputError(f"input {name!r} is {node.type}, which is not of shape {list(shape)}", hint="import the model anew")
 
 
-def _read_onnx(model: Any, shapes: Mapping[str, Sequence[int | str]] | None, timings: Timings) -> Source:
+def _read_onnx(
+    model: Any,
+    shapes: Mapping[str, Sequence[int | str]] | None,
+    timings: Timings,
+    inventory: list[SeenNode] | None,
+    fix_batch: bool,
+) -> Source:
     try:
         from dlcompiler.frontends.onnx import import_onnx
     except ModuleNotFoundError as error:
@@ -379,7 +400,7 @@ def _read_onnx(model: Any, shapes: Mapping[str, Sequence[int | str]] | None, tim
             raise
         raise UnsupportedError("reading ONNX files needs the package onnx", items=("onnx",), hint="pip install onnx") from None
     with timings.stage("import"):
-        graph = import_onnx(model, dict(shapes) if shapes else None)
+        graph = import_onnx(model, dict(shapes) if shapes else None, inventory=inventory, fix_batch=fix_batch)
     return Source(graph, ByName(names_of_inputs(graph)), timings)
 
 
@@ -438,7 +459,7 @@ def compile(
     parse_target(target)
     if resolved.dynamic and dynamic_shapes is None and example_inputs is not None:
         dynamic_shapes = _all_dynamic(example_inputs)
-    return build(read_source(model, example_inputs, dynamic_shapes), target, resolved)
+    return build(read_source(model, example_inputs, dynamic_shapes, fix_batch=resolved.fix_batch), target, resolved)
 
 
 def build(source: Source, target: str, options: Options, observe: Observer | None = None) -> Compiled:
@@ -464,10 +485,7 @@ def load(path: str | os.PathLike[str], *, target: str | None = None, options: Ma
         artifact = load_artifact(path)
         source = _from_artifact(artifact, timings)
     if target is None:
-        try:
-            target = best_target(artifact.targets)
-        except OptionError as error:
-            raise InvalidModelError(f"{path} was saved for a target that is not known here: {error.message}") from None
+        target = best_target(artifact.targets)
     return build(source, target, Options.resolve({**source.options, **(options or {})}))
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dlcompiler.ir.types import bf16
+from dlcompiler.ir.types import DTYPES, DType, bf16, dtype_of
+from dlcompiler.runtime.tensors import DTYPE_NAMES, torch_dtype
 
 
 class _Writable:
@@ -27,20 +28,26 @@ def tensor_from_array(array: np.ndarray) -> torch.Tensor:
         array = array.astype(array.dtype.newbyteorder("="))
     if any(stride < 0 or stride % array.itemsize for stride in array.strides):
         array = np.ascontiguousarray(array).reshape(array.shape)
-    narrow = array.dtype == bf16.numpy
-    if narrow:
-        array = array.view(np.uint16)
+    dtype = dtype_of(array) if array.dtype.kind in "Vf" else None
+    hidden = dtype is bf16 or (dtype is not None and dtype.is_narrow)
+    if hidden:
+        array = array.view(f"uint{8 * array.itemsize}")
     if not array.flags.writeable:
         array = np.asarray(_Writable(array))
     tensor = torch.from_numpy(array)
-    return tensor.view(torch.bfloat16) if narrow else tensor
+    return tensor.view(torch_dtype(dtype)) if dtype is not None and hidden else tensor
 
 
-def array_from_tensor(tensor: torch.Tensor) -> np.ndarray:
-    """An array over the tensor's memory; over a copy of it if it lies on a device."""
+def array_from_tensor(tensor: torch.Tensor, dtype: DType | None = None) -> np.ndarray:
+    """An array over the tensor's memory; over a copy of it if it lies on a device.
+
+    `dtype` is its element type where torch has none: a 4-bit integer, say.
+    """
     plain = tensor.detach().cpu().resolve_conj().resolve_neg()
-    if plain.dtype is torch.bfloat16:
-        return plain.view(torch.uint16).numpy().view(bf16.numpy)
+    if dtype is None:
+        dtype = DTYPES[DTYPE_NAMES[plain.dtype]]
+    if dtype is bf16 or dtype.is_narrow:
+        return plain.view(torch.uint16 if dtype is bf16 else torch.uint8).numpy().view(dtype.numpy)
     return plain.numpy()
 
 

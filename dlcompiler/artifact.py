@@ -3,8 +3,9 @@
 A zip of `manifest.json` (what it is, and a SHA-256 of every other member), `graph.txt` (the captured Graph),
 `weights.safetensors`, and for each GPU architecture that it was compiled for its kernels, as `code/sm_90/0000.cubin`. Members are
 stored, not compressed, and the weights begin at a multiple of 64 bytes, so that loading maps them. Kernels for a CPU are rebuilt
-when it is loaded. A file from elsewhere is not trusted: names, sizes and digests are checked
-before use, and nothing is unpacked to disk. A digest finds damage, it does not say who made the file.
+when it is loaded. A file from elsewhere is not trusted: names, sizes, digests, targets and options are checked before use, nothing
+is unpacked to disk, and no option that names a place on this machine is taken from it. A digest finds damage, it does not say who
+made the file.
 """
 
 from __future__ import annotations
@@ -16,15 +17,19 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
+from dlcompiler.codegen.target import parse_target
 from dlcompiler.files import write_atomically
 from dlcompiler.graph_file import graph_from_text
-from dlcompiler.ir.errors import InvalidModelError
+from dlcompiler.ir.errors import InvalidModelError, OptionError
 from dlcompiler.ir.graph import Graph, Node
 from dlcompiler.ir.text import graph_constants, print_graph
+from dlcompiler.ir.types import TensorType
+from dlcompiler.options import OF_THIS_MACHINE, Options
+from dlcompiler.passes.pipeline import check_pass_names
 from dlcompiler.version import __version__
 from dlcompiler.weights import ALIGNMENT, map_file, read_safetensors, write_safetensors
 
@@ -33,7 +38,6 @@ CODE = re.compile(r"code/sm_\d{2,3}/(index\.json|\d{4,6}\.(py|cu|ptx|cubin))")
 MANIFEST, GRAPH, WEIGHTS = "manifest.json", "graph.txt", "weights.safetensors"
 LARGEST = {MANIFEST: 64 << 20, GRAPH: 1 << 30}  # bytes; weights are bounded by the file itself
 LARGEST_CODE = 64 << 20
-LARGEST_RATIO = 200  # of a compressed member's size to what it takes in the file
 ZIP_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
@@ -105,6 +109,8 @@ def _manifest(artifact: Artifact, members: Mapping[str, Any]) -> dict[str, Any]:
 def _described(name: str, node: Node) -> dict[str, Any]:
     if node.op.name == "size":
         return {"name": name, "size": node.attributes["symbol"]}
+    if not isinstance(node.type, TensorType):
+        return {"name": name, "type": str(node.type)}
     return {"name": name, "dtype": str(node.dtype), "shape": [d if isinstance(d, int) else str(d) for d in node.shape]}
 
 
@@ -180,11 +186,10 @@ def _checked_infos(archive: zipfile.ZipFile, where: str) -> dict[str, zipfile.Zi
             raise InvalidModelError(f"{where} holds {info.filename} twice")
         if info.flag_bits & 1:
             raise InvalidModelError(f"{where}: {info.filename} is encrypted")
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise InvalidModelError(f"{where}: {info.filename} is compressed in an unknown way")
-        if info.filename == WEIGHTS and info.compress_type != zipfile.ZIP_STORED:
-            raise InvalidModelError(f"{where}: {WEIGHTS} must be stored, not compressed")
-        if info.compress_size > size or info.file_size > max(LARGEST_RATIO * info.compress_size, 1 << 12):
+        # so nothing can unfold to more than the file holds
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise InvalidModelError(f"{where}: {info.filename} must be stored, not compressed")
+        if info.compress_size != info.file_size or info.file_size > size:
             raise InvalidModelError(f"{where}: {info.filename} claims {info.file_size} bytes in a file of {size}")
         if info.file_size > LARGEST.get(info.filename, LARGEST_CODE if CODE.fullmatch(info.filename) else size):
             raise InvalidModelError(f"{where}: {info.filename} claims {info.file_size} bytes, more than allowed")
@@ -197,7 +202,7 @@ def _checked_infos(archive: zipfile.ZipFile, where: str) -> dict[str, zipfile.Zi
 
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> bytes:
     with archive.open(info) as file:
-        content = file.read(info.file_size + 1)  # never more than declared, whatever the compressed data unfolds to
+        content = file.read(info.file_size + 1)
     if len(content) != info.file_size:
         raise InvalidModelError(f"{where}: {info.filename} has {len(content)} bytes and claims {info.file_size}")
     return content
@@ -222,7 +227,24 @@ def _read_manifest(archive: zipfile.ZipFile, infos: Mapping[str, zipfile.ZipInfo
             raise InvalidModelError(f"{where}: {MANIFEST} has no {key}")
     if not manifest["targets"] or not all(isinstance(target, str) for target in manifest["targets"]):
         raise InvalidModelError(f"{where}: {MANIFEST} names no target")
+    _check_choices(manifest["targets"], manifest["options"], where)
     return manifest
+
+
+def _check_choices(targets: Sequence[str], options: Mapping[str, Any], where: str) -> None:
+    """The targets and the options that a file asks for: known ones, and none that would write or read at a place of its choice."""
+    foreign = sorted(set(options) & OF_THIS_MACHINE)
+    if foreign:
+        raise InvalidModelError(f"{where} sets the option {foreign[0]!r}, which no file may", hint="do not trust it")
+    try:
+        for target in targets:
+            parse_target(target)
+    except OptionError as error:
+        raise InvalidModelError(f"{where} was saved for a target that is not known here: {error.message}") from None
+    try:
+        check_pass_names(Options.resolve(options, {}).disabled_passes)
+    except OptionError as error:
+        raise InvalidModelError(f"{where} was saved with an option that does not fit: {error.message}") from None
 
 
 def _data_offset(data: memoryview, info: zipfile.ZipInfo, where: str) -> int:

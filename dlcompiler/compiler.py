@@ -14,6 +14,7 @@ from dlcompiler.passes.pipeline import optimize
 from dlcompiler.report import Timings
 from dlcompiler.runtime.executable import Executable
 from dlcompiler.runtime.gpu import GpuExecutable
+from dlcompiler.tuner import tune
 
 
 def compile_graph(
@@ -30,6 +31,12 @@ def compile_graph(
     with timings.stage("fuse"):
         fusion = fuse(graph, target, options)
     observer.fusion(fusion)
+    if options.tune_budget:
+        with timings.stage("tune"):
+            target, tuning = tune(fusion, target, options, observer.tuning)
+            # what is left to a library after all is grouped otherwise
+            fusion = fuse(graph, target, options)
+        observer.tuned(target, tuning)
     with timings.stage("plan"):
         program = plan(fusion, target, options)
     observer.program(program)

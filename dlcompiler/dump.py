@@ -2,6 +2,7 @@
 
     0001-bert/
       index.md                what it is, the stages, the steps, the kernels, links to all else
+      explorer.html           the same to look around in with a browser: one file, no network
       00-captured.txt         the graph as captured; NN-<pass>.txt after every pass that changed it
       ops.md, sources.md      each op with its step and source line; each source line with its ops and kernels
       kernels/NNN-name/       index.md, kernel.txt (Kernel IR), and what was emitted for it
@@ -26,6 +27,7 @@ from typing import Any
 
 from dlcompiler.codegen.target import Target
 from dlcompiler.dump_pages import KernelPage, StageRow, index_page, kernel_page, kernel_pages, ops_page, sources_page
+from dlcompiler.explorer import compilation_data, explorer_page
 from dlcompiler.ir.graph import Graph
 from dlcompiler.ir.program import Program
 from dlcompiler.ir.text import print_graph
@@ -80,6 +82,7 @@ class Dump(Observer):
         self._partial = partial
         self._broken = False
         self._stages: list[StageRow] = []
+        self._graphs: list[tuple[str, Graph]] = []
         self._last: Graph | None = None
         self._last_lines: Counter[str] = Counter()
         self._program: Program | None = None
@@ -111,10 +114,14 @@ class Dump(Observer):
         first = self._last is None
         self._stages.append(StageRow(stage, file, len(graph.nodes), 0 if first else added, 0 if first else removed, event))
         self._last, self._last_lines = graph, lines
+        self._graphs.append((stage, graph))
         self._write(file, text)
 
     def fusion(self, fusion: Any) -> None:
         self._write("refusals.txt", "".join(f"{sentence}\n" for sentence in fusion.refusals) or "nothing was refused\n")
+
+    def tuned(self, target: Target, tuning: Any) -> None:
+        self._target = target
 
     def program(self, program: Program) -> None:
         self._program = program
@@ -136,6 +143,7 @@ class Dump(Observer):
                 self._write(f"{page.folder}/index.md", kernel_page(page))
             self._write("ops.md", ops_page(self._program, self._pages))
             self._write("sources.md", sources_page(self._program, self._pages))
+            self._write("explorer.html", explorer_page(compilation_data(self._graphs, self._program, self._target, report)))
         self._write("index.md", index_page(report, self._stages, self._program, self._pages))
 
     def _write(self, name: str, text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,9 +13,8 @@ from dlcompiler.ir.kernel import Kernel
 from dlcompiler.ir.ops import Trait
 from dlcompiler.ir.program import AtenCall, Launch, LibraryCall, Program, RoutineCall, Step
 from dlcompiler.ir.text.values import show_attributes, show_dims
+from dlcompiler.origins import origin_names, what_it_computes
 from dlcompiler.report import Report
-
-NODE_NAME = re.compile(r"%([A-Za-z0-9_.]+)")
 
 
 @dataclass(frozen=True)
@@ -65,25 +63,6 @@ def kernel_pages(program: Program, target: Target, safe_name: Callable[[str], st
     return list(pages.values())
 
 
-def origin_names(step: Step) -> list[str]:
-    """Names of the graph nodes that a step computes, out of its origin (`gelu %gelu_3 at model.py:12`)."""
-    origin = step.origin or (step.kernel.origin if isinstance(step, Launch) else ())
-    return list(dict.fromkeys(name for line in origin for name in NODE_NAME.findall(line.split(" at ")[0])))
-
-
-def what_it_computes(step: Launch | RoutineCall) -> str:
-    """A name out of the nodes that a kernel computes, `index_add_layer_norm`: parts of one composite count once.
-
-    A node whose name is a number, as in Graph text, stands as its op.
-    """
-    stems = []
-    for line in step.origin or (step.kernel.origin if isinstance(step, Launch) else ()):
-        op, _, rest = line.split(" at ")[0].partition(" %")
-        stem = re.sub(r"_\d+$", "", rest.split(".")[0])
-        stems.append(op if not stem or stem.isdigit() else stem)
-    return "_".join(list(dict.fromkeys(stems))[:4]) or (step.kernel.name if isinstance(step, Launch) else step.op)
-
-
 def _kernel_files(kernel: Kernel | RoutineCall, target: Target) -> dict[str, str]:
     """Kernel IR (of a hand-written kernel: what it is called with), and what was emitted for it."""
     listing = kernel_listing(kernel, target)
@@ -123,8 +102,8 @@ def index_page(report: Report, stages: Iterable[StageRow], program: Program | No
     """`index.md`: where a reader starts."""
     lines = [f"# {report.name} on {report.target}", "", "```", str(report), "```", ""]
     lines += [
-        "[ops](ops.md) · [source lines](sources.md) · [program](program.txt) · [memory plan](memory.txt) "
-        "([json](memory.json)) · [why not fused](refusals.txt) · [report](report.json)",
+        "[explorer](explorer.html) · [ops](ops.md) · [source lines](sources.md) · [program](program.txt) · "
+        "[memory plan](memory.txt) ([json](memory.json)) · [why not fused](refusals.txt) · [report](report.json)",
         "",
         "## Stages",
         "",

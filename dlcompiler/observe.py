@@ -1,6 +1,6 @@
 """What `compile_graph` tells whoever watches: the graph after each stage, the groups, the program, its code, the report.
 
-An observer is any object with these five methods. `compile_graph` knows no other way to show its work: dumps, `inspect` and the
+An observer is any object with these methods. `compile_graph` knows no other way to show its work: dumps, `inspect` and the
 bisection of `verify` are observers.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dlcompiler.codegen.target import Target
 from dlcompiler.ir.graph import Graph
 from dlcompiler.ir.program import Program
 from dlcompiler.report import Report
@@ -21,6 +22,12 @@ class Observer:
 
     def fusion(self, fusion: Any) -> None:
         """The groups of nodes that become steps (`passes.block.fuse.Fusion`)."""
+
+    def tuning(self, text: str) -> None:
+        """What the tuner is looking at."""
+
+    def tuned(self, target: Target, tuning: Any) -> None:
+        """The target with what the tuner has chosen, and what it did (`tuner.Tuning`; None if it did nothing)."""
 
     def program(self, program: Program) -> None:
         """The planned program, without code."""
@@ -36,6 +43,7 @@ class Collector(Observer):
     """Keeps what it was told, for `inspect`.
 
     graphs   (stage, graph) in order, only the stages that changed the graph
+    target   the one with what the tuner has chosen; None where it did nothing
     """
 
     def __init__(self) -> None:
@@ -43,6 +51,7 @@ class Collector(Observer):
         self.groups: Any = None
         self.planned: Program | None = None
         self.report: Report | None = None
+        self.target: Target | None = None
 
     def graph(self, stage: str, graph: Graph) -> None:
         if not self.graphs or graph is not self.graphs[-1][1]:
@@ -50,6 +59,9 @@ class Collector(Observer):
 
     def fusion(self, fusion: Any) -> None:
         self.groups = fusion
+
+    def tuned(self, target: Target, tuning: Any) -> None:
+        self.target = target
 
     def program(self, program: Program) -> None:
         self.planned = program
@@ -74,6 +86,14 @@ class Observers(Observer):
     def fusion(self, fusion: Any) -> None:
         for observer in self.observers:
             observer.fusion(fusion)
+
+    def tuning(self, text: str) -> None:
+        for observer in self.observers:
+            observer.tuning(text)
+
+    def tuned(self, target: Target, tuning: Any) -> None:
+        for observer in self.observers:
+            observer.tuned(target, tuning)
 
     def program(self, program: Program) -> None:
         for observer in self.observers:

@@ -18,6 +18,11 @@ from dlcompiler.frontends.onnx import NeedsValuesError, import_onnx
 from dlcompiler.ir.errors import InputError, UnsupportedError
 
 
+def _value(value: Any) -> Any:
+    """An array; a sequence or an empty optional as it is."""
+    return value if value is None or isinstance(value, list) else np.asarray(value)
+
+
 class BackendRep(base.BackendRep):
     """A compiled model.
 
@@ -32,6 +37,7 @@ class BackendRep(base.BackendRep):
         self.output_names = tuple(o.name for o in model.graph.output)
         self._fixed: tuple[str, ...] = ()  # inputs whose values are compiled in
         self._programs: dict[tuple[Any, ...], dlcompiler.Compiled] = {}
+        self._newest: dlcompiler.Compiled | None = None
         try:
             self._program({})
         except NeedsValuesError as error:
@@ -53,12 +59,12 @@ class BackendRep(base.BackendRep):
             unknown = [name for name in inputs if name not in self.input_names]
             if missing or unknown:
                 raise InputError(f"the model takes {', '.join(self.input_names)}, not {', '.join(inputs)}")
-            return {name: np.asarray(inputs[name]) for name in self.input_names}
+            return {name: _value(inputs[name]) for name in self.input_names}
         if len(inputs) != len(self.input_names):
             raise InputError(
                 f"{len(inputs)} inputs given, the model takes {len(self.input_names)}: {', '.join(self.input_names)}"
             )
-        return {name: np.asarray(value) for name, value in zip(self.input_names, inputs)}
+        return {name: _value(value) for name, value in zip(self.input_names, inputs)}
 
     def _program(self, feeds: Mapping[str, np.ndarray]) -> dlcompiler.Compiled:
         """The program for these values of the fixed inputs. More inputs are fixed if the import asks for them."""
@@ -75,7 +81,14 @@ class BackendRep(base.BackendRep):
                     self._programs.clear()
                     continue
                 self._programs[key] = dlcompiler.compile(graph, options=self._options)
-            return self._programs[key]
+            self._newest = self._programs[key]
+            return self._newest
+
+    def report(self) -> dlcompiler.Report:
+        """What was compiled, for the values of the last call. Raises InputError for a model that waits for values."""
+        if self._newest is None:
+            raise InputError(f"the model is compiled for values of {', '.join(self._fixed)}, so at its first call")
+        return self._newest.report()
 
 
 class Backend(base.Backend):

@@ -19,13 +19,15 @@ from dlcompiler.ir.errors import OptionError
 
 logger = logging.getLogger("dlcompiler")
 
+# options that name places of this machine or say how it talks: no file carries them
+OF_THIS_MACHINE = frozenset({"dump_dir", "cache_dir", "cache_bytes", "disable_cache", "logs", "progress"})
 LOG_TOPICS = ("fusion", "recompiles", "cache", "memory")
 # What each mode of torch.compile sets here. A CPU program has no launches that a CUDA graph could hold.
 MODES: dict[str, dict[str, Any]] = {
     "default": {},
     "reduce-overhead": {"cuda_graphs": True},
-    "max-autotune": {"optimization_level": 3, "cuda_graphs": True},
-    "max-autotune-no-cudagraphs": {"optimization_level": 3, "cuda_graphs": False},
+    "max-autotune": {"optimization_level": 3, "cuda_graphs": True, "tune_budget": 60.0},
+    "max-autotune-no-cudagraphs": {"optimization_level": 3, "cuda_graphs": False, "tune_budget": 60.0},
 }
 
 
@@ -63,6 +65,17 @@ def _integer(low: int, high: int | None = None) -> Kind:
         return value
 
     return Kind(says, check, lambda text: check(int(text)))
+
+
+def _seconds() -> Kind:
+    says = "seconds, 0 or more"
+
+    def check(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            raise ValueError
+        return float(value)
+
+    return Kind(says, check, lambda text: check(float(text)))
 
 
 def _choice(*names: str) -> Kind:
@@ -133,6 +146,12 @@ class Options:
         "DLCOMPILER_CACHE_BYTES",
     )
     disable_cache: bool = _option(False, _flag(), "compile every kernel anew", "DLCOMPILER_DISABLE_CACHE")
+    tune_budget: float = _option(
+        0.0,
+        _seconds(),
+        "seconds for trying other schedules than the cost model's on this machine; decisions are kept in cache_dir; 0: none",
+        "DLCOMPILER_TUNE_BUDGET",
+    )
     logs: frozenset[str] = _option(frozenset(), _names(*LOG_TOPICS), "topics to log on stderr", "DLCOMPILER_LOGS")
     progress: bool = _option(True, _flag(), "on a terminal, show work of more than 2 s", "DLCOMPILER_PROGRESS")
     mode: str = _option("default", _choice(*MODES), "a preset, named as in torch.compile")
@@ -142,6 +161,11 @@ class Options:
     )
     gpu_writer: str = _option(
         "triton", _choice("triton", "cuda"), "language of kernels for GPUs; cuda: C++ for pointwise and reductions, else Triton"
+    )
+    fix_batch: bool = _option(
+        False,
+        _flag(),
+        "rewrite constant shapes of an ONNX model that hold a size which its inputs leave open, if proved",
     )
     # where each value came from: "explicit", the environment variable's name, "mode ..." or "default"
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)

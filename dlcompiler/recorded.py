@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TypeAlias
 
 from dlcompiler.checked import CheckedExecutable
@@ -16,19 +17,32 @@ from dlcompiler.codegen.target import Target
 from dlcompiler.compiler import compile_graph
 from dlcompiler.dump import open_dump
 from dlcompiler.garbage import collecting_later
+from dlcompiler.ir.control import is_staged
 from dlcompiler.ir.errors import UnsupportedError
 from dlcompiler.ir.graph import Graph
 from dlcompiler.observe import Observer, Observers
 from dlcompiler.options import Options
-from dlcompiler.report import Report, Timings, record
+from dlcompiler.report import Report, Timings, record, record_staged
 from dlcompiler.runtime.executable import Executable
 from dlcompiler.runtime.gpu import GpuExecutable
+from dlcompiler.runtime.staged import StagedExecutable
+from dlcompiler.staged import compile_stages, host_calls
+from dlcompiler.tuner import Tuning
 
 logger = logging.getLogger("dlcompiler")
 
 GPU_COMPILE = "dlcompiler.codegen.gpu.compile"
 
-AnyExecutable: TypeAlias = Executable | CheckedExecutable | GpuExecutable
+AnyExecutable: TypeAlias = Executable | CheckedExecutable | GpuExecutable | StagedExecutable
+
+
+class _Tuner(Observer):
+    """Remembers what the tuner did, for the report."""
+
+    done: Tuning | None = None
+
+    def tuned(self, target: Target, tuning: Tuning | None) -> None:
+        self.done = tuning
 
 
 def compile_recorded(
@@ -49,7 +63,10 @@ def compile_recorded(
     if options.strict:
         _refuse_aten_calls(graph)
     timings = timings or Timings()
-    observers: list[Observer] = [] if observe is None else [observe]
+    if is_staged(graph):
+        return _compile_staged(graph, target, options, timings)
+    tuner = _Tuner()
+    observers: list[Observer] = [tuner] if observe is None else [tuner, observe]
     dump = open_dump(options, graph.name, target)
     if dump is not None:
         observers.append(dump)
@@ -69,6 +86,7 @@ def compile_recorded(
             kernels_loaded=_kernels_loaded() - loaded_before,
             code_key=code_key,
             dump=str(dump.path) if dump is not None else None,
+            tuning=tuner.done,
         )
         observer.finish(report)
     logger.info("%s: %d kernels in %.2f s", graph.name, report.distinct, report.seconds["total"])
@@ -82,6 +100,15 @@ def compile_recorded(
 def _refuse_aten_calls(graph: Graph) -> None:
     """What `strict` asks for. Raises UnsupportedError listing every operator that would run in ATen, with the reason."""
     calls = [node for node in graph.nodes if node.op.name == "aten.call"]
+    hosts = host_calls(graph)
+    if hosts:
+        names = tuple(dict.fromkeys(str(node.attributes["target"]) for node in hosts))
+        raise UnsupportedError(
+            f"{len(hosts)} calls of the host: {', '.join(names)}",
+            items=names,
+            location=hosts[0].location,
+            hint="compile without strict",
+        )
     if not calls:
         return
     why = {str(node.attributes["target"]): str(node.attributes.get("reason") or "no rule for it") for node in calls}
@@ -91,6 +118,13 @@ def _refuse_aten_calls(graph: Graph) -> None:
         location=calls[0].location,
         hint="compile without strict",
     )
+
+
+def _compile_staged(graph: Graph, target: Target, options: Options, timings: Timings) -> tuple[AnyExecutable, Report]:
+    """A graph with barriers: its parts have reports of their own, and this one adds them up."""
+    part_options = replace(options, strict=False)
+    executable, parts = compile_stages(graph, target, lambda part: compile_recorded(part, target, part_options))
+    return executable, record_staged(graph, target, options, timings, parts, host_calls(graph))
 
 
 def _kernels_compiled() -> int:

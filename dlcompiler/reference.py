@@ -1,4 +1,4 @@
-"""The reference: a graph run by the interpreter, with torch for the operators that only ATen knows."""
+"""The reference: a graph run by the interpreter, with torch for the operators that only ATen knows, and the host for its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from dlcompiler.ir.interpret import interpret_graph
 
 def run_reference(graph: Graph, inputs: Sequence[Any]) -> list[np.ndarray]:
     """The outputs of `graph`, then the values of its writebacks. `inputs`: arrays, and ints for sizes; they are not changed."""
-    return interpret_graph(graph, inputs, call=_call_aten)
+    return interpret_graph(graph, inputs, call=_call)
+
+
+def _call(target: str, arguments: Mapping[str, Any], operands: list[np.ndarray]) -> Any:
+    if "operator" in arguments:  # a host.call: its attributes name the operator
+        from dlcompiler.staged import call_host
+
+        return call_host(target, arguments, operands)
+    return _call_aten(target, arguments, operands)
 
 
 def _call_aten(target: str, arguments: Mapping[str, Any], operands: list[np.ndarray]) -> Any:

@@ -24,8 +24,9 @@ from dlcompiler.ir.program import AtenCall, DeviceCode, Launch, LibraryCall, Pla
 
 if TYPE_CHECKING:
     from dlcompiler.options import Options
+    from dlcompiler.tuner import Tuning
 
-STAGES = ("capture", "import", "optimize", "fuse", "plan", "emit", "load")
+STAGES = ("capture", "import", "optimize", "fuse", "tune", "plan", "emit", "load")
 KEPT_REPORTS = 256  # in a process; older ones are forgotten
 KEPT_REFUSALS = 5000  # sentences in one report; `refusals_omitted` counts the rest
 SHOWN = 6  # lines of each list on the printed screen
@@ -75,7 +76,9 @@ class Report:
     planned_peak       arena of intermediates; None until the sizes of a dynamic program are bound
     lower_bound        no plan can be smaller; eager_peak: what eager execution of the captured graph holds
     evidence           of a GPU program, for each step what is known without running it (`codegen.gpu.evidence.Evidence`)
+    host               operators that the host runs, between `pieces` programs (bodies of loops and branches are programs too)
     recompile          why the same code was compiled again, None for a first compilation
+    tuning             what the tuner did (`tuner.Tuning`), None where it was off
     """
 
     name: str
@@ -104,13 +107,16 @@ class Report:
     dump: str | None = None
     loaded: int = 0
     evidence: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
+    host: tuple[AtenNode, ...] = ()
+    pieces: int = 1
+    tuning: Tuning | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
         return asdict(self)
 
     def __str__(self) -> str:
-        return "\n".join([*self._what(), *self._memory_and_time(), *self._why()])
+        return "\n".join([*self._what(), *self._tuning(), *self._memory_and_time(), *self._why()])
 
     def _what(self) -> list[str]:
         aten = sum(a.count for a in self.aten)
@@ -122,6 +128,10 @@ class Report:
         ]
         lines += [f"            aten: {a.name} x{a.count}: {a.reason}{_at(a.location)}" for a in self.aten[:SHOWN]]
         lines += _more(len(self.aten), "aten operators")
+        lines += [f"            host: {a.name} x{a.count}: {a.reason}{_at(a.location)}" for a in self.host[:SHOWN]]
+        lines += _more(len(self.host), "host operators")
+        if self.pieces != 1:
+            lines.append(f"  pieces    {self.pieces} programs with barriers between them")
         lines.append(
             f"  kernels   {self.kernels} launches of {self.distinct} distinct; "
             f"{self.compiled} compiled, {self.loaded} from disk, {self.reused} reused"
@@ -139,6 +149,22 @@ class Report:
             f"  gpu       {format_bytes(moved)} moved by kernels{times}, {max(row['registers'] for row in ours)} registers, "
             f"{sum(bool(row['spilled_bytes']) for row in ours)} spill; all steps take {seconds * 1e6:.1f} us or more"
         ]
+
+    def _tuning(self) -> list[str]:
+        t = self.tuning
+        if t is None:
+            return []
+        left = f", {t.undecided} not reached" if t.undecided else ""
+        lines = [
+            f"  tuned     {len(t.tuned)} of {t.distinct} distinct steps run quicker in another way; {t.measured} measured "
+            f"({t.tried} ways tried in {t.seconds:.1f} s, {t.threads} threads), {t.loaded} from disk{left}"
+        ]
+        gains = sorted(t.tuned, key=lambda each: (each.after - each.before) * each.count)
+        lines += [
+            f"            {g.name} x{g.count}: {g.before * 1e6:.1f} --> {g.after * 1e6:.1f} us ({g.choice})"
+            for g in gains[:SHOWN]
+        ]
+        return lines + _more(len(gains), "tuned steps") + [f"            left out: {text}" for text in t.wrong[:SHOWN]]
 
     def _memory_and_time(self) -> list[str]:
         stages = ", ".join(f"{name} {seconds:.3f}" for name, seconds in self.seconds.items() if name != "total")
@@ -217,6 +243,7 @@ def record(
     kernels_loaded: int = 0,
     code_key: str | None = None,
     dump: str | None = None,
+    tuning: Tuning | None = None,
 ) -> Report:
     """Make the report of a finished compilation and remember it.
 
@@ -253,10 +280,57 @@ def record(
         code_key=code_key,
         dump=dump,
         evidence=_evidence(program),
+        tuning=tuning,
         **_memory(placement),
     )
     with _lock:
         report = _explain_recompilation(report)
+        _reports.append(report)
+    _log(report, options)
+    return report
+
+
+def record_staged(
+    captured: Graph, target: object, options: Options, timings: Timings, parts: Sequence[Report], host: Sequence[Node]
+) -> Report:
+    """The report of a graph of several programs, which have reports of their own. Remembered like any other.
+
+    Counts and seconds are sums; a peak is the largest of any program. `host`: the calls of the host.
+    """
+    library: Counter[str] = Counter()
+    seconds: Counter[str] = Counter({k: v for k, v in timings.as_dict().items() if k != "total"})
+    for part in parts:
+        library.update(part.library)
+        seconds.update({k: v for k, v in part.seconds.items() if k != "total"})
+    calls = Counter(str(node.attributes["target"]) for node in host)
+    first = {str(node.attributes["target"]): node.location for node in reversed(host)}
+    peaks = [part for part in parts if part.planned_peak is not None]
+    largest = max(peaks, key=lambda part: part.planned_peak or 0, default=None) if len(peaks) == len(parts) else None
+    report = Report(
+        name=captured.name,
+        target=str(target),
+        inputs=tuple(_signature(node) for node in captured.inputs),
+        outputs=tuple(str(node.type) for node in captured.outputs),
+        symbols=tuple(captured.symbols),
+        nodes_captured=sum(not node.has(Trait.SOURCE) for node in captured.nodes),
+        native=sum(part.native for part in parts),
+        library=dict(library.most_common()),
+        aten=tuple(a for part in parts for a in part.aten),
+        kernels=sum(part.kernels for part in parts),
+        distinct=sum(part.distinct for part in parts),
+        compiled=sum(part.compiled for part in parts),
+        loaded=sum(part.loaded for part in parts),
+        reused=sum(part.reused for part in parts),
+        seconds=Timings(seconds).as_dict(),
+        refusals=tuple(r for part in parts for r in part.refusals)[:KEPT_REFUSALS],
+        dump=next((part.dump for part in parts if part.dump), None),
+        host=tuple(AtenNode(name, count, "run by the host", first[name]) for name, count in calls.most_common()),
+        pieces=len(parts),
+        planned_peak=largest.planned_peak if largest else None,
+        lower_bound=largest.lower_bound if largest else None,
+        eager_peak=largest.eager_peak if largest else None,
+    )
+    with _lock:
         _reports.append(report)
     _log(report, options)
     return report

@@ -78,7 +78,7 @@ class Backend:
         resolved = _resolve(mode, options, unknown)
         name, key = _names(graph_module)
         called = input_names(graph_module)
-        keep_recurrent_layers_whole(graph_module, example_inputs)
+        keep_recurrent_layers_whole(graph_module)
 
         def compiler(part: str) -> Callable[..., Any]:
             suffix = f"_{part}" if part else ""

@@ -2,7 +2,7 @@
 
 The library of that name copies everything through one bytes object, and knows no bfloat16 in NumPy; the format itself is a
 length, a JSON header and the data. A complex tensor is written as its real and imaginary parts, a trailing dimension of 2, and
-named under `complex` in the header's metadata.
+named under `complex` in the header's metadata; one of fewer than 16 bits as bytes, with its dtype under `narrow`.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ def write_safetensors(file: BinaryIO, tensors: Mapping[str, np.ndarray]) -> None
     order = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
     header: dict[str, Any] = {}
     complex_names = sorted(name for name, array in tensors.items() if np.iscomplexobj(array))
-    if complex_names:
-        header["__metadata__"] = {"complex": json.dumps(complex_names)}
+    narrow = {name: dtype_of(array).name for name, array in tensors.items() if dtype_of(array).is_narrow}
+    metadata = {"complex": complex_names, "narrow": narrow}
+    if complex_names or narrow:
+        header["__metadata__"] = {key: json.dumps(value, sort_keys=True) for key, value in metadata.items() if value}
     position = 0
     for name in order:
         array = arrays[name]
@@ -53,6 +55,8 @@ def write_safetensors(file: BinaryIO, tensors: Mapping[str, np.ndarray]) -> None
 
 
 def _storable(array: np.ndarray) -> np.ndarray:
+    if dtype_of(array).is_narrow:
+        return np.ascontiguousarray(array).reshape(-1).view(np.uint8).reshape(array.shape)
     if not np.iscomplexobj(array):
         return array
     parts = np.float32 if array.dtype == np.complex64 else np.float64
@@ -78,7 +82,7 @@ def read_safetensors(data: memoryview, where: str) -> dict[str, np.ndarray]:
         tensors[name] = array.view(dtype.numpy).reshape(shape)
     if covered != size:
         raise InvalidModelError(f"{where}: tensors take {covered} bytes of {size} bytes of data", hint="the file is damaged")
-    return _joined_complex(tensors, metadata, where)
+    return _narrowed(_joined_complex(tensors, metadata, where), metadata, where)
 
 
 def _read_header(data: memoryview, where: str) -> tuple[dict[str, Any], int]:
@@ -130,6 +134,24 @@ def _joined_complex(tensors: dict[str, np.ndarray], metadata: Any, where: str) -
             raise InvalidModelError(f"{where}: {name!r} is not a pair of real and imaginary parts")
         joined = np.complex64 if array.dtype == np.float32 else np.complex128
         tensors[name] = array.reshape(-1).view(joined).reshape(array.shape[:-1])
+    return tensors
+
+
+def _narrowed(tensors: dict[str, np.ndarray], metadata: Any, where: str) -> dict[str, np.ndarray]:
+    listed = metadata.get("narrow") if isinstance(metadata, dict) else None
+    if listed is None:
+        return tensors
+    try:
+        names = json.loads(listed)
+    except (ValueError, TypeError):
+        names = None
+    if not isinstance(names, dict):
+        raise InvalidModelError(f"{where}: the list of narrow tensors is not one")
+    for name, dtype in names.items():
+        array, known = tensors.get(name), DTYPES.get(dtype) if isinstance(dtype, str) else None
+        if array is None or array.dtype != np.uint8 or known is None or not known.is_narrow:
+            raise InvalidModelError(f"{where}: {name!r} is no tensor of {str(dtype)[:40]}")
+        tensors[name] = array.view(known.numpy)
     return tensors
 
 

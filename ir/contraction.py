@@ -8,6 +8,10 @@ Matrix products and convolutions are of this form however many axes they have, w
 top. One factor is called the rows, the other the columns: the columns' axis that runs through the result without gaps fills
 vector lanes. Axes that both factors have (and that are not summed) are batch axes. Where the columns have no axis of their own,
 as in a depthwise convolution, a batch axis fills the lanes: then each lane multiplies numbers of its own.
+
+Factors may be stored in a narrower type than the sum has (bfloat16 for float32, int8 for int32): then they are loads under casts.
+Panels keep the stored type, so that they take half the memory or a quarter, and `depth` neighbouring summed positions of one
+column lie side by side in them: together they are as wide as a sum, and one lane multiplies them all.
 """
 
 from __future__ import annotations
@@ -30,7 +34,11 @@ from dlcompiler.ir.expression import (
     symbols,
     terms_of,
 )
-from dlcompiler.ir.types import boolean, contiguous_strides
+from dlcompiler.ir.types import DType, bf16, boolean, contiguous_strides, f16, i8, u8
+
+# Types of which panels are made as they are, and how many neighbouring summed positions of a column lie side by side there. A
+# float16 is widened by an instruction that takes neighbouring lanes, so that nothing is gained by pairs.
+STORED_NARROW: dict[DType, int] = {bf16: 2, f16: 1, i8: 4, u8: 4}
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +46,11 @@ class Contraction:
     """The parts of a kernel that is a contraction. Axis names are in the kernel's order.
 
     load      of the rows: they are this load, cast, and zero where one of its guards fails
-    packed    the load that the columns are, if they lie in panels (see `pack_columns`)
+    packed    the load of the columns, under a cast, if they lie in panels (see `pack_columns`)
     vector    the axis that fills lanes: of the columns' own axes, or else of the batch axes, the one with the smallest stride in
               the result
+    deep      the summed axis of which panels have several neighbouring positions side by side, if there is one
+    depth     how many
     """
 
     reduce: K.Reduce
@@ -52,6 +62,13 @@ class Contraction:
     row_axes: tuple[str, ...]
     column_axes: tuple[str, ...]
     vector: str
+    deep: str | None = None
+    depth: int = 1
+
+    @property
+    def columns_load(self) -> K.Load | None:
+        """The load that the columns are, under a cast to a wider type; None if they are computed."""
+        return stored_load(self.columns)
 
     @property
     def is_lanewise(self) -> bool:
@@ -60,7 +77,8 @@ class Contraction:
 
     def is_row_major(self) -> bool:
         """Whether columns of one summed position lie next to each other, so that vectors can be loaded from them as they are."""
-        return isinstance(self.columns, K.Load) and _stride(self.columns, self.vector) == 1
+        load = self.columns_load
+        return load is not None and _stride(load, self.vector) == 1
 
 
 # What was found in kernels that are still in use: each is asked about several times on its way to code.
@@ -85,7 +103,7 @@ def _look_for_contraction(kernel: K.Kernel, fixed: frozenset[K.Buffer]) -> Contr
         return None
     (reduce,) = reduces
     product = reduce.operand
-    if reduce.kind != "add" or not isinstance(product, K.Compute) or product.op != "mul" or not reduce.dtype.is_float:
+    if reduce.kind != "add" or not isinstance(product, K.Compute) or product.op != "mul":
         return None
     summed = frozenset(reduce.over)
     axes_of = kernel.axes_of
@@ -111,7 +129,7 @@ def _orders(kernel: K.Kernel, left: K.Value, right: K.Value, fixed: frozenset[K.
         loads = loads_under(factor)
         axes = kernel.axes_of[factor]
         return (
-            _panel_axis(factor) is not None,
+            find_panels(factor) is not None,
             bool(loads) and all(load.buffer in fixed for load in loads),
             _innermost(kernel, frozenset(axes)) is not None and _innermost(kernel, frozenset(kernel.extents)) in axes,
         )
@@ -132,7 +150,8 @@ def _as_contraction(kernel: K.Kernel, reduce: K.Reduce, rows: K.Value, columns: 
     of_rows, of_columns = axes_of[rows] & outer, axes_of[columns] & outer
     both = of_rows & of_columns
     column_axes = of_columns - both
-    vector = _panel_axis(columns) or _innermost(kernel, column_axes or both)
+    panels = find_panels(columns)
+    vector = panels.vector if panels is not None else _innermost(kernel, column_axes or both)
     if vector is None or vector not in (column_axes or both):
         return None
     if not column_axes and _stride(load, vector) != 1:
@@ -141,9 +160,9 @@ def _as_contraction(kernel: K.Kernel, reduce: K.Reduce, rows: K.Value, columns: 
     def ordered(names: frozenset[str]) -> tuple[str, ...]:
         return tuple(name for name in order if name in names)
 
-    packed = columns if _panel_axis(columns) is not None and isinstance(columns, K.Load) else None
+    packed, deep, depth = (None, None, 1) if panels is None else (panels.load, panels.deep, panels.depth)
     return Contraction(
-        reduce, rows, columns, load, packed, ordered(both), ordered(of_rows - both), ordered(column_axes), vector
+        reduce, rows, columns, load, packed, ordered(both), ordered(of_rows - both), ordered(column_axes), vector, deep, depth
     )  # fmt: skip
 
 
@@ -163,6 +182,19 @@ def _guarded_load(rows: K.Value) -> K.Load | None:
     if not isinstance(value, K.Load):
         return None
     return value
+
+
+def stored(value: K.Value) -> K.Value:
+    """What a factor is in memory: the value under a cast from a type that panels are made of to one as wide as a group of them."""
+    if isinstance(value, K.Compute) and value.op == "cast" and value.dtype.bytes == 4 and value.inputs[0].dtype in STORED_NARROW:
+        return value.inputs[0]
+    return value
+
+
+def stored_load(value: K.Value) -> K.Load | None:
+    """The load that a factor is, under such a cast; None if it is computed."""
+    found = stored(value)
+    return found if isinstance(found, K.Load) else None
 
 
 def loads_under(root: K.Value) -> list[K.Load]:
@@ -222,16 +254,69 @@ def summation_order(kernel: K.Kernel, contraction: Contraction) -> tuple[str, ..
 # -- panels ----------------------------------------------------------------------------------------------------------------
 
 
-def _panel_axis(columns: K.Value) -> str | None:
-    """The axis n if the columns are a load of panels: its last index is n mod width, and n div width is one of the others."""
-    if not isinstance(columns, K.Load) or len(columns.index) < 3:
+@dataclass(frozen=True)
+class Panels:
+    """How a load reads panels: the axis in lanes, the summed axis in groups of `depth`, if there is one, and the load itself."""
+
+    load: K.Load
+    vector: str
+    deep: str | None
+    depth: int
+
+    @property
+    def width(self) -> int:
+        """Columns of a panel."""
+        width = self.load.buffer.shape[-1 if self.deep is None else -2]
+        assert isinstance(width, int)
+        return width
+
+    def linear_offset(self) -> Dim:
+        """Elements from the start of the buffer to the first lane of the first panel; right where `deep` is at a whole group.
+
+        Within a panel it is linear in the summed axes; which panel it is, is counted apart.
+        """
+        load, total = self.load, 0
+        n, k = symbol(self.vector), symbol(self.deep) if self.deep is not None else None
+        apart = {modulo(n, self.width), floor_div(n, self.width)}
+        for index, stride in zip(load.index, load.buffer.strides):
+            if index in apart or (k is not None and index == modulo(k, self.depth)):
+                continue
+            step = index * stride if k is None or index != floor_div(k, self.depth) else k * floor_div(stride, self.depth)
+            total = total + step
+        return total
+
+    def panel_stride(self) -> Dim:
+        """Elements from one panel to the next."""
+        which = floor_div(symbol(self.vector), self.width)
+        return next(stride for index, stride in zip(self.load.index, self.load.buffer.strides) if index == which)
+
+
+def find_panels(columns: K.Value) -> Panels | None:
+    """How the columns lie in panels: the last index of their load is n mod width, or the last two n mod width and k mod depth.
+
+    n div width and k div depth are other indices. None where they do not.
+    """
+    load = stored_load(columns)
+    if load is None or len(load.index) < 3:
         return None
-    width = columns.buffer.shape[-1]
-    if not isinstance(width, int) or width < 2:
+    last, before = _digit(load, -1), _digit(load, -2)
+    if last is None:
         return None
-    for name in symbols(columns.index[-1]):
-        n = symbol(name)
-        if columns.index[-1] == modulo(n, width) and floor_div(n, width) in columns.index[:-1]:
+    if before is None:
+        return Panels(load, last, None, 1)
+    depth = load.buffer.shape[-1]
+    assert isinstance(depth, int)
+    return Panels(load, before, last, depth)
+
+
+def _digit(load: K.Load, dimension: int) -> str | None:
+    """The axis a if an index is a mod size, and a div size is another index."""
+    size = load.buffer.shape[dimension]
+    if not isinstance(size, int) or size < 2:
+        return None
+    for name in symbols(load.index[dimension]):
+        a = symbol(name)
+        if load.index[dimension] == modulo(a, size) and floor_div(a, size) in load.index:
             return name
     return None
 
@@ -240,40 +325,47 @@ def pack_columns(kernel: K.Kernel, contraction: Contraction, width: int) -> tupl
     """A kernel that stores the columns in panels, and the same contraction reading them from there.
 
         load w[n, k]  -->  panels[p, k, q] = w[width*p + q, k];  load panels[n div width, k, n mod width]
+        w: bf16       -->  panels[p, j, q, r] = w[width*p + q, 2*j + r];  load panels[n div width, k div 2, n mod width, k mod 2]
 
     A panel holds `width` neighbouring columns for all summed positions, in the order in which they are needed, and is filled
-    up with zeros. Whatever is done to the columns (a cast, a scale) is done once, while packing. The first kernel has one out
-    buffer, `panels`, which is also the last in-buffer of the second one.
+    up with zeros. Whatever is done to the columns (a scale, a cast of what is not stored narrow) is done once, while packing. The
+    first kernel has one out buffer, `panels`, which is also the last in-buffer of the second one.
     """
     extents = kernel.extents
     n = contraction.vector
-    count = extents[n]
-    of_columns = kernel.axes_of[contraction.columns]
+    columns = contraction.columns
+    kept = columns if contraction.is_lanewise else stored(columns)
+    dtype = kept.dtype
+    depth = 1 if kept is columns else STORED_NARROW[dtype]
+    of_columns = kernel.axes_of[columns]
     lead = [axis for axis in (*contraction.batch_axes, *contraction.column_axes) if axis in of_columns and axis != n]
     lead = [a.name for a in kernel.axes if a.name in lead]
-    summed = list(summation_order(kernel, contraction))
-    panels = floor_div(count + (width - 1), width)
-    dtype = contraction.columns.dtype
-    shape = (*(extents[a] for a in lead), panels, *(extents[a] for a in summed), width)
+    *outer, k = summation_order(kernel, contraction)
+    panels, groups = (floor_div(extents[axis] + (size - 1), size) for axis, size in ((n, width), (k, depth)))
+    shape = (*(extents[a] for a in lead), panels, *(extents[a] for a in outer), groups, width, *([depth] if depth > 1 else []))
     packed = K.Buffer(_fresh("panels", [b.name for b in kernel.buffers]), dtype, shape, contiguous_strides(shape), "in")
-    p, q = _fresh("p", extents), _fresh("q", extents)
-    place: Dim = symbol(p) * width + symbol(q) if panels != 1 else symbol(q)
-    is_whole = isinstance(count, int) and count % width == 0
-    bounds = () if is_whole else (K.Bound(place, count),)
-    value = moved(contraction.columns, {n: place}, bounds)
-    if not is_whole:
-        inside = K.Within(boolean, bounds)
-        value = K.Compute(dtype, "where", (inside, value, K.Constant(dtype, 0.0)))
+    p, q, j, r = (_fresh(name, extents) for name in "pqjr")
+    places: dict[str, Dim] = {n: symbol(p) * width + symbol(q) if panels != 1 else symbol(q)}
+    if depth > 1:
+        places[k] = symbol(j) * depth + symbol(r) if groups != 1 else symbol(r)
+    sizes = {n: width, k: depth}
+    bounds = tuple(K.Bound(place, extents[a]) for a, place in places.items() if modulo(extents[a], sizes[a]) != 0)
+    value = moved(kept, places, bounds)
+    if bounds:
+        value = K.Compute(dtype, "where", (K.Within(boolean, bounds), value, K.Constant(dtype, 0.0 if dtype.is_float else 0)))
     out = K.Buffer(packed.name, dtype, shape, packed.strides, "out")
     used = {v.buffer for v in loads_under(value)}
-    axes = [K.Axis(a, extents[a]) for a in lead]
-    axes += [K.Axis(p, panels)] if panels != 1 else []
-    axes += [K.Axis(a, extents[a]) for a in summed] + [K.Axis(q, width)]
-    at = (*map(symbol, lead), symbol(p) if panels != 1 else 0, *map(symbol, summed), symbol(q))
+    loops = [*((a, extents[a]) for a in lead), (p, panels), *((a, extents[a]) for a in outer)]
+    loops += [(j, groups), (q, width), (r, depth)] if depth > 1 else [(k, groups), (q, width)]
+    unit = {name for name, extent in ((p, panels), (j, groups)) if extent == 1}
+    axes = tuple(K.Axis(name, extent) for name, extent in loops if name not in unit)
+    at: tuple[Dim, ...] = tuple(0 if name in unit else symbol(name) for name, _ in loops)
     buffers = (*(b for b in kernel.buffers if b in used), out)
-    pack = K.Kernel(f"{kernel.name}_pack", tuple(axes), buffers, (K.Store(out, at, value),), kernel.origin)
-    index = (*map(symbol, lead), floor_div(symbol(n), width), *map(symbol, summed), modulo(symbol(n), width))
-    return pack, _with_columns(kernel, contraction.columns, K.Load(dtype, packed, index))
+    pack = K.Kernel(f"{kernel.name}_pack", axes, buffers, (K.Store(out, at, value),), kernel.origin)
+    deep = (floor_div(symbol(k), depth), modulo(symbol(n), width), modulo(symbol(k), depth))
+    inner = deep if depth > 1 else (symbol(k), modulo(symbol(n), width))
+    index = (*map(symbol, lead), floor_div(symbol(n), width), *map(symbol, outer), *inner)
+    return pack, _with_columns(kernel, kept, K.Load(dtype, packed, index))
 
 
 def _with_columns(kernel: K.Kernel, old: K.Value, load: K.Load) -> K.Kernel:

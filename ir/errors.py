@@ -37,12 +37,18 @@ class InvalidModelError(CompilerError, ValueError):
     """A model file or graph that breaks its own format's rules."""
 
 
+SHOWN_BEFORE, SHOWN_AFTER = 100, 60  # characters of a line that is shown around the place of a mistake
+
+
 class ParseError(InvalidModelError):
     """Text that is not the IR's text; `line` and `column` count from 1."""
 
     def __init__(self, message: str, *, line: int, column: int, source: str = "") -> None:
         self.line, self.column = line, column
-        shown = f"\n  {source}\n  {' ' * (column - 1)}^" if source else ""
+        # of a long line the part around the column
+        start = max(0, column - 1 - SHOWN_BEFORE)
+        part = source[start : start + SHOWN_BEFORE + SHOWN_AFTER]
+        shown = f"\n  {part}\n  {' ' * (column - 1 - start)}^" if source else ""
         super().__init__(f"line {line}, column {column}: {message}{shown}")
 
 

@@ -20,6 +20,12 @@ Extents: TypeAlias = Mapping[str, "Dim"]
 NO_EXTENTS: Extents = {}
 
 
+def known(dim: Dim) -> int:
+    """A dimension that must be a number by now."""
+    assert isinstance(dim, int), f"{dim} is not known yet"
+    return dim
+
+
 class Atom:
     """One factor of a term: a `Symbol`, or an operation on expressions that is not a polynomial."""
 

@@ -47,7 +47,7 @@ class Node:
     @property
     def tensor(self) -> TensorType:
         if not isinstance(self.type, TensorType):
-            raise VerifyError(f"%{self.name} is a tuple, not a tensor", location=self.location)
+            raise VerifyError(f"%{self.name} is {self.type}, not a tensor", location=self.location)
         return self.type
 
     def has(self, trait: Trait) -> bool:
@@ -115,17 +115,19 @@ class Graph:
         for node in self.inputs:
             if node.op.name == "size":
                 found.setdefault(node.attributes["symbol"])
-            else:
+            elif isinstance(node.type, TensorType):
                 for dim in (*node.shape, *(node.attributes.get("strides") or ())):
                     found.update(dict.fromkeys(sorted(symbols(dim))))
         return tuple(found)
 
     def bind(self, shapes: Iterable[tuple[int, ...] | int]) -> dict[str, int]:
-        """Values of the symbols for a call whose inputs have these shapes (an int for a `size` input)."""
+        """Values of the symbols for a call whose inputs have these shapes (an int for a `size` input, () for a host value)."""
         bindings: dict[str, int] = {}
         for node, shape in zip(self.inputs, shapes):
             if isinstance(shape, int):
                 bindings[node.attributes["symbol"]] = shape
+                continue
+            if not isinstance(node.type, TensorType):
                 continue
             for dim, size in zip(node.shape, shape):
                 name = symbol_name(dim)

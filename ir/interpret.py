@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from dlcompiler.ir.control import bind, run_if, run_loop
 from dlcompiler.ir.errors import InputError, UnsupportedError, VerifyError
 from dlcompiler.ir.expression import Expression, evaluate, symbols
 from dlcompiler.ir.graph import Builder, Graph, Node
 from dlcompiler.ir.interpret_kernel import interpret_kernel
-from dlcompiler.ir.ops import Op, lookup
+from dlcompiler.ir.ops import Op, Trait, lookup
 from dlcompiler.ir.program import AtenCall, Launch, LibraryCall, Program, RoutineCall, Slot, View
 from dlcompiler.ir.types import TensorType, dtype_of
 
@@ -36,7 +37,8 @@ def interpret_graph(graph: Graph, inputs: Sequence[np.ndarray | int], *, call: C
     bindings = bind_inputs(graph, inputs)
     values: dict[Node, Any] = {}
     for node, given in zip(graph.inputs, inputs):
-        values[node] = np.asarray(given, dtype=np.int64) if node.op.name == "size" else np.asarray(given)
+        is_tensor = isinstance(node.type, TensorType)
+        values[node] = np.asarray(given, dtype=np.int64) if node.op.name == "size" else np.asarray(given) if is_tensor else given
     run_nodes(graph.nodes, values, bindings, keep=graph.results, call=call)
     return [values[node] for node in (*graph.outputs, *(value for value, _ in graph.writebacks))]
 
@@ -45,9 +47,13 @@ def bind_inputs(graph: Graph, inputs: Sequence[np.ndarray | int]) -> dict[str, i
     """Values of the graph's symbols for these inputs. Raises InputError for a wrong number, dtype or shape."""
     if len(inputs) != len(graph.inputs):
         raise InputError(f"graph {graph.name} takes {len(graph.inputs)} inputs, not {len(inputs)}")
-    bindings = graph.bind([int(x) if node.op.name == "size" else np.shape(x) for node, x in zip(graph.inputs, inputs)])
+    given_shapes = [
+        int(x) if node.op.name == "size" else np.shape(x) if isinstance(node.type, TensorType) else ()
+        for node, x in zip(graph.inputs, inputs)
+    ]
+    bindings = graph.bind(given_shapes)
     for node, given in zip(graph.inputs, inputs):
-        if node.op.name == "size":
+        if node.op.name == "size" or not isinstance(node.type, TensorType):
             continue
         array = np.asarray(given)
         try:
@@ -77,11 +83,16 @@ def run_nodes(
     for number, node in enumerate(nodes):
         for operand in node.inputs:
             last_use[operand] = number
+    bindings = dict(bindings)
     for number, node in enumerate(nodes):
         attributes = concrete(node.attributes, bindings)
         operands = [values[i] for i in node.inputs]
         try:
-            result = evaluate_op(node.op, operands, attributes, call)
+            if node.has(Trait.BARRIER):
+                result = _evaluate_barrier(node, operands, call)
+                bind(node, result if isinstance(result, tuple) else (result,), bindings)
+            else:
+                result = evaluate_op(node.op, operands, attributes, call)
         except UnsupportedError as error:
             raise UnsupportedError(error.message, items=error.items, location=node.location, hint=error.hint) from None
         _check_result(node, result, bindings)
@@ -92,12 +103,36 @@ def run_nodes(
             del values[node]
 
 
+def _evaluate_barrier(node: Node, operands: Sequence[Any], call: Call | None) -> Any:
+    def run(region: Graph, values: Sequence[Any]) -> list[Any]:
+        return interpret_graph(region, values, call=call)
+
+    def stack(rows: list[Any], position: int) -> np.ndarray:
+        type = node.attributes["body"].outputs[1 + node.attributes["carried"] + position].tensor
+        known = tuple(d if isinstance(d, int) else 0 for d in type.shape)
+        return np.stack(rows) if rows else np.empty((0, *known), type.dtype.numpy)
+
+    match node.op.name:
+        case "if":
+            return run_if(node.attributes, operands, run)
+        case "loop":
+            return run_loop(node.attributes, operands, run, np.int64, stack)
+        case "host.call" if call is None:
+            target = node.attributes["target"]
+            raise UnsupportedError(f"the interpreter has no meaning for {target}", items=(target,), hint="pass call=")
+        case "host.call":
+            assert call is not None
+            return tuple(call(node.attributes["target"], node.attributes, list(operands)))
+    return evaluate_op(node.op, operands, node.attributes, call)
+
+
 def evaluate_op(op: Op, operands: Sequence[Any], attributes: Mapping[str, Any], call: Call | None = None) -> Any:
     """One op on arrays. A composite is expanded for the operands' shapes and its expansion evaluated."""
     if op.evaluate is not None:
         with np.errstate(all="ignore"):
             result = op.evaluate(operands, attributes)
-        return result if isinstance(result, tuple) else np.asarray(result)
+        is_number = isinstance(result, np.ndarray | np.generic | int | float)
+        return np.asarray(result) if is_number else result  # several results, or a value of the host
     if op.expand is not None:
         builder = Builder("expansion")
         inputs = tuple(builder.input("x", TensorType(dtype_of(a), a.shape)) for a in operands)
@@ -158,8 +193,8 @@ def interpret_program(
     planned offsets; without one each has memory of its own. Memory starts as NaN bits; `inputs` are not changed.
     """
     memory = _Memory(program, inputs, bindings or bind_inputs(program.graph, inputs))
-    for step in program.preparation:
-        interpret_kernel(step.kernel, memory.arguments(step), memory.sizes(step))
+    for made in program.preparation:
+        interpret_kernel(made.kernel, memory.arguments(made), memory.sizes(made))
     for number, step in enumerate(program.steps):
         match step:
             case Launch():
@@ -174,17 +209,16 @@ def interpret_program(
                 operands = [memory.array(v).copy() for v in step.reads]
                 result = evaluate_op(lookup(step.op), operands, concrete(step.attributes, memory.bindings))
                 for view, array in zip(step.writes, result if isinstance(result, tuple) else (result,)):
-                    if view is not None:
-                        memory.array(view)[...] = array
+                    memory.array(view)[...] = array
             case AtenCall():
                 if call is None:
                     raise UnsupportedError(f"the interpreter has no meaning for {step.target}", items=(step.target,))
                 operands = [memory.array(v).copy() for v in step.reads]
                 result = call(step.target, concrete(step.arguments, memory.bindings), operands)
-                for view, array in zip(step.writes, result if isinstance(result, tuple | list) else (result,)):
-                    if view is not None:
-                        memory.give(view.slot, np.asarray(array))
-    results = [memory.array(view).copy() for view in program.outputs]
+                for written, array in zip(step.writes, result if isinstance(result, tuple | list) else (result,)):
+                    if written is not None:
+                        memory.give(written.slot, np.asarray(array))
+    results = [memory.array(output).copy() for output in program.outputs]
     places = {node: slot for node, slot in zip(program.graph.inputs, program.inputs)}
     for _, node in program.graph.writebacks:
         slot = places[node]
@@ -206,9 +240,9 @@ class _Memory:
         for slot in (*program.aliases, *program.aliases.values()):
             root = self._root(slot)
             self.group_bytes[root] = max(self.group_bytes.get(root, 0), evaluate(slot.bytes, bindings))
-        for slot, given in zip(program.inputs, inputs):
-            if slot is not None:
-                self.array(slot.view())[...] = given
+        for taken, given in zip(program.inputs, inputs):
+            if taken is not None:
+                self.array(taken.view())[...] = given
         for slot in program.slots:
             if slot.role == "constant":
                 self.array(slot.view())[...] = np.asarray(program.constants[slot.position])

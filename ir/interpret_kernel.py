@@ -15,7 +15,7 @@ from dlcompiler.ir import kernel as K
 from dlcompiler.ir.errors import InputError, VerifyError
 from dlcompiler.ir.expression import Dim, evaluate
 from dlcompiler.ir.kernel import Kernel
-from dlcompiler.ir.scalar import apply_scalar, cast_array
+from dlcompiler.ir.scalar import apply_scalar, bitcast_array, cast_array
 from dlcompiler.ir.types import DType
 
 Environment = Mapping[str, Any]  # axis, size or `@k` -> integer array
@@ -144,7 +144,12 @@ class _Run:
 
     def compute(self, value: K.Compute) -> np.ndarray:
         operands = [self.values[v] for v in value.inputs]
-        return cast_array(operands[0], value.dtype) if value.op == "cast" else apply_scalar(value.op, *operands)
+        match value.op:
+            case "cast":
+                return cast_array(operands[0], value.dtype)
+            case "bitcast":
+                return bitcast_array(operands[0], value.dtype)
+        return apply_scalar(value.op, *operands)
 
     def reduce(self, value: K.Reduce) -> np.ndarray:
         operand = self.values[value.operand]

@@ -138,7 +138,7 @@ class Load(Value):
 
 @dataclass(frozen=True, eq=False)
 class Compute(Value):
-    """A scalar operation of `ir.scalar`, or `cast` to `dtype`."""
+    """A scalar operation of `ir.scalar`, or `cast` or `bitcast` to `dtype`."""
 
     op: str
     inputs: tuple[Value, ...]
@@ -173,15 +173,31 @@ class Store:
     value: Value
 
 
+@dataclass(frozen=True)
+class Winograd:
+    """That a kernel's sum of products may be computed by Winograd's algorithm, and what has been made ready for that.
+
+    sizes    results of one tile along each window of the convolution (see `ir.winograd.find_windows`)
+    weights  an in buffer that no load reads: the columns, transformed (`ir.winograd.transform_panels`)
+    """
+
+    sizes: tuple[int, ...]
+    weights: Buffer
+
+
 @dataclass(frozen=True, eq=False)
 class Kernel:
-    """One fused loop nest. `origin` names the graph nodes and source lines it came from."""
+    """One fused loop nest. `origin` names the graph nodes and source lines it came from.
+
+    What a kernel computes is in its stores; `winograd` is a way to get (nearly) the same that whoever writes code may take.
+    """
 
     name: str
     axes: tuple[Axis, ...]
     buffers: tuple[Buffer, ...]
     stores: tuple[Store, ...]
     origin: tuple[str, ...] = ()
+    winograd: Winograd | None = None
 
     @cached_property
     def values(self) -> tuple[Value, ...]:

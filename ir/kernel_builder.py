@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from dlcompiler.ir import kernel as K
+from dlcompiler.ir import narrow
 from dlcompiler.ir.errors import UnsupportedError
 from dlcompiler.ir.expression import (
     AXIS_LETTERS,
@@ -31,7 +32,7 @@ from dlcompiler.ir.expression import (
 )
 from dlcompiler.ir.graph import Node
 from dlcompiler.ir.scalar import SCALARS
-from dlcompiler.ir.types import DType, bf16, boolean, compute_dtype, f16, i64
+from dlcompiler.ir.types import DType, bf16, boolean, compute_dtype, f16, i64, u8
 
 # stored narrower than they are computed
 NARROW = (f16, bf16)
@@ -111,6 +112,8 @@ class KernelBuilder:
 
     def constant(self, value: Any, dtype: DType) -> K.Value:
         number = np.asarray(value).astype(dtype.numpy)
+        if dtype.is_narrow:
+            return self.bitcast(self.constant(number.view(np.uint8), u8), dtype)
         key = ("constant", dtype, number.tobytes())
         return self.share(key, lambda: K.Constant(dtype, number.item() if dtype.name != "bf16" else float(number)))
 
@@ -151,9 +154,21 @@ class KernelBuilder:
         dtype = SCALARS[op].result(inputs[-1].dtype)
         return self.share((op, inputs), lambda: K.Compute(dtype, op, inputs))
 
+    def bitcast(self, value: K.Value, dtype: DType) -> K.Value:
+        """The same bits as another dtype of the same width."""
+        if value.dtype is dtype:
+            return value
+        if isinstance(value, K.Compute) and value.op == "bitcast":
+            return self.bitcast(value.inputs[0], dtype)
+        return self.share(("bitcast", value, dtype), lambda: K.Compute(dtype, "bitcast", (value,)))
+
     def cast(self, value: K.Value, dtype: DType) -> K.Value:
         if value.dtype is dtype:
             return value
+        if value.dtype.is_narrow:
+            return narrow.decode(self, value, dtype)
+        if dtype.is_narrow:
+            return narrow.encode(self, value, dtype)
         if isinstance(value, K.Constant):
             from dlcompiler.ir.scalar import cast_array
 

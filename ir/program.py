@@ -183,12 +183,14 @@ class Code:
     kernels   one for each step: a CompiledKernel for a Launch or RoutineCall (identical ones may share it), None for the others
     preparation  the same for each step of the program's preparation
     driver    address of the C function that starts a run of launches; see `codegen.cpu.driver`
+    unchanged address of the one that compares bytes with what they were; needed where there is a preparation
     """
 
     kernels: tuple[CompiledKernel | None, ...]
     driver: int
     keep_alive: Any = None
     preparation: tuple[CompiledKernel, ...] = ()
+    unchanged: int = 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from dlcompiler.ir.types import DType, boolean
+from dlcompiler.ir import narrow
+from dlcompiler.ir.types import DType, boolean, dtype_of
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Scalar:
         return boolean if self.gives == "bool" else dtype
 
     def accepts(self, dtype: DType) -> bool:
+        if dtype.is_narrow:
+            return self.name == "where"
         match self.takes:
             case "float":
                 return dtype.is_float
@@ -216,15 +219,37 @@ _scalar("ge", np.greater_equal, 2, "any", "bool")
 _scalar("where", np.where, 3, "any")
 
 
+def bitcast_array(x: np.ndarray, dtype: DType) -> np.ndarray:
+    """The same bits as another element type of the same width."""
+    return np.ascontiguousarray(x).view(dtype.numpy).reshape(np.shape(x))
+
+
 def cast_array(x: np.ndarray, dtype: DType) -> np.ndarray:
-    """`x` converted as torch converts: to bool by `!= 0`, float to integer towards zero (out of range: unspecified)."""
+    """`x` converted as torch converts: to bool by `!= 0`, float to integer towards zero (out of range: unspecified).
+
+    Narrow integers keep the low bits; narrow floats are as in `ir.narrow`.
+    """
     x = np.asarray(x)
+    source = dtype_of(x)
+    if source.is_narrow:
+        x = x.astype(np.int32 if source.name in narrow.INTEGERS else np.float32)
+    if dtype.is_narrow:
+        return _to_narrow(x, dtype)
     if dtype is boolean:
         return x != 0
     with np.errstate(all="ignore"):
         if x.dtype.name == "bfloat16" and dtype.numpy.kind not in "fV":
             x = x.astype(np.float32)
         return x.astype(dtype.numpy)
+
+
+def _to_narrow(x: np.ndarray, dtype: DType) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        if dtype.name not in narrow.INTEGERS:
+            return x.astype(np.float32).astype(dtype.numpy)
+        bits, _ = narrow.INTEGERS[dtype.name]
+        low = x.astype(np.float32 if x.dtype.name == "bfloat16" else x.dtype).astype(np.int32) & ((1 << bits) - 1)
+        return low.astype(np.uint8).view(dtype.numpy).reshape(x.shape)
 
 
 def apply_scalar(name: str, *operands: np.ndarray) -> np.ndarray:

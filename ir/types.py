@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from dlcompiler.ir.expression import Dim, product
+from dlcompiler.ir.expression import Dim, known, product
 
 
 @dataclass(frozen=True)
 class DType:
-    """One element type. `kind` is one of float, int, uint, bool, complex; `bits` counts the storage of one element."""
+    """One element type. `kind` is one of float, int, uint, bool, complex, narrow; `bits` counts the storage of one element.
+
+    Those of kind narrow (`ir/narrow.py`) are stored and moved, one a byte, and converted before anything is computed.
+    """
 
     name: str
     kind: str
@@ -37,6 +41,10 @@ class DType:
         return self.kind in ("int", "uint")
 
     @property
+    def is_narrow(self) -> bool:
+        return self.kind == "narrow"
+
+    @property
     def is_signed(self) -> bool:
         return self.kind in ("int", "float", "complex")
 
@@ -52,7 +60,17 @@ u64, u32, u16, u8 = (DType(f"u{b}", "uint", b) for b in (64, 32, 16, 8))
 boolean = DType("bool", "bool", 8)
 c64, c128 = DType("c64", "complex", 64), DType("c128", "complex", 128)
 
-DTYPES: dict[str, DType] = {d.name: d for d in (f64, f32, f16, bf16, i64, i32, i16, i8, u64, u32, u16, u8, boolean, c64, c128)}
+# names that NumPy knows them by, from `ml_dtypes`
+_NARROW = {
+    "f8e4m3fn": "float8_e4m3fn", "f8e4m3fnuz": "float8_e4m3fnuz", "f8e5m2": "float8_e5m2", "f8e5m2fnuz": "float8_e5m2fnuz",
+    "f8e8m0": "float8_e8m0fnu", "f6e2m3": "float6_e2m3fn", "f6e3m2": "float6_e3m2fn", "f4e2m1": "float4_e2m1fn",
+    "i4": "int4", "u4": "uint4", "i2": "int2", "u2": "uint2",
+}  # fmt: skip
+NARROW_TYPES = tuple(DType(name, "narrow", 8) for name in _NARROW)
+
+DTYPES: dict[str, DType] = {
+    d.name: d for d in (f64, f32, f16, bf16, i64, i32, i16, i8, u64, u32, u16, u8, boolean, c64, c128, *NARROW_TYPES)
+}
 FLOATS = (f64, f32, f16, bf16)
 INTEGERS = (i64, i32, i16, i8, u64, u32, u16, u8)
 
@@ -62,6 +80,10 @@ def _numpy_dtype(dtype: DType) -> np.dtype:
         import ml_dtypes
 
         return np.dtype(ml_dtypes.bfloat16)
+    if dtype.is_narrow:
+        import ml_dtypes
+
+        return np.dtype(getattr(ml_dtypes, _NARROW[dtype.name]))
     prefix = {"float": "float", "int": "int", "uint": "uint", "complex": "complex"}.get(dtype.kind)
     return np.dtype(f"{prefix}{dtype.bits}" if prefix else "bool")
 
@@ -74,6 +96,7 @@ def dtype_of(array: np.ndarray | np.generic) -> DType:
 _BY_NUMPY_NAME = {
     "float64": f64, "float32": f32, "float16": f16, "bfloat16": bf16, "bool": boolean, "complex64": c64, "complex128": c128,
     **{f"int{d.bits}": d for d in (i64, i32, i16, i8)}, **{f"uint{d.bits}": d for d in (u64, u32, u16, u8)},
+    **{_NARROW[d.name]: d for d in NARROW_TYPES},
 }  # fmt: skip
 
 
@@ -107,6 +130,16 @@ class TensorType:
     def is_static(self) -> bool:
         return all(isinstance(d, int) for d in self.shape)
 
+    @property
+    def known_shape(self) -> tuple[int, ...]:
+        """The shape of a tensor whose sizes are all known."""
+        return tuple(known(d) for d in self.shape)
+
+    @property
+    def known_numel(self) -> int:
+        """Number of elements of a tensor whose sizes are all known."""
+        return known(self.numel)
+
     def with_shape(self, shape: Iterable[Dim]) -> TensorType:
         return TensorType(self.dtype, tuple(shape))
 
@@ -121,9 +154,9 @@ class TensorType:
 
 @dataclass(frozen=True)
 class TupleType:
-    """Several results at once: what an `aten.call` of a many-result operator gives; `tuple.get` takes one out."""
+    """Several results at once: what a call of a many-result operator gives; `tuple.get` takes one out."""
 
-    elements: tuple[TensorType | None, ...]
+    elements: tuple[TensorType | HostType | None, ...]
 
     def __str__(self) -> str:
         return f"({', '.join('none' if e is None else str(e) for e in self.elements)})"
@@ -131,7 +164,19 @@ class TupleType:
     __repr__ = __str__
 
 
-Type = TensorType | TupleType
+@dataclass(frozen=True)
+class HostType:
+    """A value that is no tensor of numbers and only the host holds: texts, a sequence. `name` says what, in ONNX's words."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"host {json.dumps(self.name)}"
+
+    __repr__ = __str__
+
+
+Type = TensorType | TupleType | HostType
 
 
 def contiguous_strides(shape: tuple[Dim, ...]) -> tuple[Dim, ...]:

@@ -6,17 +6,19 @@ little more than walking over it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
+from dlcompiler.ir.control import bound_by, regions, symbols_of, tensor_types
 from dlcompiler.ir.errors import CompilerError, VerifyError
 from dlcompiler.ir.expression import Dim, Expression, is_size_name, symbol_name, symbols
 from dlcompiler.ir.graph import Graph, Node
-from dlcompiler.ir.ops import TABLE
+from dlcompiler.ir.ops import TABLE, Trait
 from dlcompiler.ir.ops.source import GIVEN_TYPE
 from dlcompiler.ir.text.graph import print_node
-from dlcompiler.ir.types import TensorType, TupleType
+from dlcompiler.ir.types import HostType, TensorType, TupleType
 from dlcompiler.ir.verify_kernel import verify_kernel
 from dlcompiler.ir.verify_program import verify_program
 
@@ -24,6 +26,7 @@ __all__ = ["verify_graph", "verify_kernel", "verify_program"]
 
 # lines of IR shown on either side of a fault
 CONTEXT = 5
+LONGEST_LINE = 240  # characters shown of each
 
 
 def verify_graph(graph: Graph) -> None:
@@ -47,10 +50,11 @@ def verify_graph(graph: Graph) -> None:
         if "_verified" not in node.__dict__:
             _verify_node(graph, node)
             node.__dict__["_verified"] = True  # as cached_property does: facts of an immutable object
+        sizes |= bound_by(node) if node.op.name != "aten.call" else symbols_of(node)  # a call may give sizes that its data tells
+        for _, region in regions(node):
+            verify_graph(region)
         for dim in _dims(node):
-            if type(dim) is not int and dim not in checked_dims:
-                if node.op.name == "aten.call":  # may give a size that only its data tells
-                    sizes |= symbols(dim)
+            if isinstance(dim, Expression) and dim not in checked_dims:
                 for name in symbols(dim) - sizes:
                     _fail(graph, node, f"no input binds the size {name!r}")
                 checked_dims.add(dim)
@@ -75,22 +79,28 @@ def _bound_sizes(graph: Graph) -> set[str]:
 
 
 def _dims(node: Node) -> Sequence[Dim]:
-    if isinstance(node.type, TensorType):
-        return node.type.shape
-    return [d for element in node.type.elements if element is not None for d in element.shape]
+    return [d for type in tensor_types(node.type) for d in type.shape]
 
 
 def _verify_node(graph: Graph, node: Node) -> None:
     if TABLE.get(node.op.name) is not node.op:
         _fail(graph, node, f"{node.op.name} is not in the op table")
     for key, value in node.attributes.items():
-        if not _is_plain(value) and not (node.op.name == "constant" and key == "value" and isinstance(value, np.ndarray)):
-            _fail(graph, node, f"attribute {key} is not plain data: {value!r}")
-    if not isinstance(node.type, TensorType | TupleType):
+        is_array = node.op.name == "constant" and key == "value" and isinstance(value, np.ndarray)
+        is_region = node.has(Trait.BARRIER) and isinstance(value, Graph)
+        if not (_is_plain(value) or is_array or is_region):
+            _fail(graph, node, f"attribute {key} is not plain data: {str(value)[:80]}")
+    if not isinstance(node.type, TensorType | TupleType | HostType):
         _fail(graph, node, f"the type is a {type(node.type).__name__}")
     for dim in _dims(node):
         if not (isinstance(dim, Expression) or (type(dim) is int and dim >= 0)):
             _fail(graph, node, f"{dim!r} is not a size")
+        if not _is_word(dim):
+            _fail(graph, node, "a size is too large for a 64-bit integer")
+    for type_ in tensor_types(node.type):
+        # zero sizes aside: strides are made of the others
+        if math.prod(d for d in type_.shape if isinstance(d, int) and d) * type_.dtype.bytes >= 2**63:
+            _fail(graph, node, f"{type_} takes more memory than can be addressed")
     if node.op.name in GIVEN_TYPE:
         return
     try:
@@ -106,11 +116,24 @@ def _verify_node(graph: Graph, node: Node) -> None:
 
 
 def _is_plain(value: Any) -> bool:
-    if value is None or isinstance(value, bool | int | float | str | complex | Expression | np.generic):
+    """Numbers, integers among them of at most 64 bits, texts and sequences and mappings of those."""
+    if isinstance(value, int | Expression):
+        return _is_word(value)
+    if value is None or isinstance(value, float | str | complex | np.generic):
         return True
     if isinstance(value, tuple | list):
         return all(map(_is_plain, value))
     return isinstance(value, Mapping) and all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
+
+
+def _is_word(value: Dim) -> bool:
+    """Whether every integer in it fits 64 bits, with a sign or without, as compiled code has them."""
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**64
+    return all(
+        _is_word(coefficient) and all(_is_word(inner) for atom in monomial if atom.kind != "symbol" for inner in atom.operands)
+        for monomial, coefficient in value.terms.items()
+    )
 
 
 def _verify_results(graph: Graph, known: set[Node]) -> None:
@@ -118,12 +141,12 @@ def _verify_results(graph: Graph, known: set[Node]) -> None:
     for node in graph.outputs:
         if node not in known:
             _fail(graph, node, f"output %{node.name} is not in the graph")
-        if not isinstance(node.type, TensorType):
+        if isinstance(node.type, TupleType):
             _fail(graph, node, f"output %{node.name} is not a tensor")
     if len(graph.output_strides) not in (0, outputs) or len(graph.output_names) not in (0, outputs):
         raise VerifyError(f"graph {graph.name}: strides or names for another number of outputs than {outputs}")
     for node, strides in zip(graph.outputs, graph.output_strides):
-        if strides is not None and len(strides) != node.tensor.rank:
+        if strides is not None and isinstance(node.type, TensorType) and len(strides) != node.tensor.rank:
             _fail(graph, node, f"output %{node.name} has strides {list(strides)}")
     inputs, written = set(graph.inputs), set()
     for value, into in graph.writebacks:
@@ -141,7 +164,7 @@ def _fail(graph: Graph, node: Node, message: str) -> NoReturn:
     at = next((k for k, other in enumerate(everything) if other is node), len(everything))
     lines = []
     for position in range(max(at - CONTEXT, 0), min(at + CONTEXT, len(everything))):
-        lines.append(f"{'>' if position == at else ' '} {_line(everything[position])}")
+        lines.append(f"{'>' if position == at else ' '} {_line(everything[position])[:LONGEST_LINE]}")
     raise VerifyError(f"graph {graph.name}: %{node.name}: {message}\n" + "\n".join(lines), location=node.location)
 
 

@@ -68,6 +68,12 @@ class _Check:
             if len(buffer.shape) != len(buffer.strides) or self.axes_in((*buffer.shape, *buffer.strides)):
                 self.fail(f"the shape or the strides of {buffer.name} are not sizes", -1)
 
+        winograd = kernel.winograd
+        if winograd is not None and (winograd.weights not in kernel.buffers or winograd.weights.role != "in"):
+            self.fail(f"{winograd.weights.name} is not an in buffer of the kernel", -1)
+        if winograd is not None and (not winograd.sizes or min(winograd.sizes) < 1):
+            self.fail("winograd needs the size of a tile along each window", -1)
+
     def axes_in(self, dims: Iterable[Dim]) -> set[str]:
         return {s for d in dims if isinstance(d, Expression) for s in symbols(d) if s in self.axes}
 
@@ -109,6 +115,9 @@ class _Check:
     def compute(self, value: K.Compute) -> str | None:
         if value.op == "cast":
             return None if len(value.inputs) == 1 else "a cast has one operand"
+        if value.op == "bitcast":
+            fits = len(value.inputs) == 1 and value.inputs[0].dtype.bits == value.dtype.bits
+            return None if fits else "a bitcast has one operand, of the same width"
         scalar = SCALARS.get(value.op)
         if scalar is None:
             return f"there is no scalar operation {value.op!r}"
@@ -121,7 +130,7 @@ class _Check:
             operands = operands[1:]
         if any(d is not operands[0] for d in operands):
             return f"{value.op} of {', '.join(map(str, operands))}"
-        if operands[0] in NARROW:
+        if operands[0] in NARROW and value.op != "where":  # a choice computes nothing
             return f"{operands[0]} is computed in f32: cast before and after"
         if not scalar.accepts(operands[0]):
             return f"{value.op} does not take {operands[0]}"

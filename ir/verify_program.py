@@ -6,7 +6,7 @@ from bisect import bisect_left, insort
 from typing import NoReturn
 
 from dlcompiler.ir.errors import VerifyError
-from dlcompiler.ir.expression import Dim, evaluate
+from dlcompiler.ir.expression import Dim, evaluate, known
 from dlcompiler.ir.kernel import Kernel, Load
 from dlcompiler.ir.ops import TABLE
 from dlcompiler.ir.program import AtenCall, Launch, LibraryCall, Placement, Program, Slot, View
@@ -109,7 +109,7 @@ class _Check:
             self.fail(f"a view of {view.slot.name} has another number of strides than dimensions", number)
         elements = view.slot.elements
         if isinstance(view.offset, int) and isinstance(elements, int) and _all_known(view):
-            span = 0 if 0 in view.shape else 1 + sum((n - 1) * s for n, s in zip(view.shape, view.strides))
+            span = 0 if 0 in view.shape else known(1 + sum((n - 1) * s for n, s in zip(view.shape, view.strides)))
             if view.offset < 0 or (span and view.offset + span > elements):
                 self.fail(f"a view of {view.slot.name} ends at element {view.offset + span} of {elements}", number)
 

@@ -33,6 +33,10 @@ class PassTarget(Protocol):
         """How many independent pieces of work keep the target busy: a reduction with fewer results is split."""
         ...
 
+    def winograd_sizes(self, convolution: Node) -> tuple[int, ...] | None:
+        """Results of a tile, along each dimension, by which Winograd's algorithm pays for a plain convolution; None if it does not."""
+        ...
+
 
 class PassOptions(Protocol):
     """What passes ask of the options of a compilation."""

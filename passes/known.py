@@ -47,7 +47,7 @@ class KnownValues:
             return None
         for each in order:
             if each not in self._values:
-                self.work += each.tensor.numel
+                self.work += each.tensor.known_numel
                 if self.work > MAXIMUM_WORK:
                     return None
                 assert each.op.evaluate is not None
@@ -89,7 +89,7 @@ def _is_computable(node: Node) -> bool:
 
 def _is_bounded(node: Node) -> bool:
     """Whether a value is a tensor of known and moderate size."""
-    return isinstance(node.type, TensorType) and node.type.is_static and node.type.numel <= MAXIMUM_ELEMENTS
+    return isinstance(node.type, TensorType) and node.type.is_static and node.type.known_numel <= MAXIMUM_ELEMENTS
 
 
 def is_same_everywhere(value: np.ndarray) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from dlcompiler.ir.errors import OptionError
@@ -21,9 +22,11 @@ from dlcompiler.passes.node.common_subexpressions import merge_common_subexpress
 from dlcompiler.passes.node.constant_folding import fold_constants
 from dlcompiler.passes.node.dead_code import remove_dead_code
 from dlcompiler.passes.node.decompose import decompose
+from dlcompiler.passes.node.quantized import sum_integers
 from dlcompiler.passes.node.replace_ops import replace_ops
 from dlcompiler.passes.node.transposed_convolution import split_transposed_convolutions
 from dlcompiler.passes.node.views import canonicalize_views
+from dlcompiler.passes.node.winograd import choose_winograd
 
 Observer = Callable[[str, Graph], None]
 
@@ -45,6 +48,8 @@ SIMPLIFY = Pass("simplify", simplify)
 REPLACE_OPS = Pass("replace-ops", replace_ops, level=2)
 PATTERNS = Pass("patterns", match_patterns, level=2)
 TRANSPOSED_CONVOLUTIONS = Pass("transposed-convolutions", split_transposed_convolutions, level=2)
+WINOGRAD = Pass("winograd", choose_winograd, level=2)
+QUANTIZED = Pass("quantized", sum_integers, level=2)
 MERGE_LINEARS = Pass("merge-linears", merge_linears, level=3)
 DECOMPOSE = Pass("decompose", decompose, level=0)
 
@@ -57,6 +62,8 @@ PIPELINE: tuple[Pass, ...] = (
     COMMON_SUBEXPRESSIONS,
     # reshapes around contractions go before attention is looked for between them
     REPLACE_OPS,
+    # while a quantised operand is still bytes less a zero point times a scale
+    QUANTIZED,
     # attention is found around a softmax that is still whole
     PATTERNS,
     DECOMPOSE,
@@ -72,9 +79,11 @@ PIPELINE: tuple[Pass, ...] = (
     TRANSPOSED_CONVOLUTIONS,
     CONSTANT_FOLDING,
     VIEWS,
-    # last, after everything that makes nodes
+    # after everything that makes nodes
     COMMON_SUBEXPRESSIONS,
     DEAD_CODE,
+    # last: it looks at the convolutions that are left, and only says how they are computed
+    WINOGRAD,
 )
 
 PASSES: dict[str, Pass] = {each.name: each for each in PIPELINE}
@@ -119,7 +128,7 @@ def run_pass(each: Pass, graph: Graph, context: Context) -> Graph:
     return result.replace(history=(*graph.history, event))
 
 
-def check_pass_names(names: frozenset[str] | set[str]) -> None:
+def check_pass_names(names: AbstractSet[str]) -> None:
     """Raises OptionError for a name that is no pass, or a pass that nothing can be compiled without."""
     import difflib
 

@@ -39,7 +39,7 @@ class GraphRewriter(Builder):
 
         while (node := rewriter.next()) is not None:
             rewriter.keep(node)                 # or: rewriter.replace(node, rewriter.add(...))
-        graph = rewriter.finish()
+        graph = rewriter.finish_like()
 
     `visits` counts nodes taken from the worklist. `uses[node]` is how often a node of the new graph is read. `known` computes
     what depends on no input. `parallel_rows`: as `PassTarget` says.
@@ -149,7 +149,7 @@ class GraphRewriter(Builder):
         held = owner(value)
         return (held in self.nodes and not held.has(Trait.SOURCE)) or may_stand_for(value, node, self.escapes)
 
-    def finish(self) -> Graph:
+    def finish_like(self) -> Graph:
         """The new graph without what nobody reads any more; the old graph itself if nothing was replaced."""
         if not self.changed:
             return self.graph
@@ -271,7 +271,7 @@ def apply_rules(graph: Graph, table: RuleTable, context: Context) -> Graph:
                 raise VerifyError(f"rules undo each other: {context.fuel.last} after {rewrites} rewrites", location=node.location)
         else:
             rewriter.keep(node)
-    return rewriter.finish()
+    return rewriter.finish_like()
 
 
 def _rewrite(rewriter: GraphRewriter, node: Node, table: RuleTable, context: Context) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dlcompiler.ir.contraction import STORED_NARROW
 from dlcompiler.ir.expression import Dim
 from dlcompiler.ir.graph import Node
-from dlcompiler.ir.types import contiguous_strides
+from dlcompiler.ir.types import contiguous_strides, f32, i32
 
 Strides = tuple[Dim, ...]
 
@@ -38,3 +39,15 @@ def heads_are_inside(node: Node) -> bool:
 def wants_channels_last(node: Node) -> bool:
     """Whether a library call reads and writes images channels last: two-dimensional convolutions."""
     return node.op.name == "convolution" and node.tensor.rank == 4
+
+
+def stored_source(node: Node) -> Node | None:
+    """What a widening cast reads, if panels of sums of products hold its type as it is; None for any other node."""
+    if node.op.name != "cast" or node.dtype not in (f32, i32):
+        return None
+    return node.inputs[0] if node.inputs[0].dtype in STORED_NARROW else None
+
+
+def image_of(convolution: Node) -> Node:
+    """The image that a convolution reads: of one that is widened while it is read, the narrow one."""
+    return stored_source(convolution.inputs[0]) or convolution.inputs[0]

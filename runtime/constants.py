@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from dlcompiler.ir.errors import LaunchError
+from dlcompiler.ir.expression import known
 from dlcompiler.ir.program import Program, Slot
 from dlcompiler.ir.types import dtype_of
 from dlcompiler.runtime.tensors import TORCH_DTYPES, same_layout, tensor_at, torch_dtype
@@ -33,6 +34,7 @@ def tensor_behind(value: Any) -> Tensor | None:
 
 
 def _tensor_of(slot: Slot, value: Tensor | np.ndarray) -> Tensor:
+    shape, slot_strides = tuple(map(known, slot.shape)), tuple(map(known, slot.strides))
     if isinstance(value, Tensor):
         address, strides, dtype = value.data_ptr(), value.stride(), value.dtype
         on_cpu = value.device.type == "cpu"
@@ -41,8 +43,8 @@ def _tensor_of(slot: Slot, value: Tensor | np.ndarray) -> Tensor:
         strides = tuple(s // value.itemsize for s in value.strides)
         dtype = TORCH_DTYPES[dtype_of(value).name]
         on_cpu = True
-    if not on_cpu or dtype is not torch_dtype(slot.dtype) or tuple(value.shape) != slot.shape:
+    if not on_cpu or dtype is not torch_dtype(slot.dtype) or tuple(value.shape) != shape:
         raise LaunchError(f"constant {slot.name} is {dtype}{list(value.shape)} but its slot is {slot}")
-    if not same_layout(slot.shape, strides, slot.strides):
+    if not same_layout(shape, strides, slot_strides):
         raise LaunchError(f"constant {slot.name} has strides {strides} but its slot {slot.strides}")
-    return tensor_at(address, dtype, slot.shape, slot.strides)
+    return tensor_at(address, dtype, shape, slot_strides)

@@ -6,6 +6,7 @@ sections of its plan. It is safe to call from several threads: each call in prog
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -18,11 +19,13 @@ from dlcompiler.runtime.binding import Binder
 from dlcompiler.runtime.frame import Frame
 from dlcompiler.runtime.inputs import adapt, describe_mismatch
 from dlcompiler.runtime.plan import Plan, Result, Shared
-from dlcompiler.runtime.tensors import empty_strided
+from dlcompiler.runtime.tensors import empty_strided, guard_like
 from torch import Tensor
 
 # Frames that wait for the next call, in each plan; more exist only while more calls are in progress.
 IDLE_FRAMES = 8
+# Kinds of inputs (in training and in inference mode, say) that each plan takes without looking at each tensor.
+MOST_GUARDS = 4
 # Plans of a symbolic program that are kept, and bytes that their waiting arenas may hold together, at the least.
 MOST_PLANS = 64
 IDLE_BYTES = 256 << 20
@@ -126,6 +129,9 @@ class _Runner:
             for position, layout in enumerate(plan.inputs)
             if layout is not None
         ]
+        # whether tensors are of a kind that was found to fit in an earlier call; the last found first
+        self.guards: list[Callable[..., bool]] = []
+        self._tensors_of = _picker(plan.tensor_inputs, self.count)
 
     @property
     def idle_bytes(self) -> int:
@@ -140,7 +146,7 @@ class _Runner:
             outputs = frame.allocate_outputs()
             threads = torch.get_num_threads()
             if self.plan.preparation:
-                frame.prepare(inputs, threads)
+                frame.prepare(inputs, bool(replaced), threads)
                 prepared = True
             if self.plan.uses_torch:
                 _run_with_torch(frame, threads, times)
@@ -166,7 +172,16 @@ class _Runner:
 
     def _take_inputs(self, frame: Frame, inputs: Sequence[Any]) -> dict[int, Tensor]:
         """Check the inputs and give the frame their addresses. Returns what had to be copied, by position."""
-        bases = frame.bases
+        tensors = self._tensors_of(inputs)
+        for guard in self.guards:
+            if guard(*tensors):
+                frame.set_inputs([tensor.data_ptr() for tensor in tensors])
+                return {}
+        return self._look_at_inputs(frame, inputs)
+
+    def _look_at_inputs(self, frame: Frame, inputs: Sequence[Any]) -> dict[int, Tensor]:
+        """As `_take_inputs`, one by one; what needs no copy passes at once next time."""
+        addresses: list[int] = []
         replaced: dict[int, Tensor] = {}
         try:
             for check in self.checks:
@@ -184,10 +199,15 @@ class _Runner:
                         check[3] = tensor.stride()  # as good as the strides asked for; next time it passes at once
                     else:
                         replaced[position] = tensor
-                bases[position] = tensor.data_ptr()
+                addresses.append(tensor.data_ptr())
         except (AttributeError, RuntimeError):
             describe_mismatch(self.plan, inputs)  # what is no dense tensor has no dtype, or no strides
             raise
+        frame.set_inputs(addresses)
+        if not replaced and self.checks and len(self.guards) < MOST_GUARDS:
+            guard = guard_like(self._tensors_of(inputs))
+            if guard is not None:
+                self.guards.insert(0, guard)
         return replaced
 
     def _finish_writes(self, inputs: Sequence[Any], replaced: Mapping[int, Tensor]) -> None:
@@ -217,6 +237,15 @@ class _Runner:
                 return inputs[at]
             tensor = replaced.get(at, inputs[at]).detach()
             return tensor.as_strided(shape, strides, tensor.storage_offset() + offset)
+
+
+def _picker(positions: Sequence[int], count: int) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    """Takes the values at these positions out of `count`."""
+    if len(positions) == count:
+        return lambda values: values
+    if len(positions) > 1:
+        return operator.itemgetter(*positions)
+    return lambda values: [values[position] for position in positions]
 
 
 def _run_with_torch(frame: Frame, threads: int, times: list[tuple[int, float]] | None) -> None:

@@ -7,6 +7,7 @@ outputs and extern tensors, and tensors over all of these for library calls.
 from __future__ import annotations
 
 import ctypes
+import operator
 from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from dlcompiler.ir.errors import LaunchError
-from dlcompiler.runtime.plan import ALIGNMENT, ARENA, PREPARED, Aten, Library, Plan, Run
+from dlcompiler.runtime.plan import ALIGNMENT, ARENA, Aten, Library, Plan, Run
+from dlcompiler.runtime.prepared import Copy, Fill
 from dlcompiler.runtime.tensors import empty_strided, same_layout, tensor_at
 from torch import Tensor
 
@@ -22,6 +24,8 @@ from torch import Tensor
 STEP_WORDS, PATCH_WORDS, RUN_WORDS = 5, 3, 6
 
 Driver = Callable[[int, int], None]
+# (inputs, addresses of those that are tensors) -> what prepared memory is made from, and its addresses
+Sources = Callable[[Sequence[Any], Sequence[int]], tuple[Sequence[Tensor], Sequence[int]]]
 
 
 class Frame:
@@ -40,7 +44,11 @@ class Frame:
         self._known: list[int] = [-1] * plan.bases
         self._watched_inputs = self._watch(0, plan.first_output)
         self._watched_outputs = self._watch(plan.first_output, plan.first_extern)
-        self._watched_externs = self._watch(plan.first_extern, plan.bases)
+        self._watched_externs = self._watch(plan.first_extern, plan.prepared)
+        self._watched_prepared = self._watch(plan.prepared, plan.bases).get(plan.prepared, [])
+        self._addresses: list[int] = []  # of the inputs that are tensors
+        self._sources = _sources(plan)
+        self._copy: Copy | None = None
         self.driver: Driver = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(plan.shared.code.driver)
         # for each section: the run's record in the driver's tables (0 for another section), itself, externs dropped after it
         self._steps = [
@@ -58,8 +66,6 @@ class Frame:
         for k, place in enumerate(self.plan.places):
             if place.base == ARENA:
                 self.tensors[k] = tensor_at(self.arena + place.offset, *place.layout)
-            elif place.base == PREPARED:
-                self.tensors[k] = tensor_at(place.offset, *place.layout)
             elif place.constant is not None:
                 self.tensors[k] = place.constant
 
@@ -114,6 +120,16 @@ class Frame:
 
     # -- a call ----------------------------------------------------------------------------------------------------------------
 
+    def set_inputs(self, addresses: list[int]) -> None:
+        """Say where the inputs lie that are tensors."""
+        if addresses != self._addresses:
+            self._addresses = addresses
+            if len(addresses) == self.plan.first_output:
+                self.bases[: len(addresses)] = addresses
+            else:
+                for position, address in zip(self.plan.tensor_inputs, addresses):
+                    self.bases[position] = address
+
     def set_input_tensors(self) -> None:
         """Make the tensors over inputs that have moved since the last call."""
         for base, positions in self._watched_inputs.items():
@@ -128,55 +144,36 @@ class Frame:
             for k in positions:
                 self.tensors[k] = tensor_at(address + places[k].offset, *places[k].layout)
 
-    def prepare(self, inputs: Sequence[Any], threads: int) -> None:
-        """Fill prepared memory whose inputs have moved or changed since it was filled; their addresses are set.
+    def prepare(self, inputs: Sequence[Any], are_replaced: bool, threads: int) -> None:
+        """See that prepared memory is made from these inputs as they are now; until `release` it stays so.
 
-        A tensor changes when its version counter does, which every in-place operation moves, but not one on `tensor.data`: so a
-        few of its elements are looked at too. A tensor made in inference mode has no counter; what is made from one is made again
-        in each call. Until `release` nobody fills it with something else.
+        `are_replaced`: some of them are not where `set_inputs` said, but copies of them are.
         """
-        shared = self.plan.shared
-        tensors = [inputs[s] if type(s) is int else s for s in self.plan.sources]
-        try:
-            versions: list[int | None] = [t._version for t in tensors]
-        except RuntimeError:  # of a tensor made in inference mode
-            versions = [None if t.is_inference() else t._version for t in tensors]
-        state = list(zip([t.data_ptr() for t in tensors], versions))
-        with shared.preparing:
-            if not self._is_prepared(state):
-                # calls in progress read what was prepared for them, perhaps of other tensors than these
-                shared.preparing.wait_for(lambda: shared.users == 0)
-                if not self._is_prepared(state):
-                    self._fill(tensors, state, threads)
-            shared.users += 1
+        tensors, addresses = self._sources(inputs, self._addresses)
+        if are_replaced:
+            addresses = [tensor.data_ptr() for tensor in tensors]
+        self._copy = self.plan.shared.copies.acquire(tensors, addresses, lambda copy: self._enter(copy, threads))
 
-    def _is_prepared(self, state: list[tuple[int, int | None]]) -> bool:
-        """Whether prepared memory was made from tensors of these addresses and versions, unchanged since as far as is looked."""
-        shared = self.plan.shared
-        return state == shared.prepared_from and all(v is not None for _, v in state) and _read(shared.probes) == shared.probed
+    def _enter(self, copy: Copy, threads: int) -> Fill:
+        """Read and write that copy from now on; gives what fills it."""
+        base = self.plan.prepared
+        self.bases[base] = copy.address
+        if copy.address != self._known[base] and self._watched_prepared:
+            self._set_tensors(self._watched_prepared, copy.address)
+            self._known[base] = copy.address
 
-    def _fill(self, tensors: Sequence[Tensor], state: list[tuple[int, int | None]], threads: int) -> None:
-        """Make what depends on tensors that are not what they were. No call is reading it."""
-        shared = self.plan.shared
-        before, seen = shared.prepared_from, _read(shared.probes)
-        for table, preparation in self._preparation:
-            if before is None or any(
-                state[k][1] is None or state[k] != before[k] or seen[k] != shared.probed[k] for k in preparation.sources
-            ):
-                self.driver(table, threads)
-        # held, so that no other tensor comes to lie at the same address unnoticed
-        shared.storages = [tensor.untyped_storage() for tensor in tensors]
-        shared.probes = [_probes(tensor) for tensor in tensors]
-        shared.probed = _read(shared.probes)
-        shared.prepared_from = state
+        def fill(sources: frozenset[int] | None) -> None:
+            for table, preparation in self._preparation:
+                if sources is None or not sources.isdisjoint(preparation.sources):
+                    self.driver(table, threads)
+
+        return fill
 
     def release(self) -> None:
         """Say that this call no longer reads prepared memory; once for each `prepare`."""
-        shared = self.plan.shared
-        with shared.preparing:
-            shared.users -= 1
-            if shared.users == 0:
-                shared.preparing.notify_all()
+        if self._copy is not None:
+            self._copy.release()
+            self._copy = None
 
     def allocate_outputs(self) -> list[Tensor]:
         """Fresh memory for the outputs; library calls see the tensors themselves."""
@@ -267,22 +264,25 @@ class Frame:
             self._known[base] = address
 
 
-def _probes(tensor: Tensor) -> list[Any]:
-    """Where the middle and the last element of a matrix lie, the middle one of a vector; of memory with gaps, the first.
+def _sources(plan: Plan) -> Sources:
+    """How to read what a plan's prepared memory is made from, in the order of `plan.sources`."""
+    fixed = [source for source in plan.sources if isinstance(source, Tensor)]
+    if len(fixed) == len(plan.sources):
+        held = fixed, tuple(tensor.data_ptr() for tensor in fixed)
+        return lambda inputs, addresses: held
+    numbers = {position: number for number, position in enumerate(plan.tensor_inputs)}
+    if not fixed and len(plan.sources) > 1:
+        tensors_of = operator.itemgetter(*plan.sources)
+        addresses_of = operator.itemgetter(*(numbers[s] for s in plan.sources))  # type: ignore[index]
+        return lambda inputs, addresses: (tensors_of(inputs), addresses_of(addresses))
 
-    Four bytes of each, the upper ones, which nearly every change of a number changes; fewer where elements are smaller.
-    """
-    count, size = tensor.numel(), tensor.element_size()
-    if count == 0:
-        return []
-    kind = {1: ctypes.c_int8, 2: ctypes.c_int16}.get(size, ctypes.c_int32)
-    reach = 1 + sum((n - 1) * abs(step) for n, step in zip(tensor.shape, tensor.stride()))
-    places = {0} if reach != count else {count // 2, count - 1} if tensor.ndim > 1 else {count // 2}
-    return [kind.from_address(tensor.data_ptr() + (k + 1) * size - ctypes.sizeof(kind)) for k in sorted(places)]
+    def read(inputs: Sequence[Any], addresses: Sequence[int]) -> tuple[Sequence[Tensor], Sequence[int]]:
+        tensors = [source if isinstance(source, Tensor) else inputs[source] for source in plan.sources]
+        return tensors, [
+            source.data_ptr() if isinstance(source, Tensor) else addresses[numbers[source]] for source in plan.sources
+        ]
 
-
-def _read(probes: Sequence[Sequence[Any]]) -> list[list[int]]:
-    return [[probe.value for probe in each] for each in probes]
+    return read
 
 
 def _describe(value: Any) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from dlcompiler.ir.errors import LaunchError
 from dlcompiler.runtime.cuda_driver import Words
-from dlcompiler.runtime.gpu_plan import ALIGNMENT, GpuLaunch, GpuPlan
-from dlcompiler.runtime.plan import ARENA, PREPARED, Aten, Place, Run
+from dlcompiler.runtime.gpu_plan import ALIGNMENT, PREPARED, GpuLaunch, GpuPlan
+from dlcompiler.runtime.plan import ARENA, Aten, Place, Run
 from dlcompiler.runtime.tensors import same_layout, tensor_over
 from torch import Tensor
 

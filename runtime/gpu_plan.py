@@ -17,6 +17,7 @@ from dlcompiler.runtime.tensors import span, torch_dtype
 from torch import Tensor
 
 ALIGNMENT = 256  # bytes; of each constant and prepared slot in its memory
+PREPARED = -3  # the "base" of what the preparation has made: there is one copy, which never moves
 
 
 class GpuLaunch(NamedTuple):
@@ -119,6 +120,9 @@ class GpuPlan(Plan):
     def __init__(self, shared: GpuShared, bindings: Mapping[str, int], placement: Placement) -> None:
         self.device = shared.device.torch_device
         super().__init__(shared, bindings, placement)
+
+    def position(self, slot: Slot) -> tuple[int, int]:
+        return (PREPARED, self.shared.prepared[slot]) if slot.role == "prepared" else super().position(slot)
 
     def _record(self, number: int, step: Launch | RoutineCall, kernel: Any) -> GpuLaunch:
         if not isinstance(kernel, DeviceKernel):

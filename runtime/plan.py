@@ -1,12 +1,12 @@
 """A program with every size known: what a frame needs to be built and a call to be run, shared by all frames.
 
 Memory is named in two ways. What never moves for a frame, the arena and the constants, is an address. What is different in each
-call, inputs, outputs and extern tensors, is a base, a number under which the frame keeps the current address.
+call, inputs, outputs, extern tensors and the copy of prepared memory, is a base, a number under which the frame keeps the current
+address.
 """
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,14 +20,13 @@ from dlcompiler.ir.program import AtenCall, Code, Launch, LibraryCall, Placement
 from dlcompiler.runtime.aten import prepare_aten
 from dlcompiler.runtime.constants import constant_tensors, tensor_behind
 from dlcompiler.runtime.library import Call, Operand, Routine, prepare
-from dlcompiler.runtime.memory import anonymous_memory
+from dlcompiler.runtime.prepared import Copies
 from dlcompiler.runtime.tensors import Shape, torch_dtype
 from torch import Tensor
 
 ALIGNMENT = 64  # of memory that is allocated for a program, in bytes
 ARENA = -1  # the "base" of what lies in the arena
-CONSTANT = -2  # of what lies in a constant
-PREPARED = -3  # and of what the preparation has made
+CONSTANT = -2  # and of what lies in a constant
 
 
 class Layout(NamedTuple):
@@ -113,36 +112,23 @@ class Result(NamedTuple):
 
 @dataclass
 class Shared:
-    """What all plans of one executable share: constants by address, packed weights, compiled code, prepared memory.
-
-    prepared       the address of each prepared slot
-    prepared_from  address and version of each of `Plan.sources` when memory was prepared last; None before
-    storages       and the storages that these lay in
-    users          calls in progress that read prepared memory; `preparing` guards all of these
-    probes, probed a few numbers of each, where they lie and what they were
-    """
+    """What all plans of one executable share: constants by address, packed weights, compiled code, prepared memory."""
 
     program: Program
     code: Code
     pack: bool = True
     constants: dict[Slot, Tensor] = field(init=False)
     held: list[Any] = field(init=False)
-    prepared: dict[Slot, int] = field(init=False)
-    prepared_from: list[tuple[int, int | None]] | None = None
-    storages: list[Any] = field(default_factory=list)
-    probes: list[list[Any]] = field(default_factory=list)
-    probed: list[list[int]] = field(default_factory=list)
-    preparing: threading.Condition = field(default_factory=threading.Condition)
-    users: int = 0
+    copies: Copies = field(init=False)
     _packed: dict[tuple, Tensor] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.constants, self.held = constant_tensors(self.program)
-        self.prepared = self._allocate_prepared()
+        self.copies = self._no_copies()
 
-    def _allocate_prepared(self) -> dict[Slot, int]:
-        """Memory for every prepared slot, in one piece."""
+    def _no_copies(self) -> Copies:
+        """Where each prepared slot lies in a copy; there is none yet."""
         offsets: dict[Slot, int] = {}
         end = 0
         for slot in self.program.slots:
@@ -150,12 +136,7 @@ class Shared:
                 assert isinstance(slot.bytes, int), slot
                 offsets[slot] = end
                 end += -(-slot.bytes // ALIGNMENT) * ALIGNMENT
-        if not offsets:
-            return {}
-        memory = anonymous_memory(end)
-        self.held.append(memory)
-        start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        return {slot: start + offset for slot, offset in offsets.items()}
+        return Copies(offsets, end, self.code.unchanged)
 
     def packed(self, key: tuple, make: Callable[[], Tensor]) -> Tensor | None:
         if not self.pack:
@@ -187,10 +168,12 @@ class Plan:
         self.first_extern = self.first_output + len(self.outputs)
         externs = [s for s in program.slots if s.role == "extern"]
         self.externs = [self._new_base(slot, self.first_extern + k) for k, slot in enumerate(externs)]
-        self.bases = self.first_extern + len(self.externs)
+        self.prepared = self.first_extern + len(self.externs)
+        self.bases = self.prepared + 1
+        self.tensor_inputs = tuple(k for k, layout in enumerate(self.inputs) if layout is not None)
         self.written_inputs = self._find_written_inputs()
         self.sections = self._sections()
-        # what prepared memory is made from: positions of inputs, and tensors of a model that constants share memory with
+        # what prepared memory is made from: positions of inputs, and tensors over memory that constants share with a model's own
         self.sources: tuple[int | Tensor, ...] = ()
         self.preparation = self._preparation()
         self.dropped = self._find_dropped()
@@ -218,7 +201,7 @@ class Plan:
         if slot.role == "constant":
             return CONSTANT, self.shared.constants[slot].data_ptr()
         if slot.role == "prepared":
-            return PREPARED, self.shared.prepared[slot]
+            return self.prepared, self.shared.copies.offsets[slot]
         return self._bases[slot], 0
 
     def operand(self, view: View) -> Operand:
@@ -281,7 +264,7 @@ class Plan:
         for view in step.arguments:
             base, start = self.position(view.slot)
             value = start + self.number(view.offset) * view.dtype.bytes
-            words.append(Word(None if base in (CONSTANT, PREPARED) else base, value))
+            words.append(Word(None if base == CONSTANT else base, value))
         sizes = step.kernel.size_symbols if isinstance(step, Launch) else step.size_symbols
         return [*words, *(Word(None, self.bindings[name]) for name in sizes)]
 
@@ -301,6 +284,8 @@ class Plan:
                 source: int | Tensor | None = slot.position
                 if slot.role == "constant":
                     source = tensor_behind(self.program.constants[slot.position])
+                    # with the model's version counter, over the memory that the program holds whatever the model's tensor gets
+                    source = None if source is None else source.detach()
                 made_from[slot] = () if source is None else (len(sources),)
                 sources.extend(() if source is None else (source,))
             return made_from[slot]

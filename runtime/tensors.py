@@ -8,6 +8,7 @@ same address comes back with the same layout.
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -20,7 +21,13 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
     "u64": torch.uint64, "u32": torch.uint32, "u16": torch.uint16, "u8": torch.uint8,
     "bool": torch.bool, "c64": torch.complex64, "c128": torch.complex128,
 }  # fmt: skip
-DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+_EIGHT_BIT_FLOATS = {
+    "f8e4m3fn": torch.float8_e4m3fn, "f8e4m3fnuz": torch.float8_e4m3fnuz, "f8e5m2": torch.float8_e5m2,
+    "f8e5m2fnuz": torch.float8_e5m2fnuz, "f8e8m0": torch.float8_e8m0fnu,
+}  # fmt: skip
+DTYPE_NAMES = {dtype: name for name, dtype in (TORCH_DTYPES | _EIGHT_BIT_FLOATS).items()}
+# what torch has no type for, one number a byte, is handed over as bytes
+TORCH_DTYPES |= {**{name: torch.uint8 for name in ("f6e2m3", "f6e3m2", "f4e2m1", "i4", "u4", "i2", "u2")}, **_EIGHT_BIT_FLOATS}
 
 Shape = tuple[int, ...]
 
@@ -39,6 +46,37 @@ def _find_empty_strided() -> Callable[[Shape, Shape, torch.dtype], Tensor]:
 
 
 empty_strided = _find_empty_strided()
+
+
+def guard_like(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
+    """Whether tensors are of the same type, dtype, device, shape and strides as these, in one call; None if torch has none.
+
+    It may say no to some that are (given twice, or in inference mode), and holds none of them.
+    """
+    if not _guards_tensors():
+        return None
+    check = _guard_of(tensors)
+    return check if check(*tensors) else None
+
+
+def _guard_of(tensors: Sequence[Tensor]) -> Callable[..., bool]:
+    from torch._C._dynamo.guards import TensorGuards  # type: ignore[attr-defined]
+
+    sizes, strides = [list(tensor.shape) for tensor in tensors], [list(tensor.stride()) for tensor in tensors]
+    return TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
+
+
+@functools.cache
+def _guards_tensors() -> bool:
+    """Whether this release of torch has Dynamo's check of many tensors at once, and it tells apart what we need told apart."""
+    try:
+        like = torch.zeros(2, 3)
+        check = _guard_of([like])
+    except (ImportError, TypeError):
+        return False
+    others = [torch.zeros(3, 2), torch.zeros(3, 2).t(), torch.zeros(2, 3, 1), like.int(), like.double(), torch.zeros(2, 4)[:, :3]]
+    others += [like._neg_view(), like.to_sparse(), like.to("meta"), torch.nn.Parameter(like)]
+    return check(like.clone()) and not any(check(other) for other in others)
 
 
 def torch_dtype(dtype: DType) -> torch.dtype:

@@ -16,7 +16,26 @@ import numpy as np
 from dlcompiler.ir.errors import CompilerError, DTypeError, ShapeError
 from dlcompiler.ir.graph import Builder, Graph, Node
 from dlcompiler.ir.scalar import SCALARS
-from dlcompiler.ir.types import FLOATS, INTEGERS, DType, TensorType, bf16, boolean, dtype_of, f16, f32, f64, i8, i32, i64, u8
+from dlcompiler.ir.types import (
+    FLOATS,
+    INTEGERS,
+    NARROW_TYPES,
+    DType,
+    TensorType,
+    bf16,
+    boolean,
+    dtype_of,
+    f16,
+    f32,
+    f64,
+    i8,
+    i16,
+    i32,
+    i64,
+    u8,
+    u16,
+    u32,
+)  # fmt: skip
 
 SPECIAL = (math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0, -1.0, 0.5, -2.5, 1e-30, 65504.0)
 
@@ -68,8 +87,8 @@ class Record:
 
 
 RECORDS: dict[str, Record] = {}
-# ops that no sample can hold: sources that only a graph has, and ops run by ATen
-WITHOUT_RECORD = frozenset({"input", "size", "aten.call", "tuple.get"})
+# ops that no sample can hold: sources that only a graph has, ops run by ATen or the host, control flow (tests/ir/test_control.py)
+WITHOUT_RECORD = frozenset({"input", "size", "aten.call", "tuple.get", "host.call", "if", "loop", "sizes"})
 
 
 def samples(name: str) -> list[Sample]:
@@ -183,6 +202,14 @@ def _():
         plain = source.is_float and not target.is_float
         low, high = (0, 100) if plain and not target.is_signed else (-100, 100)
         yield Sample("cast", (array(source, 3, 5, low=low, high=high, special=not plain),), {"dtype": target.name})
+
+
+@record("bitcast", ((T(f32, 3),), {"dtype": "i64"}, DTypeError), ((T(f32, 3),), {"dtype": "f31"}, DTypeError))
+def _():
+    for source, target in ((f32, u32), (u32, f32), (f64, i64), (f16, i16), (bf16, u16), (i8, u8), (boolean, u8), (i64, f64)):
+        yield Sample("bitcast", (array(source, 3, 5, special=not target.is_float),), {"dtype": target.name})
+    for narrow in NARROW_TYPES:
+        yield Sample("bitcast", (array(u8, 3, 5, low=0, high=3),), {"dtype": narrow.name})
 
 
 @record("copy")

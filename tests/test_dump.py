@@ -54,7 +54,7 @@ def test_what_is_there(dump: Path) -> None:
     }  # fmt: skip
     assert dump.name == "0001-model" and not list(dump.parent.glob(".*"))
     kernels = sorted(path.name for path in (dump / "kernels").iterdir())
-    assert kernels == ["000-softmax", "001-matmul_exp"]
+    assert kernels == ["000-softmax", "001-linear_exp"]
     for kernel in (dump / "kernels").iterdir():
         files = {path.name for path in kernel.iterdir()}
         assert files >= {"index.md", "kernel.txt", "schedule.txt", "kernel.mlir", "kernel.llvm.mlir"}

@@ -9,23 +9,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dlcompiler.codegen.cache import Store
-from dlcompiler.codegen.contraction import schedule_contraction
+from dlcompiler.codegen.choices import NOTHING, Answer, subject_text
+from dlcompiler.codegen.contraction import ContractionSchedule, schedule_contraction
 from dlcompiler.codegen.cpu import scalars
 from dlcompiler.codegen.cpu.contraction import ContractionWriter
 from dlcompiler.codegen.cpu.emitter import Emitter
 from dlcompiler.codegen.cpu.machine import Machine, host, machine
 from dlcompiler.codegen.cpu.machine_code import find_functions
+from dlcompiler.codegen.cpu.packing import Packing, PackingWriter, find_packing
 from dlcompiler.codegen.cpu.routines import routines
+from dlcompiler.codegen.cpu.winograd import WinogradWriter
 from dlcompiler.codegen.cpu.writer import KernelWriter
 from dlcompiler.codegen.schedule import Schedule, schedule_kernel
 from dlcompiler.codegen.target import Target
+from dlcompiler.codegen.winograd import WinogradSchedule, schedule_winograd
 from dlcompiler.ir import kernel as K
 from dlcompiler.ir.expression import Dim, parse_dim
 from dlcompiler.ir.program import Code, CompiledKernel, Launch, Program, RoutineCall, Step
-from dlcompiler.ir.text.values import show_attributes, show_dims
 
 # What is compiled: a loop nest that Kernel IR describes, or a call of a hand-written kernel.
 Unit = K.Kernel | RoutineCall
+AnySchedule = WinogradSchedule | ContractionSchedule | Packing | Schedule
 
 
 @dataclass(frozen=True)
@@ -66,55 +70,66 @@ def machine_of(target: Target) -> Machine:
     return host() if target.host else machine(target.arch)
 
 
-def kernel_key(unit: Unit, described: Machine) -> str:
+def kernel_key(unit: Unit, described: Machine, chosen: Answer = NOTHING) -> str:
     """What makes two kernels the same code: everything but their names and origins."""
-    if isinstance(unit, RoutineCall):
-        views = [f"{v.dtype}{show_dims(v.shape)}{show_dims(v.strides)}" for v in unit.arguments]
-        # some are written for a number of cores (not of threads: it is this machine's)
-        text = f"{unit.op} {described.cores} {len(unit.reads)} {' '.join(views)} {show_attributes(unit.attributes)}"
-    else:
-        text = str(unit.replace(name="kernel", origin=()))
-    return hashlib.sha256(f"{described.name} {described.cache_bytes}\n{text}".encode()).hexdigest()[:24]
+    # routines and Winograd's tiles are written for a number of cores (not of threads: it is this machine's)
+    takes_cores = isinstance(unit, RoutineCall) or unit.winograd is not None
+    facts = [described.name, described.has_bfloat_products, described.has_byte_products, described.cache_bytes]
+    text = " ".join(map(str, [*facts, *([described.cores] if takes_cores else [])]))
+    text += f"\n{subject_text(unit)}"
+    if chosen:
+        text += "\n" + json.dumps(dict(chosen), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def _schedule(kernel: K.Kernel, described: Machine) -> Schedule:
+def schedule_for(kernel: K.Kernel, described: Machine, chosen: Answer = NOTHING) -> AnySchedule:
+    """How a kernel runs on that machine."""
+    found: AnySchedule | None = schedule_winograd(kernel, described.tiles) if kernel.winograd is not None else None
+    found = found or schedule_contraction(kernel, described.tiles, chosen) or find_packing(kernel, described.lanes(4))
+    if found is not None:
+        return found
     streams = described.name.startswith("x86")
-    return schedule_kernel(kernel, described.vector_bytes, described.cache_bytes[2] if streams else 1 << 62)
+    return schedule_kernel(kernel, described.vector_bytes, described.cache_bytes[2] if streams else 1 << 62, chosen)
 
 
-def _write(e: Emitter, unit: Unit, described: Machine, name: str) -> WrittenKernel:
+def _write(e: Emitter, unit: Unit, described: Machine, name: str, chosen: Answer = NOTHING) -> WrittenKernel:
     """Write the function of one kernel or routine into an open module."""
     if isinstance(unit, RoutineCall):
         routine = routines()[unit.op]
         written = routine.write(e, unit, described, name)
         return WrittenKernel(name, written.work, written.grain, written.summary, written.multiple)
-    contraction = schedule_contraction(unit, described.tiles)
-    if contraction is not None:
-        ContractionWriter(e, unit, contraction, described).write(name)
-        return WrittenKernel(name, contraction.work, contraction.grain, str(contraction))
-    schedule = _schedule(unit, described)
-    KernelWriter(e, unit, schedule, described).write(name)
+    schedule = schedule_for(unit, described, chosen)
+    match schedule:
+        case WinogradSchedule():
+            WinogradWriter(e, unit, schedule, described).write(name)
+        case ContractionSchedule():
+            ContractionWriter(e, unit, schedule, described).write(name)
+        case Packing():
+            PackingWriter(e, unit, schedule, described).write(name)
+        case Schedule():
+            KernelWriter(e, unit, schedule, described).write(name)
     return WrittenKernel(name, schedule.work, schedule.grain, str(schedule))
 
 
-def write_kernel(unit: Unit, described: Machine, name: str = "kernel") -> tuple[str, WrittenKernel]:
+def write_kernel(unit: Unit, described: Machine, name: str = "kernel", chosen: Answer = NOTHING) -> tuple[str, WrittenKernel]:
     """One kernel as a module of MLIR text, and how it runs."""
     e = Emitter(machine=described)
-    written = _write(e, unit, described, name)
+    written = _write(e, unit, described, name, chosen)
     return e.text(), written
 
 
 def compile_kernels(kernels: Sequence[Unit], target: Target, store: Store | None = None) -> list[CompiledKernel]:
     """Machine code for each kernel, in order. Equal kernels share one, and so do those that this process or `store` has."""
     described = machine_of(target)
-    keys = [kernel_key(kernel, described) for kernel in kernels]
+    answers = [chosen_for(kernel, target) for kernel in kernels]
+    keys = [kernel_key(kernel, described, answer) for kernel, answer in zip(kernels, answers)]
     with _lock:
-        new = {f"k{key}": kernel for key, kernel in zip(keys, kernels) if key not in _compiled}
+        new = {f"k{key}": (kernel, answer) for key, kernel, answer in zip(keys, kernels, answers) if key not in _compiled}
         if new:
 
             def write(missing: Sequence[str]) -> tuple[str, dict[str, str]]:
                 e = Emitter(machine=described)
-                facts = {name: _facts(_write(e, new[name], described, name)) for name in missing}
+                facts = {name: _facts(_write(e, new[name][0], described, name, new[name][1])) for name in missing}
                 return e.text(), facts
 
             for name, function in find_functions(list(new), write, store).items():
@@ -126,6 +141,13 @@ def compile_kernels(kernels: Sequence[Unit], target: Target, store: Store | None
         return [_compiled[key] for key in keys]
 
 
+def chosen_for(unit: Unit, target: Target) -> Answer:
+    """What a tuner has chosen for a kernel's loops."""
+    if target.choices is None or isinstance(unit, RoutineCall):
+        return NOTHING
+    return target.choices.ask("schedule", unit)
+
+
 def _facts(written: WrittenKernel) -> str:
     """What a launch has to know of a kernel, as text that is kept beside its code."""
     return json.dumps([str(written.work), written.grain, written.multiple])
@@ -133,14 +155,15 @@ def _facts(written: WrittenKernel) -> str:
 
 def emit_program(program: Program, target: Target, store: Store | None = None) -> Program:
     """Attach machine code for every launch, and the driver that starts them, from `store` where it has them."""
-    from dlcompiler.codegen.cpu.driver import compile_driver, driver_address
+    from dlcompiler.codegen.cpu.driver import compile_driver
 
     units = [_unit(step) for step in (*program.preparation, *program.steps)]
     codes = iter(compile_kernels([unit for unit in units if unit is not None], target, store))
     kernels = tuple(None if unit is None else next(codes) for unit in units)
     first = len(program.preparation)
     preparation = tuple(kernel for kernel in kernels[:first] if kernel is not None)
-    code = Code(kernels[first:], driver_address(store), keep_alive=compile_driver(store), preparation=preparation)
+    driver = compile_driver(store)
+    code = Code(kernels[first:], driver.address("driver"), driver, preparation, driver.address("unchanged"))
     return program.replace(code=code)
 
 

@@ -3,7 +3,7 @@
     for each tile of the item:
         sums = 0                                     rows x vectors registers
         for each summed position:                    loops over the summed axes, sums carried along
-            sums[i][v] += rows[i] * columns[v]       one number broadcast, one vector
+            sums[i][v] += rows[i] * columns[v]       one number broadcast, one vector; of narrow types several positions at once
         store sums to a scratch tile, then for each row of it whatever the kernel does to the sums
 
 The last part is written by `KernelWriter`, as every kernel is, from a kernel that reads the scratch tile.
@@ -13,14 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from dlcompiler.codegen.contraction import SUM_BLOCK, ContractionSchedule
+from dlcompiler.codegen.contraction import ContractionSchedule
 from dlcompiler.codegen.cpu import scalars
 from dlcompiler.codegen.cpu.emitter import Emitter, Value
 from dlcompiler.codegen.cpu.indexing import Number
 from dlcompiler.codegen.cpu.machine import Machine
-from dlcompiler.codegen.cpu.writer import KernelWriter, Lanes
+from dlcompiler.codegen.cpu.products import Factor, Product
+from dlcompiler.codegen.cpu.writer import KernelWriter
 from dlcompiler.ir import kernel as K
-from dlcompiler.ir.expression import Dim, floor_div, linear_coefficients, substitute, symbol, symbols
+from dlcompiler.ir.contraction import find_panels
+from dlcompiler.ir.expression import Dim, linear_coefficients, substitute, symbol, symbols
 
 
 class ContractionWriter:
@@ -32,7 +34,9 @@ class ContractionWriter:
         self.index = self.finishing.index
         self.element = scalars.element_name(schedule.contraction.reduce.dtype)
         self.load = schedule.contraction.load
-        self.columns = schedule.contraction.columns
+        columns = schedule.contraction.columns_load
+        assert columns is not None
+        self.columns, self.panels = columns, find_panels(schedule.contraction.columns)
         self.is_lanewise = schedule.contraction.is_lanewise
         self.edge: Number | None = None  # columns that exist, where a tile may reach beyond them
         self.row_bounds = [b for b in schedule.guards if schedule.row is not None and schedule.row in symbols(b.expression)]
@@ -57,12 +61,20 @@ class ContractionWriter:
             w.memory.pointers = dict(zip(kernel.buffers, pointers))
             for number, size in enumerate(kernel.size_symbols):
                 w.sizes[size] = e.load(words, len(kernel.buffers) + number, "i64")
+            self.product = self._product()
             self.sums = e.scratch(self.element, schedule.rows * schedule.width)
             self.zeros = self._row_of_zeros() if self.row_bounds else None
             w.scopes.append({})
             with e.for_loop(low, high) as loop:
                 self._work_item(loop.index)
             w.scopes.pop()
+
+    def _product(self) -> Product:
+        """How one step multiplies."""
+        schedule, total = self.schedule, self.schedule.contraction.reduce.dtype
+        step = self.index.write(schedule.rows_access.stride(schedule.summed[-1]) or 0)
+        rows, columns = Factor(self.load.dtype, step), Factor(self.columns.dtype)
+        return Product(self.e, self.machine, rows, columns, total, schedule.lanes, schedule.depth)
 
     def _row_of_zeros(self) -> Value:
         """What rows outside are read from."""
@@ -81,9 +93,9 @@ class ContractionWriter:
         """A panel of columns, for a chunk of rows, at one point of the outer axes."""
         e, schedule = self.e, self.schedule
         digits: list[tuple[str, Dim]] = [(a, schedule.axes[a]) for a in schedule.outer]
-        digits.append(("panel", schedule.panels))
-        digits += [(a, schedule.axes[a]) for a in schedule.between]
-        digits.append(("chunk", schedule.chunks))
+        panels: list[tuple[str, Dim]] = [("panel", schedule.panels)]
+        rows = [*((a, schedule.axes[a]) for a in schedule.between), ("chunk", schedule.chunks)]
+        digits += rows + panels if schedule.panels_first else panels + rows
         places: dict[str, Number] = {}
         rest: Number = item
         for position, (name, extent) in reversed(list(enumerate(digits))):
@@ -167,7 +179,7 @@ class ContractionWriter:
             last = e.sub(count, 1)
             offsets = [0, *(self.index.times(step, e.minimum(last, k)) for k in range(1, rows))]
         columns = self._columns_base(at_begin)
-        zeros = [e.constant(0.0, self.element, schedule.lanes)] * (rows * schedule.vectors)
+        zeros = [e.constant(0.0, self.element, schedule.lanes)] * ((rows + len(self.product.constant_rows)) * schedule.vectors)
         if schedule.is_summed_in_blocks:
             self._sum_blocks(base, offsets, columns, zeros)
         elif self.row_bounds:
@@ -177,7 +189,7 @@ class ContractionWriter:
         self._finish_rows(first, rows if count is None else count)
 
     def _store_sums(self, sums: list[Value]) -> None:
-        for k, total in enumerate(sums):
+        for k, total in enumerate(self.product.settled(sums, self.schedule.vectors)):
             self.e.store(total, self.sums, k * self.schedule.lanes)
 
     def _sum_blocks(self, base: Value, offsets: list[Number], columns: Value, zeros: list[Value]) -> None:
@@ -186,8 +198,8 @@ class ContractionWriter:
         (axis,) = schedule.summed
         length = self.index.write(schedule.axes[axis])
         self._store_sums(zeros)
-        with e.for_loop(0, length, SUM_BLOCK) as block:
-            end = e.minimum(e.add(block.index, SUM_BLOCK), length)
+        with e.for_loop(0, length, schedule.sum_block) as block:
+            end = e.minimum(e.add(block.index, schedule.sum_block), length)
             part = self._nest((axis,), base, offsets, columns, zeros, per_row=False, span=(block.index, end))
             before = (e.load(self.sums, k * schedule.lanes, self.element, schedule.lanes) for k in range(len(part)))
             self._store_sums([total + more for total, more in zip(before, part)])
@@ -195,14 +207,12 @@ class ContractionWriter:
     def _columns_base(self, at_begin: Mapping[str, Dim]) -> Value:
         """Address of the tile's first column at the first summed position."""
         schedule = self.schedule
-        assert isinstance(self.columns, K.Load)
-        buffer = self.columns.buffer
         place = self.index.write(substitute(schedule.columns_access.offset, at_begin))
-        if schedule.is_packed:
-            which = floor_div(symbol(schedule.contraction.vector), schedule.width)
-            dimension = next(d for d, index in enumerate(self.columns.index) if index == which)
-            place = self.index.plus(place, self.index.times(self.panel, self.index.write(buffer.strides[dimension])))
-        return self.e.offset(self.finishing.memory.pointers[buffer], self._value(place), self.element)
+        if self.panels is not None:
+            place = self.index.plus(place, self.index.times(self.panel, self.index.write(self.panels.panel_stride())))
+        return self.e.offset(
+            self.finishing.memory.pointers[self.columns.buffer], self._value(place), self.product.columns.element
+        )
 
     def _guarded(
         self, first: Number, rows: int, base: Value, offsets: list[Number], columns: Value, sums: list[Value]
@@ -297,21 +307,30 @@ class ContractionWriter:
             self.index.write(access.stride(axis) or 0) for access in (schedule.rows_access, schedule.columns_access)
         )
 
+        def at(place: Number, carried: list[Value], pointers: list[Value] | None, count: Number | None = None) -> list[Value]:
+            """The sums after one place of the axis, of which `count` positions exist, if that is given."""
+            columns_here = e.offset(columns, self._value(self.index.times(place, column_step)), self.product.columns.element)
+            along = self._value(self.index.times(place, row_step))
+            if pointers is not None:
+                here = [e.offset(pointer, along, row_element) for pointer in pointers]
+                return self._step(here, columns_here, carried, count)
+            return self._nest(rest, e.offset(base, along, row_element), offsets, columns_here, carried, per_row)
+
         def loop_over(pointers: list[Value] | None) -> list[Value]:
             low, high = span or (0, self.index.write(schedule.axes[axis]))
-            with e.for_loop(low, high, 1, sums) as loop:
+            depth = 1 if rest else schedule.depth
+            whole = self.finishing._whole(low, high, depth) if depth > 1 and not self._divides(axis, depth) else high
+            with e.for_loop(low, whole, depth, sums) as loop:
                 self.axis_values[axis] = loop.index
-                columns_here = e.offset(columns, self._value(self.index.times(loop.index, column_step)), self.element)
-                at = self._value(self.index.times(loop.index, row_step))
-                if pointers is not None:
-                    here = [e.offset(pointer, at, row_element) for pointer in pointers]
-                    following = self._step(here, columns_here, list(loop.carried))
-                else:
-                    base_here = e.offset(base, at, row_element)
-                    following = self._nest(rest, base_here, offsets, columns_here, list(loop.carried), per_row)
-                loop.next(*following)
+                loop.next(*at(loop.index, list(loop.carried), pointers))
                 del self.axis_values[axis]
-            return list(loop.results)
+            if whole is high:
+                return list(loop.results)
+            if isinstance(high, int) and isinstance(whole, int):
+                return at(whole, list(loop.results), pointers, high - whole)
+            count = e.sub(self._value(high), self._value(whole))
+            some = e.compare("gt", count, 0)
+            return list(e.if_else(some, lambda: at(whole, list(loop.results), pointers, count), lambda: list(loop.results)))
 
         if rest or self.is_lanewise:
             return loop_over(None)
@@ -320,6 +339,11 @@ class ContractionWriter:
             return loop_over(pointers)
         inside = self._within(self.other_bounds)
         return list(e.if_else(inside, lambda: loop_over(pointers), lambda: sums))
+
+    def _divides(self, axis: str, depth: int) -> bool:
+        """Whether groups of `depth` positions fill an axis, and each part of it in which sums are made."""
+        length = self.schedule.axes[axis]
+        return isinstance(length, int) and length % depth == 0
 
     def _within(self, bounds: Sequence[K.Bound], row: Number | None = None) -> Value:
         """Whether bounds hold at the current position (of the given row)."""
@@ -352,32 +376,22 @@ class ContractionWriter:
             chosen.append(e.op("ptr", 0, "arith.select {}, {}, {} : !llvm.ptr", inside, pointer, self.zeros))
         return chosen
 
-    def _step(self, pointers: list[Value], columns: Value, sums: list[Value]) -> list[Value]:
-        """One summed position: a vector of columns for each of `vectors`, one broadcast number for each row."""
-        e, schedule = self.e, self.schedule
-        lanes, vectors = schedule.lanes, schedule.vectors
-        loaded = [self._column_vector(columns, v) for v in range(vectors)]
-        element = scalars.element_name(self.load.dtype)
+    def _step(self, pointers: list[Value], columns: Value, sums: list[Value], count: Number | None = None) -> list[Value]:
+        """One step: a vector of columns for each of `vectors`, for each row a number that is the same for all lanes."""
+        vectors = range(self.schedule.vectors)
+        loaded = [self._column_vector(columns, v) for v in vectors]
+        if not self.is_lanewise:
+            return self.product.step(pointers, loaded, sums, count)
         result = []
         for k, pointer in enumerate(pointers):
-            if self.is_lanewise:
-                own = [self._row_vector(pointer, v) for v in range(vectors)]
-                result += [self._multiply_add(own[v], loaded[v], sums[k * vectors + v]) for v in range(vectors)]
-                continue
-            number = scalars.convert(e, e.load(pointer, 0, element), self.load.dtype, schedule.contraction.reduce.dtype)
-            spread = e.broadcast(number, lanes) if lanes > 1 else number
-            result += [self._multiply_add(spread, loaded[v], sums[k * vectors + v]) for v in range(vectors)]
+            result += [self.product.add(self._row_vector(pointer, v), loaded[v], sums[k * len(vectors) + v]) for v in vectors]
         return result
-
-    def _multiply_add(self, a: Value, b: Value, c: Value) -> Value:
-        # without the instruction, `fma` would be a call for each lane
-        return self.e.fma(a, b, c) if self.machine.has_fma else a * b + c
 
     def _column_vector(self, columns: Value, vector: int) -> Value:
         """Lanes of the columns; panels are filled up, so that there is something to read for every lane."""
         if self.schedule.is_packed:
-            return self.e.load(columns, vector * self.schedule.lanes, self.element, self.schedule.lanes)
-        return self._lanes(columns, vector, self.element)
+            return self.product.column_vector(columns, vector)
+        return self.product.widened(self._lanes(columns, vector, self.product.columns.element))
 
     def _row_vector(self, pointer: Value, vector: int) -> Value:
         """Lanes of one row, where each lane has a row of its own."""
@@ -396,34 +410,12 @@ class ContractionWriter:
 
     def _finish_rows(self, first: Number, count: Number) -> None:
         """Everything that depends on a tile's sums; what is the same for all rows comes before the loop over them."""
-        e, schedule, w = self.e, self.schedule, self.finishing
+        schedule, w = self.schedule, self.finishing
         back = self.index.plus(self.index.times(first, schedule.width), self.first_column)
         back = self.index.times(back, -1)
-        w.memory.pointers[schedule.sums] = e.offset(self.sums, self._value(back), self.element)
+        w.memory.pointers[schedule.sums] = self.e.offset(self.sums, self._value(back), self.element)
         for axis in (schedule.row, schedule.column):
             if axis is not None:
                 del self.axis_values[axis]
-        w.scopes.append({})
-        begin = self.first_column
-        if self._fills_panels():
-            w._enter(schedule.column, begin, Lanes(schedule.vectors, schedule.lanes, self._value(begin)))
-            self._finish_columns(first, count)
-            w._leave(schedule.column)
-            w.lanes = Lanes(1, 0)
-        else:
-            past = self.index.plus(begin, schedule.width)
-            end = e.minimum(self._value(past), self.index.write(schedule.axes[schedule.column]))
-            w._vector_loops(begin, end, schedule.vectors, lambda: self._finish_columns(first, count))
-        w.scopes.pop()
-
-    def _finish_columns(self, first: Number, count: Number) -> None:
-        """All rows of some columns of a tile."""
-        e, row, w = self.e, self.schedule.row, self.finishing
-        w._hoist_phase_zero()
-        if row is None:
-            w._row()
-            return
-        with e.for_loop(0, count) as loop:
-            w._enter(row, self.index.plus(loop.index, first))
-            w._row()
-            w._leave(row)
+        rows = [(schedule.row, first, count)] if schedule.row is not None else []
+        w.tile(self.first_column, schedule.vectors, rows)

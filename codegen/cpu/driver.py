@@ -1,4 +1,4 @@
-"""The driver: one C function that starts a run of launches. Compiled once a process.
+"""The driver: one C function that starts a run of launches, and one that sees whether bytes have changed. Compiled once.
 
 `void driver(int64_t *run, int64_t threads)` with, in words of 8 bytes,
 
@@ -10,6 +10,8 @@ First `*address = bases[index] + bytes` for every patch: addresses that change f
 `function(words, low, high)`, so that [low, high) covers [0, work). Steps run in order; one step's parts run on at most `threads`
 threads of the OpenMP pool that torch uses, in one parallel region for the whole run, with a barrier between steps that need one.
 Each part of a step has a thread of its own, so that parts may wait for each other (routines/recurrent.py does).
+
+`int64_t unchanged(void **bytes, char *values, int64_t count)` is 1 where `*bytes[k] == values[k]` for every k < count, else 0.
 """
 
 from __future__ import annotations
@@ -163,9 +165,30 @@ llvm.func internal @driver(%run: !llvm.ptr, %threads: i64) {
 """
 
 
+UNCHANGED = """
+llvm.func internal @unchanged(%bytes: !llvm.ptr, %values: !llvm.ptr, %count: i64) -> i64 {
+  %zero = arith.constant 0 : i64
+  %one = arith.constant 1 : i64
+  %same = scf.for %k = %zero to %count step %one iter_args(%before = %one) -> (i64) : i64 {
+    %at = llvm.getelementptr %bytes[%k] : (!llvm.ptr, i64) -> !llvm.ptr, !llvm.ptr
+    %place = llvm.load %at : !llvm.ptr -> !llvm.ptr
+    %now = llvm.load %place : !llvm.ptr -> i8
+    %value_at = llvm.getelementptr %values[%k] : (!llvm.ptr, i64) -> !llvm.ptr, i8
+    %value = llvm.load %value_at : !llvm.ptr -> i8
+    %equal = arith.cmpi eq, %now, %value : i8
+    %bit = arith.extui %equal : i1 to i64
+    %both = arith.andi %bit, %before : i64
+    scf.yield %both : i64
+  }
+  llvm.return %same : i64
+}
+"""
+FUNCTIONS = ("driver", "unchanged")
+
+
 def driver_text(threads: bool = True) -> str:
     """The driver's module; without `threads` it runs everything on the calling thread and needs no OpenMP runtime."""
-    return "module {" + PATCHES + PART + SERIAL + (TEAM if threads else WITHOUT_THREADS) + "}\n"
+    return "module {" + PATCHES + PART + SERIAL + (TEAM if threads else WITHOUT_THREADS) + UNCHANGED + "}\n"
 
 
 _compiled: list[LoadedObject] = []
@@ -173,7 +196,7 @@ _lock = threading.Lock()
 
 
 def compile_driver(store: Store | None = None) -> LoadedObject:
-    """The driver's code, with the function `driver`; from `store` if it is there. It lives as long as the process.
+    """The driver's code, with the functions of FUNCTIONS; from `store` if it is there. It lives as long as the process.
 
     Where torch brings no libgomp along, a driver without threads.
     """
@@ -184,9 +207,13 @@ def compile_driver(store: Store | None = None) -> LoadedObject:
         if not _compiled:
             libraries = libgomp()
             text = driver_text(threads=bool(libraries))
-            name = "driver_" + hashlib.sha256(text.encode()).hexdigest()[:24]
-            found = find_functions([name], lambda _: (text.replace("@driver", f"@{name}"), {}), store, libraries)
-            _compiled.append(LoadedObject({"driver": found[name].address}, found[name].code))
+            digest = hashlib.sha256(text.encode()).hexdigest()[:24]
+            names = {name: f"{name}_{digest}" for name in FUNCTIONS}
+            for name, full in names.items():
+                text = text.replace(f"@{name}(", f"@{full}(")
+            found = find_functions(list(names.values()), lambda _: (text, {}), store, libraries)
+            addresses = {name: found[full].address for name, full in names.items()}
+            _compiled.append(LoadedObject(addresses, [function.code for function in found.values()]))
         return _compiled[0]
 
 

@@ -302,6 +302,8 @@ class Emitter:
         if not isinstance(a, Value) and not isinstance(b, Value):
             raise TypeError("select needs a Value among its two choices, to know their type")
         x, y = self.unify(a, b)
+        if self._bits(x) is not x:
+            return self.bitcast(self.select(condition, self._bits(x), self._bits(y)), x.element)
         if condition.lanes and not x.lanes:
             x, y = self.broadcast(x, condition.lanes), self.broadcast(y, condition.lanes)
         if x.lanes and condition.lanes:
@@ -342,6 +344,17 @@ class Emitter:
         """The same bits as another element of the same width."""
         return x if element == x.element else self.cast("arith.bitcast", x, element)
 
+    def reinterpret(self, x: Value, element: str) -> Value:
+        """The same bits as a vector of elements of another width."""
+        lanes = x.lanes * x.bits // ELEMENT_BITS[element]
+        return self.op(element, lanes, f"vector.bitcast {{}} : {x.type} to {Value('', element, lanes).type}", x)
+
+    def intrinsic(self, name: str, *operands: Value, like: Value) -> Value:
+        """What one of LLVM's own functions gives, of the type of `like`; the machine must have its instruction."""
+        kinds = ", ".join(operand.type for operand in operands)
+        text = f'llvm.call_intrinsic "{name}"({", ".join("{}" for _ in operands)}) : ({kinds}) -> {like.type}'
+        return self.op(like.element, like.lanes, text, *operands)
+
     def convert(self, x: Value, element: str, signed: bool = True, source_signed: bool = True) -> Value:
         """`x` as `element`; see conversions.py for what happens to values that do not fit."""
         return conversions.convert(self, x, element, signed, source_signed)
@@ -364,8 +377,8 @@ class Emitter:
         )
         return result
 
-    def load(self, pointer: Value, index: Operand, element: str, lanes: int = 0) -> Value:
-        """`lanes` consecutive elements (or one) from `index` on; the address need only be aligned as one element is."""
+    def load(self, pointer: Value, index: Operand, element: str, lanes: int = 0, alignment: int | None = None) -> Value:
+        """`lanes` consecutive elements (or one) from `index` on; the address need only be aligned as one element is, or as given."""
         address = self.offset(pointer, index, element)
         if element == "i1":
             return self.compare("ne", self.load(address, 0, "i8", lanes), 0)
@@ -373,17 +386,19 @@ class Emitter:
         return self.op(
             element,
             lanes,
-            f"llvm.load {{}} {{alignment = {self._alignment(element)} : i64}} : !llvm.ptr -> {result.type}",
+            f"llvm.load {{}} {{alignment = {alignment or self._alignment(element)} : i64}} : !llvm.ptr -> {result.type}",
             address,
         )
 
-    def store(self, value: Value, pointer: Value, index: Operand, nontemporal: bool = False) -> None:
+    def store(
+        self, value: Value, pointer: Value, index: Operand, nontemporal: bool = False, alignment: int | None = None
+    ) -> None:
         """Write the value's elements from `index` on; `nontemporal` goes past the caches and needs a naturally aligned
         address.
         """
         address = self.offset(pointer, index, value.element)
         value = self._stored(value)
-        alignment = value.bits // 8 * (max(value.lanes, 1) if nontemporal else 1)
+        alignment = alignment or value.bits // 8 * (max(value.lanes, 1) if nontemporal else 1)
         attributes = f"{{alignment = {alignment} : i64{', nontemporal' if nontemporal else ''}}}"
         self.line(f"llvm.store {{}}, {{}} {attributes} : {value.type}, !llvm.ptr", value, address)
 
@@ -392,6 +407,8 @@ class Emitter:
         address = self.offset(pointer, index, passthru.element)
         if passthru.element == "i1":
             return self.compare("ne", self.masked_load(address, 0, mask, self.convert(passthru, "i8")), 0)
+        if self._bits(passthru) is not passthru:
+            return self.bitcast(self.masked_load(address, 0, mask, self._bits(passthru)), passthru.element)
         attributes = f"{{alignment = {self._alignment(passthru.element)} : i32}}"
         kind = f"(!llvm.ptr, {mask.type}, {passthru.type}) -> {passthru.type}"
         return self.op(
@@ -421,6 +438,8 @@ class Emitter:
         """
         if passthru.element == "i1":
             return self.compare("ne", self.gather(pointer, base, indices, mask, self.convert(passthru, "i8")), 0)
+        if self._bits(passthru) is not passthru:
+            return self.bitcast(self.gather(pointer, base, indices, mask, self._bits(passthru)), passthru.element)
         addresses = self.offset(self.offset(pointer, base, passthru.element), indices, passthru.element)
         attributes = f"{{alignment = {self._alignment(passthru.element)} : i32}}"
         kind = f"({addresses.type}, {mask.type}, {passthru.type}) -> {passthru.type}"
@@ -464,7 +483,7 @@ class Emitter:
         return result
 
     def _stored(self, value: Value) -> Value:
-        return self.convert(value, "i8", signed=False) if value.element == "i1" else value
+        return self.convert(value, "i8", signed=False) if value.element == "i1" else self._bits(value)
 
     @staticmethod
     def _alignment(element: str) -> int:
@@ -555,7 +574,8 @@ class Emitter:
         outer, sides, types = self._lines, [], []
         for body in (then, otherwise):
             self._lines = []
-            values = body()
+            given = body()
+            values = [self._bits(value) for value in given]
             types.append([value.type for value in values])
             if values:
                 self.line(f"scf.yield {', '.join('{}' for _ in values)} : {', '.join(types[-1])}", *values)
@@ -564,11 +584,15 @@ class Emitter:
         if types[0] != types[1]:
             raise TypeError(f"the two sides of an if give {types[0]} and {types[1]}")
         results = tuple(self.value(value.element, value.lanes) for value in values)
-        given = f"{', '.join(result.name for result in results)} = " if results else ""
+        names = f"{', '.join(result.name for result in results)} = " if results else ""
         kinds = f" -> ({', '.join(types[0])})" if results else ""
-        self.line(f"{given}scf.if {{}}{kinds} {{", condition)
+        self.line(f"{names}scf.if {{}}{kinds} {{", condition)
         self._lines += [*sides[0], "} else {", *sides[1], "}"]
-        return results
+        return tuple(self.bitcast(result, value.element) for result, value in zip(results, given))
+
+    def _bits(self, x: Value) -> Value:
+        """Half precision as integers: to LLVM a choice among floats may be arithmetic, which a machine may not have for these."""
+        return self.bitcast(x, "i16") if x.element in ("f16", "bf16") else x
 
     # ---- calls ----
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dlcompiler.codegen.cpu.compile import machine_of, write_kernel
+from dlcompiler.codegen.cpu.compile import chosen_for, machine_of, write_kernel
 from dlcompiler.codegen.cpu.jit import COMPILING, LOWER_TO_LLVM, mlir_context
 from dlcompiler.codegen.target import Target
 from dlcompiler.ir.kernel import Kernel
@@ -11,7 +11,7 @@ from dlcompiler.ir.program import RoutineCall
 
 def kernel_listing(kernel: Kernel | RoutineCall, target: Target) -> dict[str, str]:
     """`{"schedule": one line, "mlir": the kernel as written, "llvm": the same in MLIR's LLVM dialect}`."""
-    text, written = write_kernel(kernel, machine_of(target))
+    text, written = write_kernel(kernel, machine_of(target), chosen=chosen_for(kernel, target))
     return {"schedule": f"{written.summary}\n", "mlir": text, "llvm": lower_to_llvm(text)}
 
 

@@ -27,6 +27,9 @@ class Machine:
     has_fma: bool
     has_masks: bool
     has_half_conversion: bool
+    # instructions beyond the level, which only the live machine is known to have: sums of products of two bfloat16, of four bytes
+    has_bfloat_products: bool = False
+    has_byte_products: bool = False
     features: tuple[str, ...] = ()
     cores: int = 1
     cache_bytes: tuple[int, int, int] = (32 << 10, 512 << 10, 8 << 20)
@@ -34,7 +37,10 @@ class Machine:
     @property
     def tiles(self) -> TileMachine:
         """What schedules of contractions ask of a machine."""
-        return TileMachine(self.vector_bytes, self.vector_registers, self.has_masks)
+        return TileMachine(
+            self.vector_bytes, self.vector_registers, self.has_masks, self.cache_bytes[1], self.cores,
+            self.has_bfloat_products, self.has_byte_products,
+        )  # fmt: skip
 
     def lanes(self, element_bytes: int) -> int:
         """How many elements of `element_bytes` one vector register holds."""
@@ -104,9 +110,16 @@ def host() -> Machine:
     import os
     import platform
 
-    level = MACHINES[level_of_flags(platform.machine(), frozenset(_flags(_first_processor())))]
+    flags = frozenset(_flags(_first_processor()))
+    level = MACHINES[level_of_flags(platform.machine(), flags)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return dataclasses.replace(level, cores=cores, cache_bytes=_cache_bytes(level.cache_bytes))
+    return dataclasses.replace(
+        level,
+        cores=cores,
+        cache_bytes=_cache_bytes(level.cache_bytes),
+        has_bfloat_products=level.has_masks and "avx512_bf16" in flags,
+        has_byte_products=level.has_masks and "avx512_vnni" in flags,
+    )
 
 
 def processor() -> str:

@@ -45,13 +45,18 @@ class Function:
 @cache
 def fingerprint() -> str:
     """What code depends on besides its text: our sources and versions, and the live processor. No path, no number of threads."""
+    sources = sources_digest(*dlcompiler.codegen.__path__, *dlcompiler.ir.__path__)
+    versions = [f"{name} {_version(name)}" for name in ("dlcompiler", "torch-mlir")]
+    return "\n".join([sources, *versions, platform.system(), platform.machine(), processor()])
+
+
+def sources_digest(*folders: str) -> str:
+    """Of all Python files in some folders: their names and contents."""
     digest = hashlib.sha256()
-    for package in (dlcompiler.codegen, dlcompiler.ir):
-        root = Path(package.__path__[0])
+    for root in map(Path, folders):
         for path in sorted(root.rglob("*.py")):
             digest.update(f"\n{path.relative_to(root).as_posix()}\n".encode() + path.read_bytes())
-    versions = [f"{name} {_version(name)}" for name in ("dlcompiler", "torch-mlir")]
-    return "\n".join([digest.hexdigest(), *versions, platform.system(), platform.machine(), processor()])
+    return digest.hexdigest()
 
 
 def _version(name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from dlcompiler.codegen.cpu.emitter import Value
+from dlcompiler.codegen.cpu.emitter import Emitter, Value
 from dlcompiler.codegen.cpu.indexing import Number
 from dlcompiler.codegen.cpu.scalars import element_name
 from dlcompiler.ir import kernel as K
@@ -14,6 +14,17 @@ from dlcompiler.ir.types import contiguous_strides
 
 if TYPE_CHECKING:
     from dlcompiler.codegen.cpu.writer import KernelWriter
+
+
+def turned(e: Emitter, rows: list[Value]) -> list[Value]:
+    """Transpose n vectors of n lanes by log2(n) rounds of interleaving the two halves of the list."""
+    count = len(rows)
+    low = [lane // 2 + (lane % 2) * count for lane in range(count)]
+    high = [lane + count // 2 for lane in low]
+    half = count // 2
+    for _ in range(count.bit_length() - 1):
+        rows = [e.shuffle(rows[k // 2], rows[k // 2 + half], high if k % 2 else low) for k in range(count)]
+    return rows
 
 
 class MemoryWriter:
@@ -65,7 +76,7 @@ class MemoryWriter:
         pointer = self.pointers[load.buffer]
         with_indirect = self._bind_indirect(load, copy)
         if stride is None:
-            offsets = w.lane_index(access.offset, copy)
+            offsets = w.lane_indices(access.offset, copy)
             self._unbind(with_indirect)
             return self._if_any(load, mask, zero, lambda: self._gather(pointer, offsets, mask, zero))
         base = self._first(access.offset, copy)
@@ -78,7 +89,7 @@ class MemoryWriter:
             return e.masked_load(pointer, base, mask, zero)
         if stride == -1:
             return self._if_any(load, mask, zero, lambda: self._load_backwards(pointer, base, mask, zero))
-        steps = w.index.times(w.index.write(stride), e.iota(w.lanes.width))
+        steps = w.lane_steps(stride)
         held = mask if mask is not None else self._all()
         return self._if_any(load, mask, zero, lambda: e.gather(pointer, base, steps, held, zero))
 
@@ -200,19 +211,20 @@ class MemoryWriter:
             self._store_turned(store, values)
             return
         stride = access.stride(w.schedule.vector)
+        held = w.lanes.mask if w.lanes.mask is not None else self._all()
         for copy, value in enumerate(values):
             if stride is None:
-                offsets = w.lane_index(access.offset, copy)
-                e.scatter(value, pointer, 0, offsets, w.lanes.mask if w.lanes.mask is not None else self._all())
+                offsets = w.lane_indices(access.offset, copy)
+                e.scatter(value, pointer, 0, offsets, held)
                 continue
             base = self._first(access.offset, copy)
             if stride == 1 and w.lanes.mask is None:
                 e.store(value, pointer, base, nontemporal=w.streaming)
             elif stride == 1:
-                e.masked_store(value, pointer, base, w.lanes.mask)
+                e.masked_store(value, pointer, base, held)
             else:
-                steps = w.index.times(w.index.write(stride), e.iota(w.lanes.width))
-                e.scatter(value, pointer, base, steps, w.lanes.mask if w.lanes.mask is not None else self._all())
+                steps = w.lane_steps(stride)
+                e.scatter(value, pointer, base, steps, held)
 
     # -- tiles turned in registers -------------------------------------------------------------------------------------------
 
@@ -228,29 +240,20 @@ class MemoryWriter:
         w = self.writer
         access = w.schedule.accesses[statement]
         base = w.index.write(access.offset)
-        stride = w.index.write(access.stride(w.schedule.vector))
+        step = access.stride(w.schedule.vector)
+        assert step is not None
+        stride = w.index.write(step)
         return [w.index.plus(base, w.index.times(stride, k)) for k in range(w.lanes.width)]
 
     def _load_turned(self, load: K.Load) -> tuple[Value, ...]:
         e, w = self.e, self.writer
         pointer, element = self.pointers[load.buffer], element_name(load.dtype)
         rows = [e.load(pointer, offset, element, w.lanes.width) for offset in self._rows_along_unrolled(load)]
-        return tuple(self._turn(rows))
+        return tuple(turned(self.e, rows))
 
     def _store_turned(self, store: K.Store, values: list[Value]) -> None:
-        for offset, row in zip(self._rows_along_unrolled(store), self._turn(values)):
+        for offset, row in zip(self._rows_along_unrolled(store), turned(self.e, values)):
             self.e.store(row, self.pointers[store.buffer], offset)
-
-    def _turn(self, rows: list[Value]) -> list[Value]:
-        """Transpose n vectors of n lanes by log2(n) rounds of interleaving the two halves of the list."""
-        count = len(rows)
-        low = [lane // 2 + (lane % 2) * count for lane in range(count)]
-        high = [lane + count // 2 for lane in low]
-        rounds = count.bit_length() - 1
-        for _ in range(rounds):
-            half = count // 2
-            rows = [self.e.shuffle(rows[k // 2], rows[k // 2 + half], high if k % 2 else low) for k in range(count)]
-        return rows
 
     # -- scratch rows ----------------------------------------------------------------------------------------------------------
 

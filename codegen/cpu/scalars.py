@@ -29,6 +29,13 @@ def convert(e: Emitter, x: Value, source: DType, target: DType) -> Value:
     return e.convert(x, element_name(target), signed=target.kind == "int", source_signed=source.kind == "int")
 
 
+def bitcast(e: Emitter, x: Value, source: DType, target: DType) -> Value:
+    """The same bits as `target`, which is as wide; a bool, one bit in a register, counts as the byte 0 or 1."""
+    if boolean in (source, target):
+        return convert(e, x, source, target)
+    return x if element_name(source) == element_name(target) else e.bitcast(x, element_name(target))
+
+
 def compute(e: Emitter, op: str, dtype: DType, *operands: Value) -> Value:
     """The operation on operands of `dtype` (of `where`: its last two). Raises UnsupportedError naming op and dtype."""
     if op == "where":

@@ -22,7 +22,7 @@ from dlcompiler.codegen.cpu.reductions import Accumulator, accumulator_for
 from dlcompiler.codegen.phases import Phases
 from dlcompiler.codegen.schedule import EXPENSIVE, MAXIMUM_SCRATCH_BYTES, Schedule
 from dlcompiler.ir import kernel as K
-from dlcompiler.ir.expression import Dim, product, symbols
+from dlcompiler.ir.expression import Dim, known, product, symbols
 from dlcompiler.ir.types import i64
 
 
@@ -140,7 +140,7 @@ class KernelWriter:
         for value in sorted(self.kept, key=self.kernel.values.index):
             width = max(schedule.lanes, 1) * schedule.unroll
             # a whole vector may be stored past the row's end
-            count = elements + width if schedule.vector_is_reduced else elements * width
+            count = known(elements) + width if schedule.vector_is_reduced else known(elements) * width
             self.scratch[value] = self.e.scratch(scalars.element_name(value.dtype), count)
 
     def symbol_value(self, name: str) -> Number:
@@ -181,16 +181,50 @@ class KernelWriter:
     def _hoist_phase_zero(self) -> None:
         self._hoist(v for v in self._needed(s.value for s in self.kernel.stores) if self.phase_of[v] == 0)
 
+    # -- part of a kernel ------------------------------------------------------------------------------------------------------
+
+    def tile(self, begin: Number, vectors: int, rows: Sequence[tuple[str, Number, Number]]) -> None:
+        """Everything at `vectors` vectors from `begin` on along the vector axis, for some rows; other axes have values already.
+
+        `rows`: each axis with its first value and how many there are, outermost first. What is the same for all rows is computed
+        once. Beyond the vector axis' end nothing is done.
+        """
+        e, schedule = self.e, self.schedule
+        width = vectors * schedule.lanes
+        extent = schedule.axes[schedule.vector]
+        self.scopes.append({})
+        if isinstance(extent, int) and extent % width == 0:
+            first = begin if isinstance(begin, Value) else e.constant(begin, "i64")
+            self._enter(schedule.vector, begin, Lanes(vectors, schedule.lanes, first))
+            self._tile_rows(rows)
+            self._leave(schedule.vector)
+            self.lanes = Lanes(1, 0)
+        else:
+            past = self.index.plus(begin, width)
+            past = past if isinstance(past, Value) else e.constant(past, "i64")
+            self._vector_loops(begin, e.minimum(past, self.index.write(extent)), vectors, lambda: self._tile_rows(rows))
+        self.scopes.pop()
+
+    def _tile_rows(self, rows: Sequence[tuple[str, Number, Number]]) -> None:
+        self._hoist_phase_zero()
+        if not rows:
+            self._row()
+            return
+        (axis, first, count), *rest = rows
+        with self.e.for_loop(0, count) as loop:
+            self._enter(axis, self.index.plus(loop.index, first))
+            self._tile_rows(rest)
+            self._leave(axis)
+
     # -- the vector axis outside ---------------------------------------------------------------------------------------------
 
     def _vector_block(self, block: Number | None) -> None:
         """Run over one block of the (not reduced) vector axis."""
         e, schedule = self.e, self.schedule
-        extent = self.extent(schedule.vector)
-        if block is None:
-            begin: Number = 0
-            end = extent
-        else:
+        extent = self.extent(schedule.lane_axis)
+        begin: Number = 0
+        end = extent
+        if block is not None and schedule.block is not None:
             begin = self.index.times(block, schedule.block)
             end = e.minimum(e.add(begin, schedule.block), extent)
         if schedule.transposes:
@@ -201,7 +235,11 @@ class KernelWriter:
 
     def _vector_loops(self, begin: Number, end: Number, copies: int, body) -> None:
         """`body` over whole vectors, unrolled, then over the rest; it runs with `self.lanes` and the vector axis set."""
-        self._split_vector_range(begin, end, copies, lambda *loop, **masked: self._vector_loop(*loop, body, **masked))
+
+        def run(first: Number, last: Number, step: int, lanes: Lanes, masked: Number | None = None) -> None:
+            self._vector_loop(first, last, step, lanes, body, masked)
+
+        self._split_vector_range(begin, end, copies, run)
 
     def _split_vector_range(self, begin: Number, end: Number, copies: int, run) -> None:
         """`run(begin, end, step, lanes)` over whole unrolled vectors, then over the rest, masked or one element at a time."""
@@ -233,7 +271,7 @@ class KernelWriter:
         return self.index.plus(begin, self.e.mul(self.e.div(count, step), step))
 
     def _vector_loop(self, begin: Number, end: Number, step: int, lanes: Lanes, body, masked: Number | None = None) -> None:
-        e, axis = self.e, self.schedule.vector
+        e, axis = self.e, self.schedule.lane_axis
         saved = self.lanes
         with e.for_loop(begin, end, step) as loop:
             mask = e.create_mask(e.sub(masked, loop.index), lanes.width) if masked is not None else None
@@ -258,25 +296,25 @@ class KernelWriter:
         Tiles of one work item lie side by side along the unrolled axis, so that each cache line of a turned buffer is used whole.
         """
         e, schedule = self.e, self.schedule
-        size, axis = schedule.lanes, schedule.unroll_axis
+        size, axis = schedule.lanes, schedule.turned_axis
         first = self.axis_values.pop(axis)
         last = e.minimum(e.add(first, schedule.tile), self.extent(axis))
         whole_last, whole_end = self._whole(first, last, size), self._whole(begin, end, size)
         self._hoist_phase_zero()
         with e.for_loop(begin, whole_end, size) as column:
-            self._enter(schedule.vector, column.index, Lanes(1, size, column.index))
+            self._enter(schedule.lane_axis, column.index, Lanes(1, size, column.index))
             with e.for_loop(first, whole_last, size) as row:
                 self._enter(axis, row.index, Lanes(size, size, column.index))
                 self._row()
                 self._leave(axis)
-            self._leave(schedule.vector)
+            self._leave(schedule.lane_axis)
         self.lanes = Lanes(1, 0)
         self._edge_rows(first, whole_last, whole_end, end)
         self._edge_rows(whole_last, last, begin, end)
 
     def _edge_rows(self, first: Number, last: Number, begin: Number, end: Number) -> None:
         """Rows `first` to `last` of the unrolled axis, one by one, over part of the vector axis."""
-        axis = self.schedule.unroll_axis
+        axis = self.schedule.turned_axis
         with self.e.for_loop(first, last) as row:
             self._enter(axis, row.index)
             if self.has_masks:
@@ -352,11 +390,11 @@ class KernelWriter:
 
     def _reduced_vector_loops(self, needed, accumulators, stores, state: list[Value]) -> list[Value]:
         """The innermost reduced axis in vectors: whole ones unrolled, then the rest into the first copy."""
-        end = self.extent(self.schedule.vector)
+        end = self.extent(self.schedule.lane_axis)
         holder = [state]
 
         def body_loop(begin, limit, step, lanes: Lanes, masked=None) -> None:
-            e, axis, saved = self.e, self.schedule.vector, self.lanes
+            e, axis, saved = self.e, self.schedule.lane_axis, self.lanes
             with ExitStack() as stack:
                 loop = stack.enter_context(e.for_loop(begin, limit, step, holder[0]))
                 mask = e.create_mask(e.sub(masked, loop.index), lanes.width) if masked is not None else None
@@ -440,6 +478,8 @@ class KernelWriter:
         operands = [self.copy_of(o, copy) for o in value.inputs]
         if value.op == "cast":
             return scalars.convert(self.e, operands[0], value.inputs[0].dtype, value.dtype)
+        if value.op == "bitcast":
+            return scalars.bitcast(self.e, operands[0], value.inputs[0].dtype, value.dtype)
         operands = list(self.e.unify(*operands)) if value.op != "where" else self._unify_where(operands)
         return scalars.compute(self.e, value.op, value.inputs[-1].dtype, *operands)
 
@@ -451,6 +491,18 @@ class KernelWriter:
         copies = self.lookup(value)
         return copies[copy] if len(copies) > 1 else copies[0]
 
+    def lane_steps(self, stride: Dim) -> Value:
+        """How far each lane lies from the first, `stride` elements from one to the next."""
+        steps = self.index.times(self.index.write(stride), self.e.iota(self.lanes.width))
+        assert isinstance(steps, Value)
+        return steps
+
+    def lane_indices(self, expression: Dim, copy: int) -> Value:
+        """As `lane_index`, of an expression that moves along the lanes."""
+        indices = self.lane_index(expression, copy)
+        assert isinstance(indices, Value)
+        return indices
+
     def lane_index(self, expression: Dim, copy: int) -> Number:
         """An index expression for one copy: a vector of i64 if it moves along the lanes, else a scalar."""
         names = symbols(expression)
@@ -461,11 +513,11 @@ class KernelWriter:
         step = copy * max(lanes.width, 1) if not schedule.transposes else 0
         base = self.index.plus(lanes.base, step)
         if lanes.width and schedule.vector in names:
-            self.axis_values[schedule.vector] = e.add(e.broadcast(base, lanes.width), e.iota(lanes.width))
+            self.axis_values[schedule.lane_axis] = e.add(e.iota(lanes.width), base)
         else:
-            self.axis_values[schedule.vector] = base
+            self.axis_values[schedule.lane_axis] = base
         if schedule.transposes and lanes.copies > 1:
-            self.axis_values[schedule.unroll_axis] = self.index.plus(saved[schedule.unroll_axis], copy)
+            self.axis_values[schedule.turned_axis] = self.index.plus(saved[schedule.turned_axis], copy)
         number = self.index.write(expression)
         self.axis_values = saved
         return number

@@ -44,13 +44,13 @@ _LANGUAGE |= {"floor": "floor", "ceil": "ceil", "abs": "abs"}
 def type_name(dtype: DType) -> str:
     """As `tl.float32`."""
     _require_real(dtype)
-    return "tl." + _NAMES.get(dtype.name, f"{'u' if dtype.kind == 'uint' else ''}int{dtype.bits}")
+    return "tl." + _NAMES.get(dtype.name, f"{'u' if dtype.kind in ('uint', 'narrow') else ''}int{dtype.bits}")
 
 
 def pointer_name(dtype: DType) -> str:
     """As `*fp32`, what `ASTSource` calls a pointer to the dtype."""
     _require_real(dtype)
-    return "*" + _POINTERS.get(dtype.name, dtype.name)
+    return "*" + _POINTERS.get(dtype.name, f"u{dtype.bits}" if dtype.is_narrow else dtype.name)
 
 
 def _require_real(dtype: DType) -> None:
@@ -97,6 +97,13 @@ def spelled(op: str, dtype: DType) -> bool:
 def cast(x: str, source: DType, target: DType) -> str:
     """`x` converted as torch converts."""
     return f"{x} != 0" if target is boolean else f"({x}).to({type_name(target)})"
+
+
+def bitcast(x: str, source: DType, target: DType) -> str:
+    """The same bits as `target`, which is as wide."""
+    if boolean in (source, target):
+        return cast(x, source, target)
+    return f"({x}).to({type_name(target)}, bitcast=True)"
 
 
 def _bits(dtype: DType) -> str:

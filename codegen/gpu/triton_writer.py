@@ -289,6 +289,8 @@ class TritonWriter:
         operands = [self.names[o] for o in value.inputs]
         if value.op == "cast":
             return scalars.cast(operands[0], value.inputs[0].dtype, value.dtype)
+        if value.op == "bitcast":
+            return scalars.bitcast(operands[0], value.inputs[0].dtype, value.dtype)
         return scalars.compute(value.op, value.inputs[-1].dtype, *operands)
 
     def _index(self, expression: Dim, indirect: Sequence[str] = ()) -> str:

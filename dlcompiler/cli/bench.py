@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from dlcompiler.cli.commands import flags, input_flags
-from dlcompiler.cli.shared import Session, build, input_names, make_inputs, print_json, read_inputs, read_source, table
+from dlcompiler.cli.commands import MODEL, complete_systems, flags, input_flags, manual
+from dlcompiler.cli.shared import Session, build, make_inputs, print_json, read_inputs, read_source, table
 from dlcompiler.cli.verify import onnxruntime_session
 from dlcompiler.compare import compare_all
 from dlcompiler.ir.errors import UnsupportedError
+from dlcompiler.names import names_of_inputs
 from dlcompiler.report import format_bytes
 
 if TYPE_CHECKING:
@@ -52,9 +53,22 @@ class Timed:
         }
 
 
-@click.command(name="bench")
-@click.argument("model")
-@click.option("--against", default="", metavar="NAMES", help=f"Other systems, with commas between: {', '.join(SYSTEMS)}.")
+EXAMPLES = """
+dlcompiler bench model.onnx --against onnxruntime,openvino
+dlcompiler bench net.py:build --against eager,inductor,onnxruntime
+dlcompiler bench model.onnx --input-shape x:8x3x224x224 --rounds 100 --json
+"""
+
+
+@click.command(name="bench", epilog=manual(EXAMPLES))
+@MODEL
+@click.option(
+    "--against",
+    default="",
+    metavar="NAMES",
+    shell_complete=complete_systems,
+    help=f"Other systems, with commas between: {', '.join(SYSTEMS)}.",
+)
 @input_flags("random")
 @click.option("--warmup", type=click.IntRange(min=0), default=3, show_default=True, help="Untimed calls of each system first.")
 @click.option("--rounds", type=click.IntRange(min=1), default=30, show_default=True, help="Timed calls of each, taken in turns.")
@@ -76,7 +90,7 @@ def command(
             raise click.UsageError(f"no system {name!r} to compare with; there are {', '.join(SYSTEMS)}")
     with session.progress() as progress:
         source = read_source(model, session, progress)
-        given = read_inputs(inputs, input_names(source.graph)) if inputs else {}
+        given = read_inputs(inputs, names_of_inputs(source.graph)) if inputs else {}
         values = make_inputs(source.graph, given, session, fill, seed)
         before, start = _resident(), time.perf_counter()
         compiled = build(source, session, progress)

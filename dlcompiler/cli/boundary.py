@@ -62,6 +62,10 @@ def run(arguments: list[str]) -> int:
         result = cli.main(args=arguments, prog_name="dlcompiler", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else OK
+    except click.exceptions.NoArgsIsHelpError as error:
+        # neither a result nor a mistake worth a line: whoever types the bare name wants to know what there is
+        click.echo(error.format_message(), err=True)
+        return USAGE
     except (KeyboardInterrupt, click.Abort):
         _say("interrupted")
         return INTERRUPTED

@@ -12,11 +12,12 @@ from dlcompiler.codegen.cache import Store, open_store
 from dlcompiler.report import format_bytes
 
 NOTHING_KEPT = "nothing is kept on disk"
+KINDS = {"function": "functions", "object": "objects of machine code", "tuned": "decisions of the tuner"}
 
 
 @click.group(name="cache")
 def command() -> None:
-    """Compiled kernels on disk, kept for later processes: show, clear or check them."""
+    """Compiled kernels and decisions of the tuner on disk, kept for later processes: show, clear or check them."""
 
 
 def _start(parameters: dict[str, Any]) -> tuple[Session, Store | None]:
@@ -41,9 +42,11 @@ def info(**parameters: Any) -> None:
     session, store = _start(parameters)
     if store is None:
         return _say(session, store, "info")
-    usage = store.usage()
+    usage, kinds = store.usage(), store.kinds()
     line = f"{usage.entries}, {format_bytes(usage.bytes)} of at most {format_bytes(store.limit)}"
-    return _say(session, store, "info", line, entries=usage.entries, bytes=usage.bytes, limit=store.limit)
+    if kinds:
+        line += f"\n         {', '.join(f'{count} {KINDS[kind]}' for kind, count in sorted(kinds.items()))}"
+    return _say(session, store, "info", line, entries=usage.entries, bytes=usage.bytes, limit=store.limit, kinds=kinds)
 
 
 @command.command()

@@ -7,12 +7,19 @@ from typing import Any
 
 import click
 
-from dlcompiler.cli.commands import flags
+from dlcompiler.cli.commands import MODEL, flags, manual
 from dlcompiler.cli.shared import Session, build, check_output, print_json, read_source
 
+EXAMPLES = """
+dlcompiler compile model.onnx -o model.dlc
+dlcompiler compile model.onnx --input-shape x:Nx3x224x224    N is known when called
+dlcompiler compile model.onnx --target cuda:sm_90            needs no GPU
+dlcompiler compile net.py:build --dump dump --strict         a torch model, and all of its IR
+"""
 
-@click.command(name="compile")
-@click.argument("model")
+
+@click.command(name="compile", epilog=manual(EXAMPLES))
+@MODEL
 @flags(output=True, targets=True)
 def command(model: str, output: str | None, targets: Sequence[str], **parameters: Any) -> None:
     """Compile MODEL, print what was done, and with -o save it as a .dlc that `run` loads.

@@ -12,10 +12,12 @@ from typing import Any
 
 import click
 
-from dlcompiler.cli.commands import flags
+from dlcompiler.cli.commands import flags, manual
 from dlcompiler.cli.shared import Session, print_json, table
+from dlcompiler.codegen.cache import open_store
 from dlcompiler.ir.errors import CompilerError
 from dlcompiler.options import Options, could_write
+from dlcompiler.report import format_bytes
 from dlcompiler.version import __version__
 
 # package, what it is for, and how to get it; the first five are needed
@@ -44,7 +46,13 @@ class Finding:
     fix: str = ""
 
 
-@click.command(name="doctor")
+EXAMPLES = """
+dlcompiler doctor
+DLCOMPILER_STRICT=1 dlcompiler doctor                        where each value comes from
+"""
+
+
+@click.command(name="doctor", epilog=manual(EXAMPLES))
 @flags(compiles=False)
 def command(**parameters: Any) -> int:
     """Show versions, targets, what is missing and how to get it, and each option's value and where it came from.
@@ -134,6 +142,15 @@ def _gpu() -> Finding:
     return Finding("target cuda", "compiles for cuda:sm_NN; no GPU to run on here (simulate runs on the CPU)")
 
 
+def _kept(options: Options) -> str:
+    """What the cache holds."""
+    store = open_store(options)
+    if store is None:
+        return "; nothing is kept in it"
+    usage, kinds = store.usage(), store.kinds()
+    return f"; {usage.entries} entries, {format_bytes(usage.bytes)}, {kinds.get('tuned', 0)} of them decisions of the tuner"
+
+
 def _folders(options: Options) -> list[Finding]:
     findings = []
     for name in ("cache_dir", "dump_dir"):
@@ -141,7 +158,7 @@ def _folders(options: Options) -> list[Finding]:
         if folder is None:
             findings.append(Finding(name, "none"))
         elif could_write(folder):
-            findings.append(Finding(name, folder))
+            findings.append(Finding(name, folder + (_kept(options) if name == "cache_dir" else "")))
         else:
             findings.append(
                 Finding(name, f"{folder} cannot be written", False, fix=f"give another {name}; work goes on without it")

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from dlcompiler.cli.commands import flags
+from dlcompiler.cli.commands import MODEL, complete_stages, flags, manual
 from dlcompiler.cli.shared import Session, build, check_output, print_json, read_source, table, write_text
 from dlcompiler.dump_pages import kernel_text
 from dlcompiler.ir.graph import Graph
@@ -18,34 +18,60 @@ from dlcompiler.ir.kernel import Kernel
 from dlcompiler.ir.ops import Trait
 from dlcompiler.ir.program import DeviceCode, DeviceKernel, Launch, Program, RoutineCall
 from dlcompiler.memory_table import memory_plan, memory_table
+from dlcompiler.names import names_of_inputs, names_of_outputs
 from dlcompiler.observe import Collector
+from dlcompiler.report import Report, format_bytes
 
 CODE_STAGES = ("mlir", "llvm", "triton", "cuda", "ttir", "ttgir", "ptx")
 PROGRAM_STAGES = ("kernels", "plan", "program", "evidence", *CODE_STAGES)
 
 
-@click.command(name="inspect")
-@click.argument("model")
+EXAMPLES = """
+dlcompiler inspect model.onnx --check                        every operator: supported? run by what?
+dlcompiler inspect model.onnx --html model.html              graphs, kernels, code, memory in a browser
+dlcompiler inspect model.onnx --stage simplify               the graph after a pass
+dlcompiler inspect model.onnx --stage mlir -o kernels.mlir   emitted code
+dlcompiler inspect model.onnx --memory --input-shape x:1x3x224x224
+"""
+
+
+@click.command(name="inspect", epilog=manual(EXAMPLES))
+@MODEL
 @click.option(
-    "--stage", metavar="STAGE",
+    "--stage", metavar="STAGE", shell_complete=complete_stages,
     help="captured, a pass's name, optimized, kernels, mlir, llvm, triton, cuda, ttir, ttgir, ptx, evidence, plan, program.",
 )  # fmt: skip
+@click.option("--check", is_flag=True, help="A table of every operator: types, how many, what runs it, what is not supported.")
 @click.option("--memory", is_flag=True, help="The memory plan: every slot's offset and lifetime, and live bytes by step.")
 @click.option("--ops", is_flag=True, help="How many of each op, before and after the passes.")
+@click.option(
+    "--html", type=click.Path(dir_okay=False), metavar="FILE",
+    help="Write one page to look around in: graphs, kernels, code, lines of the model, memory. It needs no network.",
+)  # fmt: skip
 @flags(output=True)
-def command(model: str, stage: str | None, memory: bool, ops: bool, output: str | None, **parameters: Any) -> None:
+def command(
+    model: str, stage: str | None, check: bool, memory: bool, ops: bool, html: str | None, output: str | None, **parameters: Any
+) -> int | None:
     """Show MODEL: its inputs and outputs and the report of its compilation, or what the flags ask for."""
     session = Session.start(parameters)
     check_output(output)
+    check_output(html)
+    if check:
+        from dlcompiler.cli.check import check as run_check
+
+        with session.progress() as progress:
+            return run_check(model, session, progress)
     with session.progress() as progress:
         source = read_source(model, session, progress)
         collector = Collector()
         if stage != "captured":
             compiled = build(source, session, progress, collector)
-            view = View(source.graph, collector, compiled.target, compiled.program)
+            view = View(source.graph, collector, collector.target or compiled.target, compiled.program)
         else:
             view = View(source.graph, collector, None, None)
-    if stage is not None:
+    if html is not None:
+        text, document = _write_page(html, view, collector.report)
+    elif stage is not None:
         text, document = view.stage(stage)
     elif memory:
         document = memory_plan(view.planned)
@@ -62,6 +88,24 @@ def command(model: str, stage: str | None, memory: bool, ops: bool, output: str 
         print_json(document)
     elif not output:
         click.echo(text.rstrip("\n"))
+    return None
+
+
+def _write_page(path: str, view: View, report: Report | None) -> tuple[str, Any]:
+    from dlcompiler.explorer import compilation_data, explorer_page
+
+    assert report is not None
+    data = compilation_data(view.collector.graphs, view.planned, view.target, report)
+    page = explorer_page(data)
+    write_text(path, page)
+    return f"wrote {path} ({format_bytes(len(page.encode()))}): open it in a browser", {"html": path, "bytes": len(page.encode())}
+
+
+def stage_names() -> list[str]:
+    """All that `--stage` takes."""
+    from dlcompiler.passes.pipeline import PASSES
+
+    return ["captured", *PASSES, "optimized", *PROGRAM_STAGES]
 
 
 @dataclass(frozen=True)
@@ -120,7 +164,7 @@ class View:
         if name == "optimized" or name in PASSES:
             # a pass that changed nothing leaves the graph as it was; the last graph is what all passes made
             return self._graph(self.collector.graphs[-1][1] if name == "optimized" else self._graph_before(name))
-        known = ["captured", *PASSES, "optimized", *PROGRAM_STAGES]
+        known = stage_names()
         near = difflib.get_close_matches(name, known, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
         raise click.UsageError(f"no stage {name!r}; {hint}")
@@ -168,13 +212,9 @@ class View:
         return units
 
     def inputs(self) -> list[str]:
-        from dlcompiler.api import names_of_inputs
-
         return [f"input  {name}: {node.type}" for name, node in zip(names_of_inputs(self.captured), self.captured.inputs)]
 
     def outputs(self) -> list[str]:
-        from dlcompiler.api import names_of_outputs
-
         return [f"output {name}: {node.type}" for name, node in zip(names_of_outputs(self.captured), self.captured.outputs)]
 
     def op_counts(self) -> dict[str, dict[str, int]]:

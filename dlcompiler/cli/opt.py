@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from dlcompiler.cli.commands import flags
+from dlcompiler.cli.commands import complete_model, complete_passes, flags, manual
 from dlcompiler.cli.shared import Session, check_output, print_json
 from dlcompiler.ir.graph import Graph
 from dlcompiler.options import Options
@@ -27,9 +27,17 @@ def _list(context: click.Context, parameter: click.Parameter, wanted: bool) -> N
     context.exit()
 
 
-@click.command(name="opt")
-@click.argument("passes")
-@click.argument("file")
+EXAMPLES = """
+dlcompiler opt simplify,dead-code graph.txt
+dlcompiler opt all graph.txt -o optimized.txt
+dlcompiler inspect model.onnx --stage captured | dlcompiler opt simplify -
+dlcompiler opt simplify graph.txt --fuel 3                   the first three rewrites only
+"""
+
+
+@click.command(name="opt", epilog=manual(EXAMPLES))
+@click.argument("passes", shell_complete=complete_passes)
+@click.argument("file", shell_complete=complete_model)
 @click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=_list, help="List the passes, and exit.")
 @flags(output=True)
 def command(passes: str, file: str, output: str | None, **parameters: Any) -> None:

@@ -49,6 +49,9 @@ class Progress(Observer):
     def fusion(self, fusion: Any) -> None:
         self.say(f"planning {len(fusion.groups)} steps")
 
+    def tuning(self, text: str) -> None:
+        self.say(text)
+
     def program(self, program: Program) -> None:
         self.say(f"writing code for {len(program.steps)} steps")
 

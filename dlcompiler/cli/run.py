@@ -8,12 +8,11 @@ from typing import Any
 import click
 import numpy as np
 
-from dlcompiler.cli.commands import flags, input_flags
+from dlcompiler.cli.commands import MODEL, flags, input_flags, manual
 from dlcompiler.cli.shared import (
     Session,
     build,
     check_output,
-    input_names,
     make_inputs,
     print_json,
     read_inputs,
@@ -21,10 +20,17 @@ from dlcompiler.cli.shared import (
     table,
     write_arrays,
 )
+from dlcompiler.names import names_of_inputs
+
+EXAMPLES = """
+dlcompiler run model.onnx -i in.npz -o out.npz
+dlcompiler run model.onnx --fill random --seed 1 --input-shape x:1x3x224x224
+dlcompiler run gpu.dlc --fill ones --simulate                a GPU program without a GPU
+"""
 
 
-@click.command(name="run")
-@click.argument("model")
+@click.command(name="run", epilog=manual(EXAMPLES))
+@MODEL
 @input_flags()
 @click.option("--repeat", type=click.IntRange(min=1), default=1, show_default=True, help="Calls; the last one's time is shown.")
 @click.option("--simulate", is_flag=True, help="Run a GPU program through Triton's interpreter on the CPU.")
@@ -44,7 +50,7 @@ def command(
     check_output(output)
     with session.progress() as progress:
         source = read_source(model, session, progress)
-        given = read_inputs(inputs, input_names(source.graph)) if inputs else {}
+        given = read_inputs(inputs, names_of_inputs(source.graph)) if inputs else {}
         values = make_inputs(source.graph, given, session, fill, seed)
         compiled = build(source, session, progress)
         call = compiled.simulate if simulate else compiled

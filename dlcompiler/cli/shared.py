@@ -23,13 +23,17 @@ from dlcompiler.files import write_atomically
 from dlcompiler.ir.errors import InputError, InvalidModelError
 from dlcompiler.ir.expression import Dim, evaluate, symbol_name, symbols
 from dlcompiler.ir.graph import Graph, Node
+from dlcompiler.names import names_of_inputs
 from dlcompiler.observe import Observer, Observers
 from dlcompiler.options import Options
 
 if TYPE_CHECKING:
     from dlcompiler.api import Compiled, Source
+    from dlcompiler.frontends.onnx import SeenNode
 
-OPTION_FLAGS = ("optimization_level", "disabled_passes", "fuel", "numerics", "dump_dir", "strict", "disable_cache")
+OPTION_FLAGS = (
+    "optimization_level", "disabled_passes", "fuel", "numerics", "dump_dir", "strict", "disable_cache", "tune_budget", "fix_batch",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -103,15 +107,19 @@ def check_output(path: str | None) -> None:
 # -- models ------------------------------------------------------------------------------------------------------------------
 
 
-def read_source(model: str, session: Session, progress: Progress) -> Source:
-    """The model in a file: .dlc, Graph text or ONNX, told apart by their first bytes; or FILE.py:NAME, see `torch_model`."""
+def read_source(model: str, session: Session, progress: Progress, inventory: list[SeenNode] | None = None) -> Source:
+    """The model in a file: .dlc, Graph text or ONNX, told apart by their first bytes; or FILE.py:NAME, see `torch_model`.
+
+    `inventory` receives the nodes of an ONNX file, also where it cannot be imported.
+    """
     from dlcompiler.api import read_source as read
 
     progress.say("reading the model")
     if re.fullmatch(r".+\.py:\w+", model):
         module, inputs = torch_model(model)
         return read(module, inputs)
-    return read(model, dynamic_shapes=session.input_shapes or None)
+    fix = session.options.fix_batch
+    return read(model, dynamic_shapes=session.input_shapes or None, inventory=inventory, fix_batch=fix)
 
 
 def torch_model(text: str) -> tuple[Any, tuple]:
@@ -169,19 +177,12 @@ def read_inputs(path: str, names: Sequence[str]) -> dict[str, np.ndarray]:
         raise InputError(f"{path} is no readable .npz or .npy file ({str(error).splitlines()[0]})") from None
 
 
-def input_names(graph: Graph) -> tuple[str, ...]:
-    """What the model calls its inputs: an ONNX file's own names, else the graph's."""
-    from dlcompiler.api import names_of_inputs
-
-    return names_of_inputs(graph)
-
-
 def make_inputs(graph: Graph, given: Mapping[str, np.ndarray], session: Session, fill: str | None, seed: int) -> list[Any]:
     """Every input of a call: those given, converted where the file's format has no dtype for them, the rest filled.
 
     Raises InputError naming what is missing or unknown, click.UsageError for a size that nothing says.
     """
-    names = input_names(graph)
+    names = names_of_inputs(graph)
     unknown = [name for name in given if name not in names]
     if unknown:
         raise InputError(f"the model has no input {unknown[0]!r}", hint=f"its inputs are {', '.join(names) or 'none'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -43,6 +44,8 @@ class Captured:
 
     def flatten(self, arguments: tuple, keywords: Mapping[str, Any]) -> list[Any]:
         """A value for each input of the Graph. Raises InputError where the arguments are not shaped as at capture."""
+        if not keywords and len(arguments) == self._plain_count and all(isinstance(a, torch.Tensor) for a in arguments):
+            return [*self.state, *arguments]
         keywords = self._in_order(keywords)
         leaves, spec = pytree.tree_flatten((tuple(arguments), keywords))
         if spec != self.in_spec:
@@ -56,6 +59,14 @@ class Captured:
                     f"argument {position} was {fixed!r} at capture, not {leaf!r}", hint="compile once for each value"
                 )
         return values
+
+    @functools.cached_property
+    def _plain_count(self) -> int | None:
+        """How many arguments there are where each is one tensor, given by position; None otherwise."""
+        positional, named = self.in_spec.child(0), self.in_spec.child(1)
+        count = positional.num_children
+        is_plain = named.num_leaves == 0 and positional.num_leaves == count and all(fixed is _GIVEN for fixed in self.fixed)
+        return count if is_plain and all(positional.child(k).is_leaf() for k in range(count)) else None
 
     def _in_order(self, keywords: Mapping[str, Any]) -> dict[str, Any]:
         """Keyword arguments in the order of the capture, which a tree of a dictionary keeps."""

@@ -121,6 +121,7 @@ class Importer:
         self.writebacks: dict[Node, Node] = {}
         self.node: torch.fx.Node = next(iter(graph_module.graph.nodes))
         self.meta: Any = None
+        self.floats: dict[str, Node] = {}  # numbers read out of tensors, by the names of torch's symbols for them
         self._hints: dict[str, int] = {}
         self._derived: list[Dim] = []  # integer arguments
         self._dims: dict[Dim, Node] = {}
@@ -198,19 +199,25 @@ class Importer:
         target = node.target
         if target is operator.getitem:
             source, index = node.args
+            assert isinstance(source, torch.fx.Node)
             return self.values[source][index]
         if isinstance(self.meta, torch.SymInt) or type(self.meta) is int:
             return dim_from_torch(self.meta)
         if isinstance(self.meta, torch.SymFloat):
-            return float_of_sizes(self, self.meta.node.expr)
+            expression = self.meta.node.expr
+            if str(target) == "aten._local_scalar_dense.default" and expression.is_Symbol:
+                self.floats[expression.name] = self.cast(self.values[node.args[0]], f64)
+            return float_of_sizes(self, expression)
         if isinstance(self.meta, torch.SymBool | bool) or str(target) in _SIZE_CHECKS:
             return None
         args, kwargs = self._arguments(node.args), {k: self._arguments(v) for k, v in node.kwargs.items()}
         if str(target) in _DATA_CHECKS:
-            return self._check_data(str(target), args, kwargs)
+            self._check_data(str(target), args, kwargs)
+            return None
         if target is torch.ops.higher_order.with_effects and str(args[1]) in _DATA_CHECKS:
             # (token, operator, *arguments) --> (token, result)
-            return None, self._check_data(str(args[1]), args[2:], kwargs)
+            self._check_data(str(args[1]), args[2:], kwargs)
+            return None, None
         if str(target) in _TOKENS:
             return None
         if not isinstance(target, torch._ops.OpOverload):

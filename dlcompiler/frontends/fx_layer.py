@@ -10,7 +10,7 @@ from dlcompiler.frontends.fx_pointwise import pointwise
 from dlcompiler.frontends.fx_rules import NoRule, rule
 from dlcompiler.frontends.fx_view import expand, permute, reshape
 from dlcompiler.frontends.resample import adaptive_matrix, resample_all
-from dlcompiler.ir.expression import Dim
+from dlcompiler.ir.expression import Dim, known
 from dlcompiler.ir.graph import Node
 from dlcompiler.ir.types import boolean, compute_dtype
 
@@ -259,7 +259,8 @@ def _adaptive_kernel(x: Node, output_size: Sequence[int]) -> tuple[int, ...] | N
     sizes = x.shape[-len(output_size) :]
     if not all(isinstance(size, int) and isinstance(out, int) and out for size, out in zip(sizes, output_size)):
         raise NoRule("adaptive pooling of a size that is not known at compile time, or to nothing")
-    return None if any(s % o for s, o in zip(sizes, output_size)) else tuple(s // o for s, o in zip(sizes, output_size))
+    pairs = [(known(size), out) for size, out in zip(sizes, output_size)]
+    return None if any(size % out for size, out in pairs) else tuple(size // out for size, out in pairs)
 
 
 def _adaptive_average(i, x, output_size):

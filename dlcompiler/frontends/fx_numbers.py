@@ -1,4 +1,4 @@
-"""Floats made of sizes (SymFloat): `1 / sqrt(s0)` as 0-d f64 nodes."""
+"""Floats made of sizes, or of numbers that were read out of tensors (SymFloat): `1 / sqrt(s0)` as 0-d f64 nodes."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ def _node(importer: Importer, expression: Any) -> Node:
     kind = type(expression).__name__
     if expression.is_Number:
         return b.constant(float(expression), f64)
+    if expression.is_Symbol and expression.name in importer.floats:
+        return importer.floats[expression.name]
     if kind == "ToFloat":
         return importer.cast(importer.size(dim_from_sympy(expression.args[0])), f64)
     if kind in ("IntTrueDiv",) or expression.is_Symbol or expression.is_integer:

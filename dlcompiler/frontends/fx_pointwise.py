@@ -380,3 +380,10 @@ def _copy_in_place(i, target, source, non_blocking=False):
 @rule("scalar_tensor.default")
 def _scalar_tensor(i, value, **kwargs):
     return i.number(value, i.dtype)
+
+
+@rule("prims.fma.default")
+def _fused_multiply_add(i, x, y, z):
+    wide = compute_dtype(i.dtype)
+    x, y, z = (i.cast(operand, wide) for operand in i.operands(i.dtype, x, y, z))
+    return i.cast(i.b.add(i.b.mul(x, y), z), i.dtype)

@@ -2,9 +2,9 @@
 
     torch.gru(x, h, weights, ...)  -->  torch.ops.dlcompiler.gru(x, h, weights, ...)
 
-Dynamo's graph calls torch's function; an operator of our own takes its place, which nobody knows how to break up. Only where no
-gradient is wanted: for training, torch's own parts have the derivatives. Dynamo traces the layers of `torch.nn` only under
-`torch._dynamo.config.allow_rnn`.
+Dynamo's graph calls torch's function; an operator of our own takes its place, which nobody knows how to break up. Its backward
+pass is one call too: torch runs the layer again, eagerly, and differentiates it, so that a graph does not grow with the number of
+time steps. Dynamo traces the layers of `torch.nn` only under `torch._dynamo.config.allow_rnn`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,8 @@ _FUNCTIONS = {"lstm": torch.lstm, "gru": torch.gru, "rnn_tanh": torch.rnn_tanh, 
 _NAMES = {function: name for name, function in _FUNCTIONS.items()}
 
 
-def keep_recurrent_layers_whole(module: torch.fx.GraphModule, inputs: Sequence[Any]) -> None:
-    """Replace torch's recurrent functions in a graph of Dynamo's by our operators, unless a gradient may be asked for."""
-    wants_gradient = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
-    if wants_gradient:
-        return
+def keep_recurrent_layers_whole(module: torch.fx.GraphModule) -> None:
+    """Replace torch's recurrent functions in a graph of Dynamo's by our operators."""
     for node in module.graph.nodes:
         name = _NAMES.get(node.target) if node.op == "call_function" else None
         if name is not None and _is_plain(name, node):
@@ -51,8 +48,51 @@ def _operators() -> dict[str, Any]:
         library.impl(name, function, "CPU")
         library.impl(name, function, "CUDA")
         torch.library.register_fake(f"dlcompiler::{name}", _shapes, lib=library)
+        _define_backward(library, name, function, states)
     _operators.library = library  # type: ignore[attr-defined]
     return {name: getattr(torch.ops.dlcompiler, name).default for name in _FUNCTIONS}
+
+
+def _define_backward(library: torch.library.Library, name: str, function: Any, states: str) -> None:
+    """The operator `NAME_backward`: gradients of all tensors that a layer reads, from those of its results; and its use."""
+    library.define(f"{name}_backward(Tensor[] grads, Tensor input, {states}, Tensor[] params, {_SETTINGS}) -> Tensor[]")
+
+    def backward(grads: Sequence[Tensor], x: Tensor, hx: Any, params: Sequence[Tensor], *settings: Any) -> list[Tensor]:
+        with torch.enable_grad(), torch.inference_mode(False):
+            leaves = [t.detach().requires_grad_() for t in (x, *_as_list(hx), *params)]
+            count = len(_as_list(hx))
+            state = leaves[1 : 1 + count] if isinstance(hx, list | tuple) else leaves[1]
+            results = function(leaves[0], state, leaves[1 + count :], *settings)
+            gradients = torch.autograd.grad(results, leaves, list(grads), materialize_grads=True)
+        return [g.contiguous() for g in gradients]
+
+    def shapes(grads: Sequence[Tensor], x: Tensor, hx: Any, params: Sequence[Tensor], *settings: Any) -> list[Tensor]:
+        tensors = (x, *_as_list(hx), *params)
+        return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
+
+    library.impl(f"{name}_backward", backward, "CPU")
+    library.impl(f"{name}_backward", backward, "CUDA")
+    torch.library.register_fake(f"dlcompiler::{name}_backward", shapes, lib=library)
+    operator = getattr(torch.ops.dlcompiler, f"{name}_backward").default
+
+    def remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        x, hx, params, *settings = inputs
+        ctx.save_for_backward(x, *_as_list(hx), *params)
+        ctx.states, ctx.settings = len(_as_list(hx)) if isinstance(hx, list | tuple) else 0, settings
+        ctx.set_materialize_grads(True)
+
+    def differentiate(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        x, *rest = ctx.saved_tensors
+        count = ctx.states or 1
+        hx = rest[:count] if ctx.states else rest[0]
+        dx, *others = operator(list(grads), x, hx, rest[count:], *ctx.settings)
+        return dx, others[:count] if ctx.states else others[0], others[count:], *([None] * len(ctx.settings))
+
+    torch.library.register_autograd(f"dlcompiler::{name}", differentiate, setup_context=remember, lib=library)
+
+
+def _as_list(states: Any) -> list[Tensor]:
+    return list(states) if isinstance(states, list | tuple) else [states]
 
 
 def _shapes(x: Tensor, hx: Any, params: Any, *settings: Any) -> tuple[Tensor, ...]:

@@ -9,6 +9,7 @@ Nothing larger than `LIMIT` elements is ever evaluated, so a file cannot make th
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -23,7 +24,6 @@ from dlcompiler.ir.expression import (
     maximum,
     minimum,
     modulo,
-    product,
     symbol,
     symbols,
     terms_of,
@@ -165,7 +165,7 @@ def _reduce(function: Callable[[Dim, Dim], Dim], x: np.ndarray, attributes: Attr
         if len(row) == 0:
             raise Unknown
         result[at] = functools.reduce(function, row)
-    return result.reshape(type.shape)
+    return result.reshape(type.known_shape)
 
 
 def _line(value: Dim, name: str) -> tuple[int, int]:
@@ -184,6 +184,12 @@ class FoldingBuilder(Builder):
         self._known: dict[Node, np.ndarray] = {}
         # what the graph relies on: lowest and highest (or None) size that a symbol may stand for
         self.limits: Limits = dict(limits or {})
+
+    def region(self, name: str) -> FoldingBuilder:
+        """A builder for a graph inside this one: it knows what this one knows, and its names are not taken here."""
+        inner = FoldingBuilder(name)
+        inner._known, inner.limits, inner._names, inner.location = self._known, self.limits, self._names, self.location
+        return inner
 
     # -- relying on sizes ------------------------------------------------------------------------------------------------
 
@@ -259,7 +265,7 @@ class FoldingBuilder(Builder):
         """As `Builder.make`, but a node whose small result is known becomes a constant."""
         if isinstance(type, TensorType) and type.rank > MOST_DIMENSIONS:
             raise ShapeError(f"{op.name} gives {type.rank} dimensions, more than {MOST_DIMENSIONS}")
-        if isinstance(type, TensorType) and type.is_static and product(d for d in type.shape if d) >= MOST_ELEMENTS:
+        if isinstance(type, TensorType) and type.is_static and math.prod(d for d in type.known_shape if d) >= MOST_ELEMENTS:
             raise ShapeError(f"{op.name} gives {type}, more elements than memory can address")
         if op.name != "constant" and isinstance(type, TensorType):
             if op.evaluate is None and op.expand is not None and inputs and all(self._is_small(i) for i in inputs):
@@ -282,7 +288,7 @@ class FoldingBuilder(Builder):
 
     def _evaluate(self, op: Op, inputs: tuple[Node, ...], attributes: Attributes, type: TensorType) -> np.ndarray | None:
         """The elements of the result, or None if they are too many or not known."""
-        if op.evaluate is None or op.has(Trait.IMPURE) or not type.is_static or product(type.shape) > LIMIT:
+        if op.evaluate is None or op.has(Trait.IMPURE) or not type.is_static or type.known_numel > LIMIT:
             return None
         if not all(self._is_small(i) for i in inputs):
             return None

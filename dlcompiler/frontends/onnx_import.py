@@ -1,34 +1,47 @@
 """From an ONNX model to a `Graph`.
 
-Nodes are imported in order, each by its entry in the table of operators (`onnx_ops_*.py`). Functions and an `If` whose
-condition is known are inlined. What cannot be imported does not end the import: its results are marked missing, the rest is
-still looked at, and one UnsupportedError lists everything that was found.
+Nodes are imported in order, each by its entry in the table of operators (`onnx_ops_*.py`), else by the function body in the
+operator's schema, else as a call of the host if onnx's reference evaluator has the operator. Functions and an `If` whose
+condition is known are inlined; other control flow becomes region ops (`onnx_control.py`). What cannot be imported does not end
+the import: its results are marked missing, the rest is still looked at, and one UnsupportedError lists everything that was found.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from dlcompiler.frontends import onnx_ops_all  # noqa: F401 - fills the table
+from dlcompiler.frontends.onnx_control import ControlFlow
 from dlcompiler.frontends.onnx_fold import FoldingBuilder, Limits
+from dlcompiler.frontends.onnx_host import host_attributes, is_implemented
+from dlcompiler.frontends.onnx_infer import infer_types
 from dlcompiler.frontends.onnx_interface import Interface, declared_dims
 from dlcompiler.frontends.onnx_load import TensorReader, check_header, newest_opset, opset_versions, printable, read_model
 from dlcompiler.frontends.onnx_order import ordered
-from dlcompiler.frontends.onnx_registry import OPERATORS, Call, NeedsValuesError, ToFunctionBody, element_type
+from dlcompiler.frontends.onnx_registry import (
+    OPERATORS,
+    TAKES_HOST_VALUES,
+    Call,
+    NeedsValuesError,
+    ToFunctionBody,
+    element_type,
+)
 from dlcompiler.frontends.onnx_schema import Schema, check_node, check_types, function_body, schema_of
+from dlcompiler.ir.control import bound_by, needed, tensor_types
 from dlcompiler.ir.errors import CompilerError, DTypeError, InputError, InvalidModelError, ShapeError, UnsupportedError
 from dlcompiler.ir.expression import Dim, symbols
-from dlcompiler.ir.graph import Graph, Node, reachable
+from dlcompiler.ir.graph import Event, Graph, Node
 from dlcompiler.ir.ops import lookup
-from dlcompiler.ir.types import TensorType
+from dlcompiler.ir.types import HostType, TensorType, TupleType
 
 logger = logging.getLogger("dlcompiler")
 
@@ -41,13 +54,17 @@ def import_onnx(
     model: ModelProto | str | os.PathLike[str],
     input_shapes: Mapping[str, Sequence[int | str]] | None = None,
     input_values: Mapping[str, np.ndarray] | None = None,
+    inventory: list[SeenNode] | None = None,
+    fix_batch: bool = False,
 ) -> Graph:
     """The graph of an ONNX model, given as a message or as the path of a file.
 
     `input_shapes` gives some inputs' sizes: an int fixes a dimension, a name makes it symbolic. Named dimensions of the file
     (`dim_param`) are symbols, equal names equal symbols; dimensions without a name get fresh ones. Each input node's `location`
     is the input's ONNX name, and `Graph.output_names` holds the outputs'. An input in `input_values` is a constant of the graph,
-    not an input: a shape that is handed to the model as a tensor must be given so (NeedsValuesError says which).
+    not an input: a shape that is handed to the model as a tensor must be given so (NeedsValuesError says which). `inventory`
+    receives what was looked at: a SeenNode for each node of the file, also where the import fails. With `fix_batch` a constant
+    shape that holds a size which the inputs leave open is rewritten where that is proved; the graph's history names each.
 
     Raises InvalidModelError for a file that is no valid model, UnsupportedError listing every operator and element type that
     cannot be imported, and InputError for a name or a rank in `input_shapes` that the model does not have.
@@ -62,11 +79,32 @@ def import_onnx(
     limits: Limits = {}
     while True:
         importer = _Importer(model, shown, reader, input_shapes or {}, input_values or {}, limits)
-        graph = importer.run()
+        importer.fix_batch = fix_batch
+        try:
+            graph = importer.run()
+        finally:
+            if inventory is not None:
+                inventory[:] = importer.inventory()
         if importer.b.limits == limits:
             return graph
         # the inputs, made first, must state what the rest turned out to rely on
         limits = importer.b.limits
+
+
+@dataclass(frozen=True)
+class SeenNode:
+    """One node of the file: `version` of its operator set, `dtypes` of its inputs, and why it cannot be imported, if so.
+
+    `inlined`: it calls a function of the model, whose nodes follow.
+    """
+
+    op: str
+    domain: str
+    version: int
+    dtypes: tuple[str, ...]
+    location: str
+    problem: str | None = None
+    inlined: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,14 +114,25 @@ class _Missing:
     reason: str
 
 
-Value = Any  # Node, list of nodes (a sequence), None (an optional input not given) or _Missing
+Value = Any  # Node, None (an optional input not given) or _Missing
+CONTROL_FLOW = ("If", "Loop", "Scan")
 
 
 @dataclass
-class _Scope:
+class _Attempt:
+    """An import of a body that may turn out to need other types."""
+
+    discarded: bool = False
+
+    def discard(self) -> None:
+        self.discarded = True
+
+
+@dataclass
+class Scope:
     """Names of one graph or function body; `outer` is the graph around a branch."""
 
-    outer: _Scope | None = None
+    outer: Scope | None = None
     values: dict[str, Value] = field(default_factory=dict)
     initializers: dict[str, TensorProto] = field(default_factory=dict)
     versions: Mapping[str, int] = field(default_factory=dict)
@@ -92,6 +141,7 @@ class _Scope:
     in_function: bool = False
     path: str = ""
     depth: int = 0
+    builder: FoldingBuilder | None = None
 
     def defines(self, name: str) -> bool:
         return name in self.values or name in self.initializers or (self.outer is not None and self.outer.defines(name))
@@ -117,7 +167,12 @@ class _Importer:
         self.problems: dict[str, list[Any]] = {}  # text -> [count, first location]
         self.wanted: dict[str, None] = {}  # inputs whose values must be known
         self.only_values_missing = True
+        self.seen: list[SeenNode] = []
+        self.reasons: dict[str, str] = {}  # location -> why the node there cannot be imported
         self.active: list[tuple[str, str, str]] = []
+        self.control = ControlFlow(self)
+        self.fix_batch = False
+        self.fixed: list[str] = []  # shapes rewritten, a sentence each
         self.imported = 0
         self.warnings = 0
 
@@ -125,8 +180,9 @@ class _Importer:
 
     def run(self) -> Graph:
         graph = self.model.graph
-        scope = _Scope(versions={"": newest_opset(), **opset_versions(self.model, self.shown)})
-        self._initializers(graph, scope)
+        scope = Scope(versions={"": newest_opset(), **opset_versions(self.model, self.shown)}, builder=self.b)
+        self.root = scope
+        self.add_initializers(graph, scope)
         for info in self.interface.inputs:
             if info.name in scope.values:
                 raise InvalidModelError(f"{self.shown}: the name {info.name!r} is defined twice")
@@ -141,32 +197,37 @@ class _Importer:
                 scope.values[info.name] = self._input(info.name, type)
             else:
                 scope.values[info.name] = self._given_value(info.name, type, np.asarray(value))
-        self._nodes(graph.node, scope)
-        outputs = [self._value(info.name, scope, "the graph's outputs") for info in graph.output]
+        self.import_nodes(graph.node, scope)
+        outputs = [self.value_of(info.name, scope, "the graph's outputs") for info in graph.output]
         for info, value in zip(graph.output, outputs):
-            if not isinstance(value, Node) and not isinstance(value, _Missing):
-                self._problem("output that is a sequence or an optional", info.name)
+            if value is None:
+                self._problem("output that is an optional without a value", info.name)
         self._raise_problems()
-        keep = reachable(outputs)
-        finished = self.b.finish(outputs, output_names=tuple(info.name for info in graph.output))
+        keep = needed(outputs, self.b.nodes)
+        history = tuple(Event("fix-batch", 1, 1, 0.0, sentence) for sentence in self.fixed)
+        finished = self.b.finish(outputs, output_names=tuple(info.name for info in graph.output), history=history)
         return finished.replace(nodes=tuple(n for n in finished.nodes if n in keep))
 
-    def _input(self, name: str, type: TensorType) -> Node:
+    def _input(self, name: str, type: TensorType | HostType) -> Node:
         """An input of the graph, with the limits of the symbols that no input before it has."""
-        own = sorted(name for name in frozenset().union(*map(symbols, type.shape)) if name in self.unstated)
+        dims = type.shape if isinstance(type, TensorType) else ()
+        own = sorted(name for name in frozenset().union(*map(symbols, dims)) if name in self.unstated)
         limits = tuple((size, *self.unstated.pop(size)) for size in own)
         attributes = {"limits": limits} if limits else {}
         node = Node(lookup("input"), (), attributes, type, self.b.fresh_name(name), name)
         self.b.inputs.append(node)
         return node
 
-    def _given_value(self, name: str, type: TensorType, value: np.ndarray) -> Node:
+    def _given_value(self, name: str, type: TensorType | HostType, value: np.ndarray) -> Node:
+        if isinstance(type, HostType):
+            raise InputError(f"input {name!r} is {type}, whose value cannot be part of a program")
         sizes_fit = all(not isinstance(d, int) or d == size for d, size in zip(type.shape, value.shape))
         if value.dtype != type.dtype.numpy or value.ndim != type.rank or not sizes_fit:
             raise InputError(f"input {name!r} is {type}, not {value.dtype}{list(value.shape)}")
         return self.b.constant(value)
 
-    def _initializers(self, graph: GraphProto, scope: _Scope) -> None:
+    def add_initializers(self, graph: GraphProto, scope: Scope) -> None:
+        """Define a graph's initializers in its scope; they are read when first asked for."""
         for tensor in graph.initializer:
             if tensor.name in scope.initializers:
                 raise InvalidModelError(f"{self.shown}: two initializers are called {tensor.name!r}")
@@ -179,6 +240,7 @@ class _Importer:
 
     def _problem(self, text: str, location: str, inputs: tuple[str, ...] = ()) -> None:
         self.problems.setdefault(text, [0, location])[0] += 1
+        self.reasons.setdefault(location, text)
         self.wanted.update(dict.fromkeys(inputs))
         self.only_values_missing &= bool(inputs)
 
@@ -196,19 +258,25 @@ class _Importer:
 
     # -- names -------------------------------------------------------------------------------------------------------------
 
-    def _value(self, name: str, scope: _Scope, reader: str) -> Value:
-        at: _Scope | None = scope
+    def value_of(self, name: str, scope: Scope, reader: str) -> Value:
+        """What a name stands for in a scope. Raises InvalidModelError naming the reader if nothing defines it."""
+        at: Scope | None = scope
         while at is not None:
             if name in at.values:
                 return at.values[name]
             tensor = at.initializers.get(name)
             if tensor is not None:
+                # a constant of a graph around this one belongs there
+                here, self.b = self.b, at.builder or self.b
                 at.values[name] = value = self._constant(tensor)
+                self.b = here
                 return value
             at = at.outer
         raise InvalidModelError(f"{self.shown}: {reader} read {name!r}, which nothing defines")
 
     def _constant(self, tensor: TensorProto) -> Value:
+        if tensor.data_type == TensorProto.STRING:
+            return self._text_constant(tensor)
         try:
             array = self.reader.array(tensor)
         except UnsupportedError as error:
@@ -217,18 +285,28 @@ class _Importer:
         self.b.location = tensor.name
         return self.b.constant(array, name=tensor.name or "c")
 
+    def _text_constant(self, tensor: TensorProto) -> Node:
+        node = helper.make_node("Constant", [], ["y"], value=tensor)
+        attributes = host_attributes(node, "", 13)
+        dims = ", ".join(map(str, tensor.dims))
+        made = self.b.make(lookup("host.call"), (), attributes, TupleType((HostType(f"tensor(string)[{dims}]"),)), "texts")
+        return self.b("tuple.get", made, index=0)
+
     # -- nodes -------------------------------------------------------------------------------------------------------------
 
-    def _nodes(self, nodes: Sequence[NodeProto], scope: _Scope) -> None:
+    def import_nodes(self, nodes: Sequence[NodeProto], scope: Scope) -> None:
+        """Import nodes in an order in which each comes after what it reads."""
         for node in ordered(nodes, scope.defines, self.shown):
             self.imported += 1
             if self.imported > MOST_NODES:
                 raise InvalidModelError(f"{self.shown}: more than {MOST_NODES:,} nodes once functions are inlined")
             self._node(node, scope)
 
-    def _node(self, node: NodeProto, scope: _Scope) -> None:
+    def _node(self, node: NodeProto, scope: Scope) -> None:
         location = scope.path + printable(node.name or f"{node.op_type}:{next((o for o in node.output if o), '')}")
-        inputs = [self._value(name, scope, f"node {location!r}") if name else None for name in node.input]
+        inputs = [self.value_of(name, scope, f"node {location!r}") if name else None for name in node.input]
+        if "schema" not in {overload for _, _, overload in self.active}:
+            self._see(node, scope, inputs, location)
         results = self._results(node, scope, inputs, location)
         results = (*results, *(None,) * (len(node.output) - len(results)))
         for name, result in zip(node.output, results):
@@ -237,10 +315,27 @@ class _Importer:
             if name in scope.values or name in scope.initializers:
                 raise InvalidModelError(f"{self.shown}: the name {name!r} is defined twice", location=location)
             scope.values[name] = result
-            if scope.outer is None and not scope.in_function and isinstance(result, Node):
+            if scope.outer is None and not scope.in_function and isinstance(result, Node) and isinstance(result.type, TensorType):
                 self._compare_declared(name, result, location)
 
-    def _results(self, node: NodeProto, scope: _Scope, inputs: list[Value], location: str) -> tuple[Value, ...]:
+    def inventory(self) -> list[SeenNode]:
+        """What was looked at, each with the first thing that is not supported at it or inside it."""
+        known = {node.location for node in self.seen}
+        problems: dict[str, str] = {}
+        for location, text in self.reasons.items():
+            while location not in known and "/" in location:
+                location = location.rpartition("/")[0]
+            problems.setdefault(location, text)
+        return [replace(node, problem=problems.get(node.location)) for node in self.seen]
+
+    def _see(self, node: NodeProto, scope: Scope, inputs: list[Value], location: str) -> None:
+        """Write a node of the file, not of an operator's own function body, into the inventory."""
+        domain = _domain(node.domain)
+        dtypes = tuple(i.dtype.name if isinstance(i, Node) and isinstance(i.type, TensorType) else "" for i in inputs)
+        inlined = (domain, node.op_type, node.overload) in self.functions
+        self.seen.append(SeenNode(node.op_type, domain, scope.versions.get(domain, 0), dtypes, location, inlined=inlined))
+
+    def _results(self, node: NodeProto, scope: Scope, inputs: list[Value], location: str) -> tuple[Value, ...]:
         """What a node's outputs are; those of a node that cannot be imported are missing."""
         domain = _domain(node.domain)
         key = (domain, node.op_type, node.overload)
@@ -252,21 +347,29 @@ class _Importer:
         version = scope.versions[domain]
         schema = schema_of(node.op_type, version, domain)
         described = self._described(node, domain, version, inputs)
-        mapped = domain == "" and (node.op_type in OPERATORS or node.op_type == "If")
-        if schema is None or not (mapped or schema.has_function):
+        mapped = (domain, node.op_type) in OPERATORS or (domain == "" and node.op_type in CONTROL_FLOW)
+        by_host = schema is not None and is_implemented(node.op_type, domain, schema.version)
+        if not (mapped or (schema is not None and (schema.has_function or by_host))):
             self._problem(described, location)
             self._scan_branches(node, scope)
             return missing
-        check_node(node, schema, location)
+        if schema is not None:
+            check_node(node, schema, location)
         if any(isinstance(i, _Missing) for i in inputs):
             self._scan_branches(node, scope)
             return missing
-        check_types(node, schema, inputs, location)
+        if schema is not None:
+            check_types(node, schema, inputs, location)
         try:
-            if node.op_type == "If" and domain == "":
-                return self._if(node, scope, inputs, location)
+            if node.op_type in CONTROL_FLOW and domain == "":
+                results = self._control_flow(node, scope, inputs, schema, location)
+                return missing if results is None else results
             return self._operator(node, scope, inputs, schema, mapped, location)
         except UnsupportedError as error:
+            if by_host and not isinstance(error, NeedsValuesError):
+                results = self._host_call(node, scope, inputs, schema, location)
+                if results is not None:
+                    return results
             reason = error.items[0] if error.items else error.message
             wanted = error.inputs if isinstance(error, NeedsValuesError) else ()
             self._problem(described if reason == described else f"{described}: {reason}", location, wanted)
@@ -276,28 +379,42 @@ class _Importer:
             self._problem(f"{described}: {error.message}", location)
             return missing
         except ShapeError as error:
-            if any(isinstance(i, Node) and not i.tensor.is_static for i in inputs):
+            open_sizes = {
+                s for i in inputs if isinstance(i, Node) for t in tensor_types(i.type) for d in t.shape for s in symbols(d)
+            }
+            # what data tells may fit or broadcast once it is known
+            told = open_sizes - self._sizes_of_inputs()
+            results = self._host_call(node, scope, inputs, schema, location) if told and by_host else None
+            if results is not None:
+                return results
+            if open_sizes:
                 self._problem(f"{described}: {error.message} (symbolic sizes; fix them with input shapes)", location)
                 return missing
             raise InvalidModelError(f"{self.shown}: {node.op_type}: {error.message}", location=location) from None
 
     def _described(self, node: NodeProto, domain: str, version: int, inputs: Iterable[Value]) -> str:
-        dtypes = [i.dtype.name for i in inputs if isinstance(i, Node)]
+        dtypes = [i.dtype.name if isinstance(i.type, TensorType) else i.type.name for i in inputs if isinstance(i, Node)]
         operator = f"{printable(node.op_type)} [{printable(domain) or 'ai.onnx'} {version}"
         return f"{operator}{', ' if dtypes else ''}{' '.join(dtypes)}]"
 
     def _operator(
-        self, node, scope: _Scope, inputs: list[Value], schema: Schema, mapped: bool, location: str
+        self, node, scope: Scope, inputs: list[Value], schema: Schema | None, mapped: bool, location: str
     ) -> tuple[Value, ...]:
+        on_host = any(isinstance(i, Node) and isinstance(i.type, HostType) for i in inputs)
         attributes = self._attributes(node, scope, location)
         self.b.location = location
-        call = Call(node.op_type, schema.version, inputs, attributes, tuple(node.output), self.b, location)
+        domain = _domain(node.domain)
+        version = schema.version if schema is not None else scope.versions[domain]
+        call = Call(node.op_type, version, inputs, attributes, tuple(node.output), self.b, location, self.interface.fresh)
+        call.fix_batch, call.fixed = self.fix_batch, self.fixed
         try:
-            if mapped:
-                result = OPERATORS[node.op_type](call)
+            if mapped and (not on_host or node.op_type in TAKES_HOST_VALUES):
+                result = OPERATORS[(domain, node.op_type)](call)
                 return result if isinstance(result, tuple) else (result,)
         except ToFunctionBody:
             pass
+        if schema is None or (on_host and not schema.has_function):
+            raise UnsupportedError(described := self._described(node, domain, version, inputs), items=(described,))
         resolved = NodeProto()
         resolved.CopyFrom(node)
         del resolved.attribute[:]
@@ -311,7 +428,7 @@ class _Importer:
 
     # -- attributes --------------------------------------------------------------------------------------------------------
 
-    def _resolved(self, node: NodeProto, scope: _Scope) -> list[AttributeProto]:
+    def _resolved(self, node: NodeProto, scope: Scope) -> list[AttributeProto]:
         """The node's attributes, those that refer to the function's attributes replaced or left out."""
         result = []
         for attribute in node.attribute:
@@ -326,7 +443,7 @@ class _Importer:
             result.append(attribute)
         return result
 
-    def _attributes(self, node: NodeProto, scope: _Scope, location: str) -> dict[str, Any]:
+    def _attributes(self, node: NodeProto, scope: Scope, location: str) -> dict[str, Any]:
         return {a.name: self._attribute_value(a, location) for a in self._resolved(node, scope)}
 
     def _attribute_value(self, attribute: AttributeProto, location: str) -> Any:
@@ -356,7 +473,7 @@ class _Importer:
         function: FunctionProto,
         key: tuple[str, str, str],
         node: NodeProto,
-        scope: _Scope,
+        scope: Scope,
         inputs: list[Value],
         location: str,
         defaults: Sequence[AttributeProto] = (),
@@ -369,45 +486,116 @@ class _Importer:
                 f"{self.shown}: function {key[1]} has fewer inputs or outputs than its call", location=location
             )
         self._check_depth(scope, location)
-        inner = _Scope(
+        inner = Scope(
             values=dict(zip(function.input, [*inputs, *(None,) * (len(function.input) - len(inputs))])),
             versions={**scope.versions, **{_domain(e.domain): e.version for e in function.opset_import}},
             attributes={a.name: a for a in (*defaults, *function.attribute_proto, *self._resolved(node, scope))},
             in_function=True,
             path=f"{location}/",
             depth=scope.depth + 1,
+            builder=self.b,
         )
         self.active.append(key)
-        self._nodes(function.node, inner)
+        self.import_nodes(function.node, inner)
         self.active.pop()
         return tuple(
-            self._value(name, inner, f"function {key[1]}'s outputs") if wanted else None
+            self.value_of(name, inner, f"function {key[1]}'s outputs") if wanted else None
             for name, wanted in zip(function.output, node.output)
         )
 
-    def _check_depth(self, scope: _Scope, location: str) -> None:
+    def _check_depth(self, scope: Scope, location: str) -> None:
         if scope.depth >= MOST_NESTED:
             raise InvalidModelError(f"{self.shown}: functions or branches nested deeper than {MOST_NESTED}", location=location)
 
-    def _if(self, node: NodeProto, scope: _Scope, inputs: list[Value], location: str) -> tuple[Value, ...]:
-        call = Call("If", 1, inputs, {}, tuple(node.output), self.b, location)
-        condition = call.array(0, "a condition")
-        if condition.size != 1:
-            raise InvalidModelError(f"{self.shown}: the condition of an If has {condition.size} elements", location=location)
-        branches = self._attributes(node, scope, location)
-        branch: GraphProto = branches["then_branch" if condition.reshape(()).item() else "else_branch"]
-        if len(branch.output) != len(node.output):
-            raise InvalidModelError(f"{self.shown}: a branch gives {len(branch.output)} outputs", location=location)
-        return self._branch(branch, scope, location)
+    def _control_flow(
+        self, node: NodeProto, scope: Scope, inputs: list[Value], schema: Schema | None, location: str
+    ) -> tuple[Value, ...] | None:
+        attributes = self._attributes(node, scope, location)
+        self.b.location = location
+        if node.op_type == "If":
+            return self._if(node, attributes, scope, inputs, location)
+        body: GraphProto = attributes["body"]
+        if node.op_type == "Loop":
+            wanted = len(body.output) - 1
+            results = self.control.loop(inputs[0], inputs[1], inputs[2:], body, scope, location)
+        elif schema is not None and schema.version >= 9:
+            wanted = len(body.output)
+            results = self.control.scan(inputs, attributes, scope, location, wanted)
+        else:
+            wanted = len(body.output)
+            results = self.control.batched_scan(inputs, attributes, scope, location, wanted)
+        if wanted != len(node.output):
+            raise InvalidModelError(f"{self.shown}: a body gives {wanted} outputs, not {len(node.output)}", location=location)
+        return results
 
-    def _branch(self, branch: GraphProto, scope: _Scope, location: str) -> tuple[Value, ...]:
+    def _if(
+        self, node: NodeProto, attributes: dict[str, Any], scope: Scope, inputs: list[Value], location: str
+    ) -> tuple[Value, ...] | None:
+        then, other = attributes["then_branch"], attributes["else_branch"]
+        for branch in (then, other):
+            if len(branch.output) != len(node.output):
+                raise InvalidModelError(f"{self.shown}: a branch gives {len(branch.output)} outputs", location=location)
+        if isinstance(inputs[0].type, HostType) or inputs[0].tensor.numel != 1:
+            raise InvalidModelError(f"{self.shown}: the condition of an If is {inputs[0].type}, not one bool", location=location)
+        condition = self.b.array(inputs[0])
+        if condition is None:
+            return self.control.branch(inputs[0], then, other, scope, location)
+        inner = self.inner_scope(scope, location)
+        chosen = then if condition.reshape(()).item() else other
+        self.add_initializers(chosen, inner)
+        self.import_nodes(chosen.node, inner)
+        return tuple(self.value_of(o.name, inner, f"a branch of {location!r}") for o in chosen.output)
+
+    def inner_scope(self, scope: Scope, location: str) -> Scope:
+        """The scope of a graph inside a node."""
         self._check_depth(scope, location)
-        inner = _Scope(scope, {}, {}, scope.versions, scope.attributes, scope.in_function, f"{location}/", scope.depth + 1)
-        self._initializers(branch, inner)
-        self._nodes(branch.node, inner)
-        return tuple(self._value(o.name, inner, f"a branch of {location!r}") for o in branch.output)
+        path = f"{location}/"
+        return Scope(scope, {}, {}, scope.versions, scope.attributes, scope.in_function, path, scope.depth + 1, self.b)
 
-    def _scan_branches(self, node: NodeProto, scope: _Scope) -> None:
+    def _sizes_of_inputs(self) -> set[str]:
+        """Sizes that the model's inputs leave open."""
+        values = self.root.values.values()
+        return _open_sizes(value for value in values if isinstance(value, Node) and value.op.name == "input")
+
+    def known_symbols(self) -> set[str]:
+        """Sizes that the inputs or barriers so far tell."""
+        known = {s for n in self.b.inputs if isinstance(n.type, TensorType) for d in n.shape for s in symbols(d)}
+        return known.union(*(bound_by(n) for n in self.b.nodes)) if self.b.nodes else known
+
+    @contextmanager
+    def attempt(self) -> Iterator[_Attempt]:
+        """Import something that may be discarded: then the problems found are forgotten too."""
+        before = {text: list(found) for text, found in self.problems.items()}
+        wanted, only_values = dict(self.wanted), self.only_values_missing
+        attempt = _Attempt()
+        yield attempt
+        if attempt.discarded:
+            self.problems, self.wanted, self.only_values_missing = before, wanted, only_values
+
+    def _host_call(
+        self, node: NodeProto, scope: Scope, inputs: list[Value], schema: Schema, location: str
+    ) -> tuple[Value, ...] | None:
+        """A call of the host; None where the types of its results cannot be told."""
+        domain = _domain(node.domain)
+        resolved = NodeProto()
+        resolved.CopyFrom(node)
+        del resolved.attribute[:]
+        resolved.attribute.extend(self._resolved(node, scope))
+        if any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in resolved.attribute):
+            return None
+        types = infer_types(resolved, schema, inputs, scope.versions, self.b, self.interface.fresh)
+        if types is None:
+            return None
+        while resolved.output and not resolved.output[-1]:
+            del resolved.output[-1]
+        attributes = host_attributes(resolved, domain, schema.version)
+        self.b.location = location
+        made = self.b.make(
+            lookup("host.call"), tuple(i for i in inputs if i is not None), attributes, TupleType(types), node.op_type
+        )
+        return tuple(self.b("tuple.get", made, index=k) if type is not None else None for k, type in enumerate(types))
+
+    def _scan_branches(self, node: NodeProto, scope: Scope) -> None:
         """List what is unmapped inside the graphs of a node that is not imported itself."""
         stack = [(a.g, scope.path + node.name) for a in node.attribute if a.type == AttributeProto.GRAPH]
         while stack:
@@ -416,9 +604,10 @@ class _Importer:
                 domain = _domain(inner.domain)
                 schema = schema_of(inner.op_type, scope.versions.get(domain, 1), domain)
                 known = (domain, inner.op_type, inner.overload) in self.functions or (
-                    domain == "" and (inner.op_type in OPERATORS or inner.op_type == "If")
+                    (domain, inner.op_type) in OPERATORS or (domain == "" and inner.op_type in CONTROL_FLOW)
                 )
-                if not known and not (schema is not None and schema.has_function):
+                by_schema = schema is not None and (schema.has_function or is_implemented(inner.op_type, domain, schema.version))
+                if not known and not by_schema:
                     self._problem(self._described(inner, domain, scope.versions.get(domain, 1), ()), f"{path}/{inner.name}")
                 stack.extend((a.g, f"{path}/{inner.name}") for a in inner.attribute if a.type == AttributeProto.GRAPH)
 
@@ -444,6 +633,11 @@ class _Importer:
         if says is not None:
             self.warnings += 1
             logger.warning("%s: tensor %r is declared as %s (at %s)", self.shown, name, says, location)
+
+
+def _open_sizes(nodes: Iterable[Node]) -> set[str]:
+    """Symbols in the types of some values."""
+    return {s for node in nodes for type in tensor_types(node.type) for dim in type.shape for s in symbols(dim)}
 
 
 def _may_be(declared: Sequence[int | str | None], actual: tuple[Dim, ...]) -> bool:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 
-from onnx import GraphProto, ValueInfoProto
+from onnx import GraphProto, TensorProto, ValueInfoProto
 
 from dlcompiler.frontends.onnx_fold import MOST_DIMENSIONS
+from dlcompiler.frontends.onnx_host import host_type
 from dlcompiler.frontends.onnx_registry import element_type
 from dlcompiler.ir.errors import InputError, InvalidModelError, UnsupportedError
 from dlcompiler.ir.expression import Dim, size_name, symbol
-from dlcompiler.ir.types import TensorType
+from dlcompiler.ir.types import HostType, TensorType
 
 
 def declared_dims(info: ValueInfoProto) -> list[int | str | None] | None:
@@ -47,11 +48,11 @@ class Interface:
         self._check_given()
         self._fix_named_dims()
 
-    def type_of(self, info: ValueInfoProto) -> TensorType:
-        """The type of an input. Raises UnsupportedError for what is no tensor, or of an element type that the IR lacks."""
-        kind = info.type.WhichOneof("value")
-        if kind != "tensor_type":
-            raise UnsupportedError("an input", items=((kind or "no").replace("_", " "),))
+    def type_of(self, info: ValueInfoProto) -> TensorType | HostType:
+        """The type of an input; a host type for what is no tensor of numbers."""
+        tensor = info.type.tensor_type
+        if info.type.WhichOneof("value") != "tensor_type" or tensor.elem_type == TensorProto.STRING:
+            return host_type(info.type)
         dtype = element_type(info.type.tensor_type.elem_type)
         given = self._given.get(info.name)
         dims = declared_dims(info)
@@ -62,7 +63,7 @@ class Interface:
         if len(dims) > MOST_DIMENSIONS:
             raise InvalidModelError(f"input {info.name!r} has {len(dims)} dimensions")
         shape = [
-            d if isinstance(d, int) else self._symbol(d) if d is not None else self._fresh(f"{info.name}_{k}")
+            d if isinstance(d, int) else self._symbol(d) if d is not None else self.fresh(f"{info.name}_{k}")
             for k, d in enumerate(dims)
         ]
         return TensorType(dtype, tuple(shape))
@@ -108,10 +109,11 @@ class Interface:
     def _symbol(self, name: str) -> Dim:
         """The symbol of a named dimension: one for each name."""
         if name not in self._symbols:
-            self._symbols[name] = self._fresh(name)
+            self._symbols[name] = self.fresh(name)
         return self._symbols[name]
 
-    def _fresh(self, hint: str) -> Dim:
+    def fresh(self, hint: str) -> Dim:
+        """A new symbol, called much as `hint`."""
         name, count = size_name(hint), 1
         while name in self._taken:
             name, count = size_name(f"{hint}_{count}"), count + 1

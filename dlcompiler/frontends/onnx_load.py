@@ -20,6 +20,8 @@ from dlcompiler.frontends.onnx_fold import MOST_DIMENSIONS
 from dlcompiler.frontends.onnx_registry import element_type
 from dlcompiler.ir.errors import InvalidModelError, UnsupportedError
 
+LARGEST_MESSAGE = 1 << 31  # bytes: protobuf's own limit
+
 
 def printable(text: str) -> str:
     """A name as it may stand in a message of one line."""
@@ -30,6 +32,12 @@ def read_model(path: str | os.PathLike[str]) -> ModelProto:
     """The model in a file, its external data not yet read. Raises InvalidModelError, in one line, for what is no model."""
     shown = os.fspath(path)
     try:
+        size = os.path.getsize(path)
+        if size >= LARGEST_MESSAGE:
+            raise InvalidModelError(
+                f"{shown} has {size:,} bytes, and no ONNX message may have 2 GiB",
+                hint="keep its weights in a file beside it (external data)",
+            )
         data = Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise InvalidModelError(f"{shown}: no such file", hint="check the path") from None
@@ -114,6 +122,16 @@ def newest_opset() -> int:
     return onnx.defs.onnx_opset_version()
 
 
+# types of which a byte holds more than one: bits of each
+PACKED_BITS = {"i4": 4, "u4": 4, "f4e2m1": 4, "i2": 2, "u2": 2, "f6e2m3": 6, "f6e3m2": 6}
+
+
+def _unpacked(packed: np.ndarray, numel: int, width: int) -> np.ndarray:
+    """Numbers of `width` bits, the first in the lowest bits, each in a byte of its own."""
+    bits = np.unpackbits(packed, count=numel * width, bitorder="little").reshape(numel, width)
+    return np.packbits(bits, axis=1, bitorder="little").reshape(numel)
+
+
 class TensorReader:
     """Turns tensors of a file into arrays; `folder` holds the external data (None: there is no file)."""
 
@@ -131,7 +149,8 @@ class TensorReader:
         if len(shape) > MOST_DIMENSIONS or math.prod(d for d in shape if d) * dtype.bytes >= 2**63:
             raise InvalidModelError(f"tensor {name} has a shape that no tensor can have: {str(shape)[:80]}")
         numel = math.prod(shape)
-        wanted = numel * dtype.bytes
+        width = PACKED_BITS.get(dtype.name, dtype.bits)
+        wanted = -(-numel * width // 8)
         if tensor.HasField("segment"):
             raise InvalidModelError(f"tensor {name} is stored in segments, which ONNX no longer has")
         if tensor.data_location == TensorProto.EXTERNAL:
@@ -144,6 +163,8 @@ class TensorReader:
             raise InvalidModelError(f"tensor {name} {list(shape)} of {dtype} takes {wanted:,} bytes, but {raw.size:,} are stored")
         if dtype.name == "bool":
             return (raw != 0).reshape(shape)
+        if width < 8:
+            return _unpacked(raw, numel, width).view(dtype.numpy).reshape(shape)
         if numel and raw.ctypes.data % min(dtype.bytes, 8):
             raw = raw.copy()
         return raw.view(dtype.numpy).reshape(shape)
@@ -161,6 +182,14 @@ class TensorReader:
         else:
             values = tensor.int32_data
         dtype = element_type(code)
+        width = PACKED_BITS.get(dtype.name, 8)
+        if dtype.is_narrow:
+            held = 8 // width if width in (2, 4) else 1  # six-bit numbers are packed in raw data only
+            if len(values) != -(-numel // held):
+                raise InvalidModelError(f"tensor {name} {list(shape)} of {dtype} is stored in {len(values):,} numbers")
+            raw = np.asarray(values, dtype=np.int64).astype(np.uint8)
+            codes = _unpacked(raw, numel, width) if held > 1 else raw & ((1 << width) - 1)
+            return codes.view(dtype.numpy).reshape(shape)
         stored = len(values) // 2 if dtype.kind == "complex" else len(values)
         if stored != numel:
             raise InvalidModelError(f"tensor {name} {list(shape)} has {numel:,} elements, but {stored:,} are stored")

@@ -22,7 +22,7 @@ def _heads(call: Call, x: Node, name: str) -> Node:
     return call.permute(call.reshape(x, (batch, length, count, floor_div(width, count))), (0, 2, 1, 3))
 
 
-def _repeated(call: Call, x: Node, heads) -> Node:
+def repeated(call: Call, x: Node, heads) -> Node:
     """Each head of keys or values repeated for its group of query heads."""
     batch, count, length, width = x.shape
     if count == heads:
@@ -41,7 +41,7 @@ def attention(call: Call) -> Node:
     if not plain or call.attribute("left_window_size", -1) >= 0 or call.attribute("right_window_size", -1) >= 0:
         raise ToFunctionBody
     q = _heads(call, call[0], "q_num_heads")
-    k, v = (_repeated(call, _heads(call, call[n], "kv_num_heads"), q.shape[1]) for n in (1, 2))
+    k, v = (repeated(call, _heads(call, call[n], "kv_num_heads"), q.shape[1]) for n in (1, 2))
     if not (q.dtype is k.dtype is v.dtype) or not isinstance(q.shape[-1], int) or q.shape[-1] == 0:
         raise ToFunctionBody
     operands = [q, k, v]

@@ -145,30 +145,47 @@ def _transposed_pads(call: Call, x: Node, whole: list[Dim], strides, extra) -> t
 # -- integer products --------------------------------------------------------------------------------------------------------
 
 
-def exact(call: Call, x: Node, zero: Node | None, axis: int | None = None) -> Node:
-    """`x` minus its zero point, in float64, which holds sums of products of 8-bit numbers exactly."""
-    wide = call.b.cast(x, dtype="f64")
+def sum_type(*factors: Node) -> str:
+    """The type in which products of quantised numbers are summed: i32 of bytes, as ONNX asks; else f64, which is exact too."""
+    return "i32" if all(x.dtype.is_integer and x.dtype.bits == 8 for x in factors) else "f64"
+
+
+def shifted(call: Call, x: Node, zero: Node | None, wide: str, axis: int | None = None) -> Node:
+    """`x` minus its zero point, in the wide type."""
+    result = call.b.cast(x, dtype=wide)
     if zero is None:
-        return wide
-    zero = call.b.cast(zero, dtype="f64")
+        return result
+    zero = call.b.cast(zero, dtype=wide)
     if zero.tensor.rank == 1 and zero.shape[0] != 1:
         zero = call.along(zero, (axis if axis is not None else -1) % x.tensor.rank, x.tensor.rank)
     elif zero.tensor.rank <= 1:
         zero = call.reshape(zero, ())
-    return call.b.sub(wide, zero)
+    return call.b.sub(result, zero)
+
+
+def product_of_integers(call: Call, a: tuple[Node, Node | None], b: tuple[Node, Node | None]) -> Node:
+    """The matrix product of two operands with their zero points, summed exactly."""
+    wide = sum_type(a[0], b[0])
+    left = shifted(call, *a, wide, axis=-2 if a[0].tensor.rank > 1 else 0)
+    return matrix_product(call, left, shifted(call, *b, wide, axis=-1))
+
+
+def convolution_of_integers(call: Call, x: tuple[Node, Node | None], weight: tuple[Node, Node | None], bias: Node | None) -> Node:
+    """The convolution of two operands with their zero points, summed exactly."""
+    wide = sum_type(x[0], weight[0])
+    bias = None if bias is None else call.b.cast(bias, dtype=wide)
+    return convolve(call, shifted(call, *x, wide), shifted(call, *weight, wide, axis=0), bias)
 
 
 @operator("MatMulInteger")
 def matmul_integer(call: Call) -> Node:
-    left = exact(call, call[0], call.get(2), axis=-2 if call.rank(0) > 1 else 0)
-    return call.b.cast(matrix_product(call, left, exact(call, call[1], call.get(3), axis=-1)), dtype="i32")
+    return call.b.cast(product_of_integers(call, (call[0], call.get(2)), (call[1], call.get(3))), dtype="i32")
 
 
 @operator("ConvInteger")
 def conv_integer(call: Call) -> Node:
-    x = exact(call, call.require_rank(0, 3), call.get(2))
-    weight = exact(call, call[1], call.get(3), axis=0)
-    return call.b.cast(convolve(call, x, weight, None), dtype="i32")
+    total = convolution_of_integers(call, (call.require_rank(0, 3), call.get(2)), (call[1], call.get(3)), None)
+    return call.b.cast(total, dtype="i32")
 
 
 # -- einsum ------------------------------------------------------------------------------------------------------------------

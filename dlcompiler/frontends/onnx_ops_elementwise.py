@@ -9,7 +9,8 @@ import numpy as np
 
 from dlcompiler.frontends.onnx_registry import Call, element_type, operator
 from dlcompiler.ir.graph import Node
-from dlcompiler.ir.types import DType, boolean, f64
+from dlcompiler.ir.narrow import MINIFLOATS
+from dlcompiler.ir.types import DType, boolean, f32, f64
 
 UNARY = {
     "Abs": "abs", "Acos": "acos", "Acosh": "acosh", "Asin": "asin", "Asinh": "asinh", "Atan": "atan", "Atanh": "atanh",
@@ -126,10 +127,21 @@ def clip(call: Call) -> Node:
     return x
 
 
+def saturated(call: Call, x: Node, dtype: DType) -> Node:
+    """`x` within the finite range of a small float; NaN stays."""
+    largest = float(np.uint8(MINIFLOATS[dtype.name].largest).view(dtype.numpy))
+    return call.b.maximum(call.b.minimum(x, call.number(largest, x)), call.number(-largest, x))
+
+
 # -- casts -----------------------------------------------------------------------------------------------------------------
 
 
 def converted(call: Call, x: Node, dtype: DType) -> Node:
+    """As `Cast`: 8-bit floats saturate unless told otherwise; a power of two (float8e8m0) is rounded as told."""
+    if dtype.name == "f8e8m0":
+        return _power_of_two(call, x, dtype)
+    if dtype.name in MINIFLOATS and x.dtype.is_float and call.flag("saturate", 1):
+        x = saturated(call, x, dtype)
     if dtype.is_integer and dtype.bits < 32 and x.dtype.is_float:
         # out-of-range floats wrap, as from a wider integer
         x = call.b.cast(x, dtype="i32")
@@ -153,15 +165,31 @@ def cast_like(call: Call) -> Node:
     return converted(call, call[0], call[1].dtype)
 
 
+def _power_of_two(call: Call, x: Node, dtype: DType) -> Node:
+    """The exponent field of |x| as a float32, rounded by `round_mode`; what is not finite is NaN (all bits set)."""
+    mode = call.attribute("round_mode", "up")
+    if mode not in ("up", "down", "nearest"):
+        call.invalid(f"round_mode is {mode!r}, not up, down or nearest")
+    bits = call.b.bitwise_and(call.b.bitcast(call.cast(x, f32), dtype="u32"), 0x7FFFFFFF)
+    code = call.b.shift_right(bits, 23)
+    fraction = call.b.bitwise_and(bits, 0x7FFFFF)
+    if mode != "down":
+        if mode == "up":
+            rounds_up = call.b.gt(fraction, 0)
+        else:  # halfway goes up, but below the normal numbers
+            rounds_up = call.b.ge(fraction, call.b.where(call.b.gt(code, 0), call.number(0x400000, code), 0x400001))
+        if call.flag("saturate", 1):
+            rounds_up = call.b.bitwise_and(rounds_up, call.b.ne(code, 254))
+        code = call.b.add(code, call.b.cast(rounds_up, dtype="u32"))
+    return call.b.bitcast(call.b.cast(call.b.minimum(code, 255), dtype="u8"), dtype=dtype.name)
+
+
 @operator("BitCast")
 def bit_cast(call: Call) -> Node:
-    array = call.b.array(call[0])
-    if array is None:
-        call.unsupported("bits known only at run time")
     dtype = element_type(call.attribute("to"))
     if dtype.bits != call[0].dtype.bits:
         call.invalid(f"{call[0].dtype} and {dtype} differ in size")
-    return call.b.constant(np.ascontiguousarray(array).view(dtype.numpy))
+    return call.b.bitcast(call[0], dtype=dtype.name)
 
 
 # -- scans -----------------------------------------------------------------------------------------------------------------

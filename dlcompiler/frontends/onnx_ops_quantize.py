@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from dlcompiler.frontends.onnx_ops_contraction import convolve, exact, matrix_product
+from dlcompiler.frontends.onnx_ops_contraction import convolution_of_integers, product_of_integers
+from dlcompiler.frontends.onnx_ops_elementwise import converted
 from dlcompiler.frontends.onnx_registry import Call, element_type, operator
 from dlcompiler.ir.expression import floor_div
 from dlcompiler.ir.graph import Node
+from dlcompiler.ir.narrow import INTEGERS, MINIFLOATS
 from dlcompiler.ir.types import DType, compute_dtype
 
 
@@ -29,15 +29,24 @@ def _spread(call: Call, x: Node, parameter: Node) -> Node:
     return call.b.index(parameter, place, axes=(axis,))
 
 
+def _range(dtype: DType) -> tuple[int, int]:
+    """The least and the largest integer."""
+    bits, signed = INTEGERS.get(dtype.name, (dtype.bits, dtype.is_signed))
+    return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
+
+
 def _saturated(call: Call, wide: Node, zero: Node | None, dtype: DType) -> Node:
     """Rounded to the nearest, ties to even, moved by the zero point and clipped to the dtype's range."""
-    if not dtype.is_integer or dtype.bits > 16:
+    if dtype.name in MINIFLOATS:
+        moved = wide if zero is None else call.b.add(wide, call.cast(zero, wide.dtype))
+        return converted(call, moved, dtype)
+    if not (dtype.is_integer or dtype.name in INTEGERS) or dtype.bits > 16:
         call.unsupported(f"quantisation to {dtype}")
-    limits = np.iinfo(dtype.numpy)
+    least, most = _range(dtype)
     rounded = call.b.round(wide)
     if zero is not None:
         rounded = call.b.add(rounded, call.cast(zero, wide.dtype))
-    clipped = call.b.clamp(rounded, low=float(limits.min), high=float(limits.max))
+    clipped = call.b.clamp(rounded, low=float(least), high=float(most))
     return call.cast(call.b.cast(clipped, dtype="i32"), dtype)
 
 
@@ -72,16 +81,21 @@ def _last(call: Call, parameter: Node, rank: int, axis: int) -> Node:
 
 
 def _requantized(call: Call, total: Node, scales: tuple[Node, Node, Node], zero: Node) -> Node:
-    """Exact sums times both scales over the output's, rounded into the output's dtype."""
-    a, b, y = (call.cast(s, total.dtype) for s in scales)
-    scaled = call.b.div(call.b.mul(call.b.mul(total, a), b), y)
+    """Exact sums times both scales over the output's, rounded into the output's dtype.
+
+    Sums of bytes are multiplied in float32 by the three scales made into one number, as ONNX's reference makes it, and as ONNX
+    Runtime computes.
+    """
+    wide = "f32" if total.dtype.is_integer else "f64"
+    a, b, y = (call.b.cast(s, dtype=wide) for s in scales)
+    scaled = call.b.mul(call.b.cast(total, dtype=wide), call.b.div(call.b.mul(a, b), y))
     return _saturated(call, scaled, zero, zero.dtype)
 
 
 @operator("QLinearMatMul")
 def quantized_matmul(call: Call) -> Node:
     a, b = call.require_rank(0, 1), call.require_rank(3, 1)
-    total = matrix_product(call, exact(call, a, call[2], axis=-2 if a.tensor.rank > 1 else 0), exact(call, b, call[5], axis=-1))
+    total = product_of_integers(call, (a, call[2]), (b, call[5]))
     rank = max(total.tensor.rank, 1)
     scales = (_last(call, call[1], rank, -2), _last(call, call[4], rank, -1), call.reshape(call[6], ()))
     return _requantized(call, total, scales, call.reshape(call[7], ()))
@@ -89,13 +103,6 @@ def quantized_matmul(call: Call) -> Node:
 
 @operator("QLinearConv")
 def quantized_conv(call: Call) -> Node:
-    x = call.require_rank(0, 3)
-    bias = call.get(8)
-    total = convolve(
-        call,
-        exact(call, x, call[2]),
-        exact(call, call[3], call[5], axis=0),
-        None if bias is None else call.b.cast(bias, dtype="f64"),
-    )
+    total = convolution_of_integers(call, (call.require_rank(0, 3), call[2]), (call[3], call[5]), call.get(8))
     scales = (call.reshape(call[1], ()), _last(call, call[4], total.tensor.rank, 1), call.reshape(call[6], ()))
     return _requantized(call, total, scales, call.reshape(call[7], ()))

@@ -14,7 +14,7 @@ from fractions import Fraction
 import numpy as np
 
 from dlcompiler.frontends.onnx_registry import Call, operator
-from dlcompiler.ir.expression import Dim, floor_div
+from dlcompiler.ir.expression import Dim, floor_div, known
 from dlcompiler.ir.graph import Node
 from dlcompiler.ir.types import compute_dtype, f64, i64
 
@@ -122,9 +122,10 @@ def _kept_aspect(call: Call, inputs: list[Dim], sizes: list[Dim]) -> tuple[list[
         call.invalid(f"keep_aspect_ratio_policy is {policy!r}, not stretch, not_larger or not_smaller")
     if any(not isinstance(s, int) for s in (*inputs, *sizes)):
         call.unsupported(f"keep_aspect_ratio_policy {policy} with symbolic sizes")
-    ratios = [want / have for want, have in zip(sizes, inputs) if have]
+    known_inputs = [known(have) for have in inputs]
+    ratios = [known(want) / have for want, have in zip(sizes, known_inputs) if have]
     scale = (min if policy == "not_larger" else max)(ratios)
-    return [int(scale * have + 0.5) for have in inputs], [scale] * len(sizes)
+    return [int(scale * have + 0.5) for have in known_inputs], [scale] * len(sizes)
 
 
 def _transformation(call: Call) -> str:
@@ -282,7 +283,7 @@ def _taps(call: Call, axis: Axis, mode: str) -> tuple[range, Callable[[Node], No
     if call.flag("antialias"):
         if axis.scale is None and not (isinstance(axis.size, int) and isinstance(axis.result, int)):
             call.unsupported("antialias with symbolic sizes")
-        scale = axis.scale if axis.scale is not None else axis.result / axis.size
+        scale = axis.scale if axis.scale is not None else known(axis.result) / known(axis.size)
         stretch = min(scale, 1.0)
     reach = 1 if mode == "linear" else 2
     if reach / max(stretch, 1e-9) > MOST_TAPS / 2:

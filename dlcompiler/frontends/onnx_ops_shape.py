@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dlcompiler.frontends.onnx_registry import Call, operator
-from dlcompiler.ir.expression import Dim, floor_div, product
+from dlcompiler.ir.expression import Dim, floor_div, product, symbol_name
 from dlcompiler.ir.graph import Node
 
 
@@ -26,7 +26,30 @@ def reshape(call: Call) -> Node:
         call.invalid(f"more than one -1 in {list(wanted)}")
     if unknown:
         shape[unknown[0]] = _left_over(call, x, product(s for s in shape if s != -1))
+    elif product(shape) != x.tensor.numel and not x.tensor.is_static:
+        _open_baked_size(call, x, shape)
     return call.reshape(x, shape)
+
+
+def _open_baked_size(call: Call, x: Node, shape: list[Dim]) -> None:
+    """A shape that holds the batch it was traced with: [1, 12, 64] of x[N, 768] --> [N, 12, 64], where `fix_batch` asks for it.
+
+    Proved: with all other dimensions as they are, no number but the open size itself gives as many elements as `x` has.
+    """
+    for position, size in enumerate(shape):
+        others = product(s for p, s in enumerate(shape) if p != position)
+        if not isinstance(size, int) or others == 0:
+            continue
+        needed = floor_div(x.tensor.numel, others)
+        if symbol_name(needed) is None or needed * others != x.tensor.numel:
+            continue
+        source = call[1].location if call.get(1) is not None and call[1].location else "its shape"
+        found = f"{source!r} {shape} holds {size} in dimension {position}, where {x.type} needs {needed}"
+        if not call.fix_batch:
+            call.misfit(f"the constant {found}: --fix-batch (fix_batch=True) rewrites it")
+        shape[position] = needed
+        call.fixed.append(f"{call.location}: {found}; rewritten")
+        return
 
 
 def _left_over(call: Call, x: Node, known: Dim) -> Dim:

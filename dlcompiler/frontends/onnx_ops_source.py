@@ -60,10 +60,10 @@ def range_(call: Call) -> Node:
     """start, start + delta, ... below limit. The number of elements must be known, or an expression of known sizes."""
     start, limit, delta = (call.reshape(call[k], ()) for k in range(3))
     if start.dtype.is_integer:
-        first, last, step = (call.dims(k, "a bound of a range") for k in range(3))
-        if not (len(first) == len(last) == len(step) == 1):
+        bounds = [call.dims(k, "a bound of a range") for k in range(3)]
+        if any(len(bound) != 1 for bound in bounds):
             call.invalid("bounds must be single numbers")
-        (first,), (last,), (step,) = first, last, step
+        (first,), (last,), (step,) = bounds
         if not isinstance(step, int):
             call.unsupported("a symbolic step")
         if step == 0:

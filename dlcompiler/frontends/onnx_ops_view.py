@@ -35,7 +35,8 @@ def split(call: Call) -> tuple[Node, ...]:
     total: Dim = sum(sizes, 0)
     if len(sizes) != len(call.outputs) or total != size or any(isinstance(s, int) and s < 0 for s in sizes):
         call.misfit(f"sizes {list(sizes)} do not split a dimension of {size} into {len(call.outputs)} outputs")
-    parts, start = [], 0
+    parts: list[Node] = []
+    start: Dim = 0
     for part in sizes:
         parts.append(call.slice(x, axis, start, start + part))
         start = start + part
@@ -82,7 +83,8 @@ def slice_(call: Call) -> Node:
     backwards = tuple(a for a, step in zip(axes, steps) if step < 0)
     if backwards:
         x = call.b.flip(x, axes=backwards)
-    all_starts, all_limits, all_steps = [0] * rank, list(x.shape), [1] * rank
+    all_starts: list[Dim] = [0] * rank
+    all_limits, all_steps = list(x.shape), [1] * rank
     for start, end, axis, step in zip(starts, ends, axes, steps):
         size = x.shape[axis]
         if step > 0:

@@ -17,16 +17,31 @@ from onnx import TensorProto
 
 from dlcompiler.frontends.onnx_fold import FoldingBuilder
 from dlcompiler.ir.errors import InvalidModelError, ShapeError, UnsupportedError
-from dlcompiler.ir.expression import Dim, Expression
+from dlcompiler.ir.expression import Dim, Expression, known
 from dlcompiler.ir.graph import Node, reachable
-from dlcompiler.ir.types import DTYPES, DType, TensorType, compute_dtype
+from dlcompiler.ir.ops import Trait, lookup
+from dlcompiler.ir.types import DTYPES, DType, TensorType, compute_dtype, i64
 
 Result = Node | tuple[Node | None, ...] | None
 Entry = Callable[["Call"], Any]
 
-OPERATORS: dict[str, Entry] = {}
+# (domain, operator) -> entry; the default domain is ""
+OPERATORS: dict[tuple[str, str], Entry] = {}
+# entries that also take values which are no tensors of numbers
+TAKES_HOST_VALUES = frozenset({"Identity", "OptionalHasElement", "OptionalGetElement"})
 
-# ONNX's element types; what is missing here (strings, 4-bit and 8-bit floats, 4-bit integers) the IR does not have
+
+def _newer_types() -> dict[int, DType]:
+    """Types that the oldest onnx we take does not know."""
+    names = {
+        "INT4": "i4", "UINT4": "u4", "INT2": "i2", "UINT2": "u2",
+        "FLOAT4E2M1": "f4e2m1", "FLOAT6E2M3": "f6e2m3", "FLOAT6E3M2": "f6e3m2", "FLOAT8E8M0": "f8e8m0",
+    }  # fmt: skip
+    known = dict(TensorProto.DataType.items())
+    return {known[theirs]: DTYPES[ours] for theirs, ours in names.items() if theirs in known}
+
+
+# ONNX's element types; strings, which are missing here, are no tensors of the IR
 ELEMENT_TYPES: dict[int, DType] = {
     TensorProto.FLOAT: DTYPES["f32"],
     TensorProto.DOUBLE: DTYPES["f64"],
@@ -43,6 +58,11 @@ ELEMENT_TYPES: dict[int, DType] = {
     TensorProto.BOOL: DTYPES["bool"],
     TensorProto.COMPLEX64: DTYPES["c64"],
     TensorProto.COMPLEX128: DTYPES["c128"],
+    TensorProto.FLOAT8E4M3FN: DTYPES["f8e4m3fn"],
+    TensorProto.FLOAT8E4M3FNUZ: DTYPES["f8e4m3fnuz"],
+    TensorProto.FLOAT8E5M2: DTYPES["f8e5m2"],
+    TensorProto.FLOAT8E5M2FNUZ: DTYPES["f8e5m2fnuz"],
+    **_newer_types(),
 }
 
 
@@ -58,13 +78,13 @@ class ToFunctionBody(Exception):
     """Raised by an entry that leaves this case to the function body in the operator's schema."""
 
 
-def operator(*names: str) -> Callable[[Entry], Entry]:
-    """Register a function as the entry of these operators of the default domain."""
+def operator(*names: str, domain: str = "") -> Callable[[Entry], Entry]:
+    """Register a function as the entry of these operators of a domain."""
 
     def apply(entry: Entry) -> Entry:
         for name in names:
-            assert name not in OPERATORS, name
-            OPERATORS[name] = entry
+            assert (domain, name) not in OPERATORS, name
+            OPERATORS[(domain, name)] = entry
         return entry
 
     return apply
@@ -92,8 +112,11 @@ class Call:
     outputs: tuple[str, ...]
     b: FoldingBuilder
     location: str
-    # sizes of outputs that the file declares, or None
-    declared: dict[str, tuple[Dim | None, ...]] = field(default_factory=dict)
+    # makes a symbol for a size that only data tells
+    fresh: Callable[[str], Dim]
+    # whether shapes that hold a size which the inputs leave open are rewritten, and the sentences that say which were
+    fix_batch: bool = False
+    fixed: list[str] = field(default_factory=list)
 
     # -- inputs ----------------------------------------------------------------------------------------------------------
 
@@ -144,16 +167,40 @@ class Call:
         if not node.dtype.is_integer or node.tensor.rank > 1:
             self.invalid(f"{what} must be a vector of integers, not {node.type}")
         dims = self.b.dims(node)
-        if dims is None:
+        if dims is not None:
+            return dims
+        if self._inputs_behind(node) is not None:
             self.needs_value(index, what)
-        return dims
+        return self.sizes(node, index, what)
+
+    def _inputs_behind(self, node: Node) -> tuple[str, ...] | None:
+        """Names of the model's inputs that a value is computed from; None if it also hangs on what no compilation can know."""
+        names = set()
+        for each in reachable([node]):
+            if each.has(Trait.BARRIER) or (each.op.name == "input" and each.location is None):
+                return None
+            if each.op.name == "input":
+                names.add(each.location)
+        return tuple(sorted(filter(None, names)))
+
+    def sizes(self, node: Node, index: int, what: str) -> tuple[Dim, ...]:
+        """The numbers in a vector, none negative, as sizes that are known once it is computed."""
+        count = node.tensor.numel
+        if not isinstance(count, int):
+            self.needs_value(index, what)
+        made = [self.fresh("size") for _ in range(count)]
+        vector = self.cast(self.reshape(node, (count,)), i64)
+        self.b.make(lookup("sizes"), (vector,), {"symbols": tuple(map(str, made))}, vector.type)
+        return tuple(made)
 
     def numbers(self, index: int, what: str) -> tuple[int, ...]:
         """The elements of an integer input, which must be numbers known now."""
-        dims = self.dims(index, what)
+        dims = self.b.dims(self[index])
+        if dims is None:
+            self.needs_value(index, what)
         if any(isinstance(d, Expression) for d in dims):
             self.unsupported(f"{what} known only once symbolic sizes are")
-        return dims
+        return tuple(known(d) for d in dims)
 
     # -- attributes ------------------------------------------------------------------------------------------------------
 
@@ -204,7 +251,7 @@ class Call:
 
     def needs_value(self, index: int, what: str) -> NoReturn:
         """Input `index` must be known now and is not."""
-        names = tuple(sorted(n.location or n.name for n in reachable([self[index]]) if n.op.name == "input"))
+        names = self._inputs_behind(self[index])
         reason = f"{what} known only at run time"
         if not names:
             self.unsupported(reason)

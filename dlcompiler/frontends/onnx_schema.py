@@ -9,13 +9,17 @@ from typing import Any
 import onnx
 from onnx import AttributeProto, FunctionProto, NodeProto, TypeProto
 
+from dlcompiler.frontends.onnx_host import parse_type, without_shapes
 from dlcompiler.frontends.onnx_registry import ELEMENT_TYPES
 from dlcompiler.ir.errors import InvalidModelError
 from dlcompiler.ir.graph import Node
+from dlcompiler.ir.types import DType, HostType
 
 _TYPE_NAMES = {
     "f32": "float", "f64": "double", "f16": "float16", "bf16": "bfloat16", "bool": "bool",
-    "c64": "complex64", "c128": "complex128",
+    "c64": "complex64", "c128": "complex128", "f8e4m3fn": "float8e4m3fn", "f8e4m3fnuz": "float8e4m3fnuz", "f8e5m2": "float8e5m2",
+    "f8e5m2fnuz": "float8e5m2fnuz", "f8e8m0": "float8e8m0", "f6e2m3": "float6e2m3", "f6e3m2": "float6e3m2",
+    "f4e2m1": "float4e2m1", "i4": "int4", "u4": "uint4", "i2": "int2", "u2": "uint2",
     **{f"i{b}": f"int{b}" for b in (8, 16, 32, 64)}, **{f"u{b}": f"uint{b}" for b in (8, 16, 32, 64)},
 }  # fmt: skip
 ELEMENT_CODES = {dtype: code for code, dtype in ELEMENT_TYPES.items()}
@@ -77,7 +81,7 @@ def check_node(node: NodeProto, schema: Schema, location: str) -> None:
             raise InvalidModelError(f"{node.op_type} has no attribute {attribute.name!r}", location=location)
         if attribute.name in seen:
             raise InvalidModelError(f"{node.op_type} has attribute {attribute.name} twice", location=location)
-        if attribute.type != known[0]:
+        if attribute.type != known[0] and not attribute.ref_attr_name:
             names = {v: k for k, v in AttributeProto.AttributeType.items()}
             wanted, got = names[known[0]].lower(), names.get(attribute.type, "none").lower()
             raise InvalidModelError(f"{node.op_type}: attribute {attribute.name} must be {wanted}, not {got}", location=location)
@@ -95,7 +99,7 @@ def check_types(node: NodeProto, schema: Schema, inputs: list[Any], location: st
         variable, allowed, homogeneous, _ = formals[min(position, len(formals) - 1)]
         if not isinstance(value, Node):
             continue
-        name = f"tensor({_TYPE_NAMES[value.dtype.name]})"
+        name = type_name(value)
         if variable in bound and homogeneous and bound[variable] != name:
             raise InvalidModelError(
                 f"{node.op_type}: input {position} is {name}, but another input of the same type is {bound[variable]}",
@@ -105,6 +109,16 @@ def check_types(node: NodeProto, schema: Schema, inputs: list[Any], location: st
             raise InvalidModelError(f"{node.op_type} does not take {name} as input {position}", location=location)
         if homogeneous:
             bound[variable] = name
+
+
+def element_type_name(dtype: DType) -> str:
+    """As schemas write it: `float`, `int64`."""
+    return _TYPE_NAMES[dtype.name]
+
+
+def type_name(node: Node) -> str:
+    """A value's type as schemas write it."""
+    return without_shapes(node.type) if isinstance(node.type, HostType) else f"tensor({_TYPE_NAMES[node.dtype.name]})"
 
 
 def function_body(schema: Schema, node: NodeProto, inputs: list[Node | None], version: int) -> FunctionProto | None:
@@ -118,7 +132,7 @@ def function_body(schema: Schema, node: NodeProto, inputs: list[Node | None], ve
     versions = [v for v in raw.context_dependent_function_opset_versions if v <= version]
     if not versions:
         return None
-    types = [_type_proto(i).SerializeToString() for i in inputs]
+    types = [type_proto(i).SerializeToString() for i in inputs]
     try:
         data = raw.get_context_dependent_function_with_opset_version(max(versions), node.SerializeToString(), types)
     except (RuntimeError, ValueError):
@@ -133,8 +147,11 @@ def _parsed(data: bytes) -> FunctionProto:
     return function
 
 
-def _type_proto(node: Node | None) -> TypeProto:
+def type_proto(node: Node | None) -> TypeProto:
+    """A value's type as ONNX holds it; sizes that are not numbers are names."""
     type = TypeProto()
+    if node is not None and isinstance(node.type, HostType):
+        return parse_type(node.type.name)
     if node is not None:
         type.tensor_type.elem_type = ELEMENT_CODES[node.dtype]
         type.tensor_type.shape.SetInParent()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dlcompiler.frontends.onnx_registry import Call
-from dlcompiler.ir.expression import Dim, floor_div, maximum
+from dlcompiler.ir.expression import Dim, floor_div, known, maximum
 
 
 @dataclass(frozen=True)
@@ -26,16 +26,17 @@ class Windows:
         return tuple(d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilations))
 
 
-def windows(call: Call, sizes: Sequence[Dim], kernel: Sequence[Dim]) -> Windows:
+def windows(call: Call, sizes: Sequence[Dim], window: Sequence[Dim]) -> Windows:
     """The geometry that the node's attributes give for spatial `sizes`."""
     spatial = len(sizes)
-    if any(not isinstance(k, int) for k in kernel):
+    if any(not isinstance(k, int) for k in window):
         call.unsupported("a kernel of symbolic size")
+    kernel = tuple(known(k) for k in window)
     strides = call.integers("strides", spatial, 1)
     dilations = call.integers("dilations", spatial, 1)
     if min((*kernel, *strides, *dilations), default=1) < 1:
-        call.invalid(f"kernel {tuple(kernel)}, strides {strides} and dilations {dilations} must be positive")
-    plain = Windows(tuple(kernel), strides, dilations, (0,) * spatial, (0,) * spatial)
+        call.invalid(f"kernel {kernel}, strides {strides} and dilations {dilations} must be positive")
+    plain = Windows(kernel, strides, dilations, (0,) * spatial, (0,) * spatial)
     mode = call.attribute("auto_pad", "NOTSET")
     if mode in ("SAME_UPPER", "SAME_LOWER"):
         low, high = [], []
@@ -66,7 +67,7 @@ def _ceil_extra(call: Call, sizes: Sequence[Dim], plain: Windows, low: Sequence[
         if not isinstance(padded, int) or not isinstance(before, int):
             call.unsupported("ceil_mode over a symbolic size")
         last = -(-(padded - span) // stride)
-        if last * stride >= size + before:
+        if last * stride >= known(size) + before:
             last -= 1
         extra.append(max(last * stride + span - padded, 0))
     return tuple(extra)

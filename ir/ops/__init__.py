@@ -36,6 +36,7 @@ class Trait(Enum):
     CONTRACTION = auto()  # sums of products: matrix units and libraries may claim it
     LIBRARY = auto()  # no element form: a call of a library into planned buffers
     EXTERN = auto()  # run by ATen, allocating its own results
+    BARRIER = auto()  # runs between programs: control flow, the host, sizes that data tells (`ir.control`)
     SOURCE = auto()  # has no operands: constants, index ranges, sizes
     COMMUTATIVE = auto()  # operands 0 and 1 may be exchanged
     COMPOSITE = auto()  # written with other ops by `expand`
@@ -94,6 +95,7 @@ def _fill_table() -> None:
         attention_training,
         composite,
         contraction,
+        control,
         order,
         pointwise,
         recurrent,

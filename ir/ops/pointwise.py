@@ -7,7 +7,7 @@ from typing import Any
 from dlcompiler.ir.errors import DTypeError
 from dlcompiler.ir.ops import Trait, register
 from dlcompiler.ir.ops.rules import broadcast_shapes, require_operands, same_dtype
-from dlcompiler.ir.scalar import SCALARS, Scalar, apply_scalar, cast_array
+from dlcompiler.ir.scalar import SCALARS, Scalar, apply_scalar, bitcast_array, cast_array
 from dlcompiler.ir.types import DTYPES, TensorType, boolean, compute_dtype
 
 
@@ -61,6 +61,28 @@ register(
     Trait.POINTWISE,
     evaluate=lambda operands, attributes: cast_array(operands[0], DTYPES[attributes["dtype"]]),
     element=_cast_element,
+)
+
+
+def _bitcast_element(builder, node, index):
+    stored = builder.cast(builder.operand(node, 0, index), node.inputs[0].dtype)
+    return builder.cast(builder.bitcast(stored, node.dtype), compute_dtype(node.dtype))
+
+
+def _infer_bitcast(types, attributes):
+    type = _infer_cast(types, attributes)
+    if type.dtype.bits != types[0].dtype.bits or "complex" in (type.dtype.kind, types[0].dtype.kind):
+        raise DTypeError(f"the bits of {types[0].dtype} are no {type.dtype}")
+    return type
+
+
+# the same bits as another element type of the same width
+register(
+    "bitcast",
+    _infer_bitcast,
+    Trait.POINTWISE,
+    evaluate=lambda operands, attributes: bitcast_array(operands[0], DTYPES[attributes["dtype"]]),
+    element=_bitcast_element,
 )
 
 # the same elements in memory of their own: what a frontend puts before a result that must share no other's memory

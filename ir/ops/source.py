@@ -10,14 +10,15 @@ from dlcompiler.ir.ops.rules import require_sizes
 from dlcompiler.ir.types import TensorType, TupleType, compute_dtype, dtype_of, i64
 
 # ops whose type is the node's own, not inferred
-GIVEN_TYPE = frozenset({"input", "aten.call"})
+GIVEN_TYPE = frozenset({"input", "aten.call", "host.call", "if", "loop"})
 
 
-def _own_type(types, attributes):
+def own_type(types, attributes):
+    """The rule of an op whose type is given with the node."""
     raise ShapeError("the type of this op is given, not inferred")
 
 
-register("input", _own_type, Trait.SOURCE)
+register("input", own_type, Trait.SOURCE)
 # an integer argument of the call; binds attributes["symbol"]
 register("size", lambda types, attributes: TensorType(i64, ()), Trait.SOURCE)
 
@@ -57,7 +58,7 @@ register(
 
 # An operator that nobody mapped, run by ATen. attributes: target "aten.sort.default", arguments (a template in which
 # {"operand": k} stands for operand k), impure. Its result type is the node's own.
-register("aten.call", _own_type, Trait.EXTERN)
+register("aten.call", own_type, Trait.EXTERN)
 
 
 def _tuple_element_type(types, attributes):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from dlcompiler.ir.errors import DTypeError, ShapeError
-from dlcompiler.ir.expression import Dim, floor_div, product
+from dlcompiler.ir.expression import Dim, floor_div, known, product
 from dlcompiler.ir.ops import Trait, register
 from dlcompiler.ir.ops.rules import broadcast_shapes, distinct_axes, require_operands, require_sizes, same_dtype, show
 from dlcompiler.ir.types import TensorType, compute_dtype, contiguous_strides
@@ -36,7 +36,7 @@ def _matched_runs(old: tuple[Dim, ...], new: tuple[Dim, ...]) -> list[tuple[rang
             right, j = new[j], j + 1
         while left != right:
             both_known = isinstance(left, int) and isinstance(right, int)
-            if j < len(new) and (not both_known or right < left or i == len(old)):
+            if j < len(new) and (not both_known or known(right) < known(left) or i == len(old)):
                 # a symbolic product: grow the side that divides the other, else both
                 if not both_known and i < len(old) and _divides(left, right):
                     left, i = left * old[i], i + 1

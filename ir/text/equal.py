@@ -23,6 +23,8 @@ def same_value(left: Any, right: Any) -> bool:
     if isinstance(left, np.ndarray) or isinstance(right, np.ndarray):
         return isinstance(left, np.ndarray) and isinstance(right, np.ndarray) and same_array(left, right)
     left, right = (x.item() if isinstance(x, np.generic) else x for x in (left, right))
+    if isinstance(left, Graph) and isinstance(right, Graph):
+        return graphs_equal(left, right) is None
     if isinstance(left, Mapping) and isinstance(right, Mapping):
         return left.keys() == right.keys() and all(same_value(left[k], right[k]) for k in left)
     if type(left) is not type(right):
@@ -92,7 +94,7 @@ def _node_difference(a: Node, b: Node, match: Mapping[Node, Node]) -> str | None
 
 def kernels_equal(left: Kernel, right: Kernel) -> str | None:
     """None, or the first difference."""
-    for what in ("name", "axes", "buffers", "origin"):
+    for what in ("name", "axes", "buffers", "origin", "winograd"):
         if getattr(left, what) != getattr(right, what):
             return f"{what} of the kernels differ: {getattr(left, what)} and {getattr(right, what)}"
     if len(left.values) != len(right.values) or len(left.stores) != len(right.stores):

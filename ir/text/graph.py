@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from dlcompiler.ir.control import regions
 from dlcompiler.ir.errors import UnsupportedError
 from dlcompiler.ir.graph import Graph, Node
 from dlcompiler.ir.ops import lookup
@@ -37,7 +38,8 @@ def print_graph(graph: Graph, *, digests: bool = True) -> str:
     """
     lines = [f"graph {show_name(graph.name)} {{"]
     lines += [f"  # {' '.join(str(event).splitlines())}" for event in graph.history]
-    lines += [f"  {print_node(node, digests=digests)}" for node in (*graph.inputs, *graph.nodes)]
+    nodes = (*graph.inputs, *graph.nodes)
+    lines += ["  " + print_node(node, digests=digests).replace("\n", "\n  ") for node in nodes]
     for position, node in enumerate(graph.outputs):
         strides = graph.output_strides[position] if position < len(graph.output_strides) else None
         name = graph.output_names[position] if position < len(graph.output_names) else None
@@ -84,12 +86,14 @@ def _constant(name: str, array: np.ndarray, type: Type, digests: bool) -> str:
 
 
 def graph_constants(graph: Graph) -> dict[str, np.ndarray]:
-    """The constants that `print_graph` only names: `{node name: array}`, in order, sharing memory with the graph."""
-    return {
-        node.name: node.attributes["value"]
-        for node in graph.nodes
-        if node.op.name == "constant" and not is_inline(node.attributes["value"])
-    }
+    """The constants that `print_graph` only names, those of regions too: `{node name: array}`, in order, sharing their memory."""
+    found: dict[str, np.ndarray] = {}
+    for node in graph.nodes:
+        if node.op.name == "constant" and not is_inline(node.attributes["value"]):
+            found[node.name] = node.attributes["value"]
+        for _, region in regions(node):
+            found.update(graph_constants(region))
+    return found
 
 
 def parse_graph(text: str, constants: Mapping[str, np.ndarray] | None = None, *, allow_missing: bool = False) -> Graph:
@@ -118,6 +122,7 @@ class _Reader:
         self.outputs: list[Node] = []
         self.strides: list[tuple | None] = []
         self.names: list[str] = []
+        scanner.read_region = lambda: self.region()
         self.writebacks: list[tuple[Node, Node]] = []
 
     def read(self) -> Graph:
@@ -133,6 +138,12 @@ class _Reader:
         return Graph(
             name, tuple(self.inputs), tuple(self.nodes), tuple(self.outputs), tuple(self.writebacks), strides, tuple(self.names)
         )
+
+    def region(self) -> Graph:
+        """A graph that is an attribute's value; names in it are its own."""
+        region = _Reader(self.scanner, self.constants, self.allow_missing).read()
+        self.scanner.read_region = self.region
+        return region
 
     def line(self) -> None:
         scanner = self.scanner
@@ -177,7 +188,7 @@ class _Reader:
         scanner, at = self.scanner, self.scanner.at
         name = scanner.value_name()
         scanner.expect(":")
-        type = scanner.tensor_type()
+        type = scanner.value_type()
         strides = scanner.dims() if scanner.accept("strides") else None
         attributes = scanner.attributes()
         if strides is not None:
@@ -257,7 +268,7 @@ class _Reader:
             scanner.unexpected("':'")
         if len(elements) != type.numel:
             scanner.error(f"{type} has {type.numel} elements, not {len(elements)}", start)
-        return np.array(elements, dtype=type.dtype.numpy).reshape(type.shape)
+        return np.array(elements, dtype=type.dtype.numpy).reshape(type.known_shape)
 
     def named(self, key: str, type: TensorType) -> np.ndarray:
         scanner = self.scanner
@@ -265,7 +276,7 @@ class _Reader:
         if array is None:
             if not self.allow_missing:
                 scanner.error(f"the data of constant @{key} is missing: pass it in `constants`")
-            return np.broadcast_to(np.zeros((), type.dtype.numpy), type.shape)
+            return np.broadcast_to(np.zeros((), type.dtype.numpy), type.known_shape)
         if array.dtype != type.dtype.numpy or array.shape != type.shape:
             scanner.error(f"the data of constant @{key} is {array.dtype}{list(array.shape)}, not {type}")
         scanner.at += 1

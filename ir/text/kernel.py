@@ -10,9 +10,13 @@ kernel softmax(x: f32[M, N] strides [1, M], out y: f32[M, N]) for i < M, j < N f
   v6 = constant 0.5 : f32
   store y[i, j] = v2
 }
+
+A kernel that may be computed by Winograd's algorithm says so after its axes: `for n < 8, k < 64 as winograd(transformed, 4, 4)`.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 from dlcompiler.ir import kernel as K
 from dlcompiler.ir.kernel import REDUCTIONS, Kernel
@@ -29,7 +33,8 @@ def print_kernel(kernel: Kernel, *, label: str | None = None) -> str:
     """The text of a kernel; `label` is what it is called instead of its own name."""
     buffers = [_show_buffer(b) for b in kernel.buffers]
     axes = ", ".join(f"{a.name} < {a.extent}" for a in kernel.axes)
-    tail = (f" for {axes}" if axes else "") + (f" from {', '.join(map(quote, kernel.origin))}" if kernel.origin else "")
+    way = _show_winograd(kernel.winograd) if kernel.winograd is not None else ""
+    tail = (f" for {axes}" if axes else "") + way + (f" from {', '.join(map(quote, kernel.origin))}" if kernel.origin else "")
     start = f"kernel {label or show_name(kernel.name)}"
     header = f"{start}({', '.join(buffers)}){tail} {{"
     if len(header) > HEADER_WIDTH:
@@ -38,6 +43,10 @@ def print_kernel(kernel: Kernel, *, label: str | None = None) -> str:
     lines = [f"  {names[v]} = {show_kernel_value(v, names)} : {v.dtype}" for v in kernel.values]
     lines += [f"  store {show_name(s.buffer.name)}{show_dims(s.index)} = {names[s.value]}" for s in kernel.stores]
     return "\n".join((header, *lines, "}")) + "\n"
+
+
+def _show_winograd(winograd: K.Winograd) -> str:
+    return f" as winograd({show_name(winograd.weights.name)}, {', '.join(map(str, winograd.sizes))})"
 
 
 def _show_buffer(buffer: K.Buffer) -> str:
@@ -104,6 +113,7 @@ class _Reader:
             self.axis()
             while scanner.accept(","):
                 self.axis()
+        winograd = self.winograd() if scanner.accept("as") else None
         origin: list[str] = []
         if scanner.accept("from"):
             origin.append(scanner.string())
@@ -116,11 +126,21 @@ class _Reader:
             else:
                 self.value()
         axes, buffers = tuple(self.axes.values()), tuple(self.buffers.values())
-        return Kernel(label[0], axes, buffers, tuple(self.stores), tuple(origin)), label
+        return Kernel(label[0], axes, buffers, tuple(self.stores), tuple(origin), winograd), label
+
+    def winograd(self) -> K.Winograd:
+        scanner = self.scanner
+        scanner.expect("winograd")
+        scanner.expect("(")
+        weights, sizes = self.known_buffer(), []
+        while scanner.accept(","):
+            sizes.append(scanner.integer())
+        scanner.expect(")")
+        return K.Winograd(tuple(sizes), weights)
 
     def buffer(self) -> None:
         scanner = self.scanner
-        role = "out" if scanner.peek() == "out" and scanner.tokens[scanner.at + 1] != ":" else "in"
+        role: Literal["in", "out"] = "out" if scanner.peek() == "out" and scanner.tokens[scanner.at + 1] != ":" else "in"
         if role == "out":
             scanner.at += 1
         at = scanner.at
@@ -212,7 +232,7 @@ class _Reader:
             return K.Load(self.dtype(), buffer, index, guard, indirect)
         if what.startswith("reduce."):
             return self.reduction(what.removeprefix("reduce."), at)
-        if what != "cast" and what not in SCALARS:
+        if what not in ("cast", "bitcast") and what not in SCALARS:
             scanner.error(f"there is no scalar operation {what!r}", at)
         inputs = self.operands()
         return K.Compute(self.dtype(), what, inputs)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from dlcompiler.ir.errors import ParseError
 from dlcompiler.ir.expression import OPERATIONS, RESERVED_NAMES, Dim, symbol
-from dlcompiler.ir.types import DTYPES, DType, TensorType, TupleType, Type
+from dlcompiler.ir.types import DTYPES, DType, HostType, TensorType, TupleType, Type
 
 _TOKEN = re.compile(
     r"""(?P<space>\s+|\#[^\n]*)
@@ -21,6 +23,8 @@ _TOKEN = re.compile(
       | (?P<bad>.)""",
     re.VERBOSE,
 )
+DEEPEST = 64  # brackets in one another
+MOST_DIGITS = 1000  # of an integer; Python converts no more than 4300
 IDENTIFIER = re.compile(r"[^\W\d][\w.]*\Z")
 
 
@@ -29,10 +33,13 @@ class Scanner:
 
     def __init__(self, text: str) -> None:
         self.text = text
+        # reads a graph that is an attribute's value
+        self.read_region: Callable[[], Any] | None = None
         self.kinds: list[str] = []
         self.tokens: list[str] = []
         self.starts: list[int] = []
         self.at = 0
+        self._depth = 0
         for match in _TOKEN.finditer(text):
             kind = match.lastgroup
             if kind == "space":
@@ -145,6 +152,10 @@ class Scanner:
         return result
 
     def _factor(self) -> Dim:
+        with self._deeper():
+            return self._factor_inside()
+
+    def _factor_inside(self) -> Dim:
         kind, at = self.kinds[self.at], self.at
         if self.accept("-"):
             return self._factor() * -1
@@ -176,6 +187,8 @@ class Scanner:
         text = self.take("number", "an integer")
         if not text.isdigit():
             self.error(f"expected an integer, found {text!r}", at)
+        if len(text) > MOST_DIGITS:
+            self.error(f"an integer of {len(text)} digits is too large", at)
         return int(text)
 
     def dims(self) -> tuple[Dim, ...]:
@@ -199,12 +212,16 @@ class Scanner:
         dtype = self.dtype()
         return TensorType(dtype, self.dims())
 
+    def value_type(self) -> TensorType | HostType:
+        """`f32[N]`, or `host "seq(tensor(float))"`."""
+        return HostType(self.string()) if self.accept("host") else self.tensor_type()
+
     def type(self) -> Type:
         if not self.accept("("):
-            return self.tensor_type()
-        elements: list[TensorType | None] = []
+            return self.value_type()
+        elements: list[TensorType | HostType | None] = []
         while not self.accept(")"):
-            elements.append(None if self.accept("none") else self.tensor_type())
+            elements.append(None if self.accept("none") else self.value_type())
             if self.peek() != ")":
                 self.expect(",")
         return TupleType(tuple(elements))
@@ -219,8 +236,21 @@ class Scanner:
         assert isinstance(result, dict)
         return result
 
+    @contextmanager
+    def _deeper(self) -> Iterator[None]:
+        """One level further into brackets, of which a text from anywhere must not have as many as Python's stack."""
+        self._depth += 1
+        if self._depth > DEEPEST:
+            self.error(f"nested more than {DEEPEST} deep")
+        yield
+        self._depth -= 1
+
     def attribute(self) -> Any:
         """One attribute's value: number, string, true, false, none, size, (tuple), [list], {dictionary}."""
+        with self._deeper():
+            return self._attribute_inside()
+
+    def _attribute_inside(self) -> Any:
         kind, token, following = self.kinds[self.at], self.tokens[self.at], self.tokens[self.at + 1]
         if kind == "string":
             return self.string()
@@ -231,6 +261,8 @@ class Scanner:
         if token == "{":
             return self._dictionary()
         if kind == "name":
+            if token == "graph" and self.kinds[self.at + 1] in ("name", "string") and self.read_region is not None:
+                return self.read_region()
             if token in ("true", "false", "none"):
                 self.at += 1
                 return {"true": True, "false": False, "none": None}[token]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from dlcompiler.ir.errors import VerifyError
 from dlcompiler.ir.expression import RESERVED_NAMES, Dim, Expression
+from dlcompiler.ir.graph import Graph
 from dlcompiler.ir.text.scanner import IDENTIFIER, Scanner
 from dlcompiler.ir.types import DType
 
@@ -71,6 +72,8 @@ def show_attribute(value: Any) -> str:
             return f"[{', '.join(map(show_attribute, value))}]"
         case Mapping():
             return show_attributes(value)
+        case Graph():
+            return str(value).strip()
     raise VerifyError(f"an attribute cannot be a {type(value).__name__}: {value!r}")
 
 

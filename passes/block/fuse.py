@@ -24,7 +24,14 @@ from dlcompiler.ir.types import TensorType, contiguous_strides
 from dlcompiler.passes.block.lower import lower_group
 from dlcompiler.passes.block.signature import signature
 from dlcompiler.passes.fixed import fixed_nodes
-from dlcompiler.passes.strides import channels_last_strides, heads_are_inside, heads_inside_strides, wants_channels_last
+from dlcompiler.passes.strides import (
+    channels_last_strides,
+    heads_are_inside,
+    heads_inside_strides,
+    image_of,
+    stored_source,
+    wants_channels_last,
+)
 
 # Bounds compile time: groups are lowered while they grow, so the work is linear in nodes times this.
 MAXIMUM_NODES = 64
@@ -137,6 +144,9 @@ class _Fuser:
                 if not (node.has(Trait.SOURCE) or node.op.name == "tuple.get"):
                     self._new_group(node, kind)
                 continue
+            if self._is_widened_in_tiles(node):
+                self.free.add(node)
+                continue
             if node.has(Trait.POINTWISE) and all(self._is_inlined(i) for i in node.inputs) and self._is_small(node):
                 self.free.add(node)
                 continue
@@ -154,6 +164,19 @@ class _Fuser:
             else:
                 found[operand] = None
         self.bases[node] = tuple(found)
+
+    def _is_widened_in_tiles(self, node: Node) -> bool:
+        """Whether a cast from a narrow type is left to sums of products, which read the narrow numbers and widen them."""
+        if stored_source(node) is None or node in self.graph.results or not self.target.tiles_sums:
+            return False
+        readers, stack = [], [node]
+        while stack:
+            for user in self.graph.users[stack.pop()]:
+                if user in self.graph.results and user.has(Trait.VIEW):
+                    return False
+                (stack if user.has(Trait.VIEW) else readers).append(user)
+        sums = [user for user in readers if user.has(Trait.CONTRACTION) and user.op.name in self.target.library_ops]
+        return bool(sums) and all(user in sums or is_kernel_node(user, self.target) for user in readers)
 
     def _is_small(self, node: Node) -> bool:
         """Few operations from the sources up, so that repeating them costs less than a load."""
@@ -303,7 +326,7 @@ class _Fuser:
     def _trial(self, nodes: Sequence[Node], outputs: Sequence[Node], cost_matters: bool = True) -> tuple[Kernel, list[Node]]:
         """The kernel that these nodes would be, with values laid out as convolutions and attention want them."""
         images = {n for n in nodes if wants_channels_last(n)}
-        read = {n.inputs[0] for n in images} - set(nodes)
+        read = {image_of(n) for n in images} - set(nodes)
 
         def strides(node: Node) -> tuple[Dim, ...]:
             is_image = node in read or any(node.shape == image.shape for image in images)

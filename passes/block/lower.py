@@ -83,17 +83,17 @@ def _pull_outputs(builder: KernelBuilder, nodes: Sequence[Node], outputs: Sequen
                 if place is not None:
                     places[node] = place
         for node in wanted:
-            index = places.get(node)
-            if index is None:
+            at = places.get(node)
+            if at is None:
                 taken: frozenset[str] = frozenset()
                 fresh: list[Dim] = []
                 for size in node.shape:
                     axis = builder.axis(size, taken)
                     taken |= symbols(axis)
                     fresh.append(axis)
-                index = tuple(fresh)
-            indices[node] = tuple(0 if size == 1 else i for i, size in zip(index, node.shape))
-            values[node] = builder.element(node, index)
+                at = tuple(fresh)
+            indices[node] = tuple(0 if size == 1 else i for i, size in zip(at, node.shape))
+            values[node] = builder.element(node, at)
     return values, indices
 
 

@@ -41,7 +41,7 @@ def merge_linears(graph: Graph, context: Context) -> Graph:
         rank, columns = node.tensor.rank, node.inputs[1].shape[0]
         starts, limits = (*(0,) * (rank - 1), start), (*node.shape[:-1], start + columns)
         rewriter.replace(node, rewriter.slice(whole, starts=starts, limits=limits, steps=(1,) * rank))
-    return rewriter.finish()
+    return rewriter.finish_like()
 
 
 def _groups(graph: Graph) -> dict[str, list[Node]]:
@@ -53,7 +53,7 @@ def _groups(graph: Graph) -> dict[str, list[Node]]:
             constants = node.inputs[1:]
             if all(c.op.name == "constant" and len(graph.users[c]) == 1 for c in constants):
                 by_operand[node.inputs[0], len(constants)].append(node)
-    groups = [g for g in by_operand.values() if len(g) > 1 and sum(n.inputs[1].shape[0] for n in g) <= MAXIMUM_COLUMNS]
+    groups = [g for g in by_operand.values() if len(g) > 1 and sum(_columns(n) for n in g) <= MAXIMUM_COLUMNS]
     return {group[0].name: group for group in groups}
 
 
@@ -64,9 +64,14 @@ def _weights_together(rewriter: GraphRewriter, group: list[Node]) -> list[Node]:
     return [rewriter.constant(array, name=f"{group[0].inputs[1 + k].name}.merged") for k, array in enumerate(arrays)]
 
 
+def _columns(linear: Node) -> int:
+    """Rows of the constant weight, one for each column of the result."""
+    return linear.inputs[1].tensor.known_shape[0]
+
+
 def _with_first_columns(whole: Node, group: list[Node]) -> list[tuple[Node, int]]:
     start, found = 0, []
     for node in group:
         found.append((whole, start))
-        start += node.inputs[1].shape[0]
+        start += _columns(node)
     return found

@@ -9,6 +9,7 @@ the model larger. Rounding differs, so none of these is exact.
 from __future__ import annotations
 
 import numpy as np
+from dlcompiler.ir.expression import known
 from dlcompiler.ir.graph import Node
 from dlcompiler.passes.rewrite import GraphRewriter, rule
 
@@ -38,7 +39,7 @@ def _by_channel(values: np.ndarray, product: Node) -> np.ndarray | None:
     shape = (1,) * (rank - values.ndim) + values.shape
     if any(size != 1 for d, size in enumerate(shape) if d != axis) or shape[axis] not in (1, channels):
         return None
-    return np.broadcast_to(values.reshape(-1), (channels,))
+    return np.broadcast_to(values.reshape(-1), (known(channels),))
 
 
 def _wide(array: np.ndarray) -> np.ndarray:
@@ -95,7 +96,7 @@ def shift_product(b: GraphRewriter, node: Node) -> Node | None:
         shift = -_wide(shift) if node.op.name == "sub" else _wide(shift)
         bias = product.inputs[2:]
         total = shift if not bias else _wide(bias[0].attributes["value"]) + shift
-        value = b.constant(np.ascontiguousarray(total, dtype=product.dtype.numpy), name=bias[0].name if bias else None)
+        value = b.constant(np.ascontiguousarray(total, dtype=product.dtype.numpy), name=bias[0].name if bias else "c")
         return b(op, *product.inputs[:2], value, **product.attributes)
     return None
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dlcompiler.ir.expression import Dim, symbols
-from dlcompiler.ir.kernel import Kernel, Load, Reduce, Store
+from dlcompiler.ir.kernel import Kernel, Load, Reduce, Store, Value
 from dlcompiler.ir.program import Launch, Program, Slot
 
 
@@ -60,10 +60,14 @@ def safe_pairs(kernel: Kernel) -> dict[int, tuple[int, ...]]:
     for value in kernel.values:
         if isinstance(value, Load):
             loads.setdefault(value.buffer.name, []).append(value)
+    at_the_end = _stores_where_rows_end(kernel)
+    summed = _read_by_reductions(kernel) if at_the_end else frozenset()
     pairs: dict[int, tuple[int, ...]] = {}
     for out, buffer in enumerate(kernel.buffers):
         stores = [store for store in kernel.stores if store.buffer.name == buffer.name]
-        if buffer.role != "out" or len(stores) != 1 or buffer.name in loads or not _writes_last(kernel, stores[0]):
+        if buffer.role != "out" or len(stores) != 1 or buffer.name in loads:
+            continue
+        if not at_the_end and not _writes_last(kernel, stores[0]):
             continue
         address = stores[0].buffer.offset(stores[0].index)
         pairs[out] = tuple(
@@ -71,6 +75,7 @@ def safe_pairs(kernel: Kernel) -> dict[int, tuple[int, ...]]:
             for k, operand in enumerate(kernel.buffers)
             if operand.role == "in"
             and operand.dtype.bytes == buffer.dtype.bytes
+            and operand.name not in summed
             and _only_at(address, loads.get(operand.name, ()), len(kernel.stores) > 1)
         )
     return pairs
@@ -98,6 +103,28 @@ def _writes_last(kernel: Kernel, store: Store) -> bool:
         return False
     (row,) = rows
     return _axes_of_index(store, axes) == axes and row < axes
+
+
+def _stores_where_rows_end(kernel: Kernel) -> bool:
+    """Whether every store walks over just the axes that all reductions leave: g = sum(x * y), p - rate * g."""
+    axes = frozenset(a.name for a in kernel.axes)
+    rows = {kernel.axes_of[value] for value in kernel.values if isinstance(value, Reduce)}
+    if len(rows) != 1:
+        return False
+    (row,) = rows
+    return row | kernel.reduced_axes == axes and all(_axes_of_index(s, axes) == row for s in kernel.stores)
+
+
+def _read_by_reductions(kernel: Kernel) -> frozenset[str]:
+    """Names of the buffers that are read while something is summed, for this element or another."""
+    stack = [value.operand for value in kernel.values if isinstance(value, Reduce)]
+    seen: set[Value] = set()
+    while stack:
+        value = stack.pop()
+        if value not in seen:
+            seen.add(value)
+            stack.extend(value.operands)
+    return frozenset(value.buffer.name for value in seen if isinstance(value, Load))
 
 
 def _axes_of_index(store: Store, axes: frozenset[str]) -> frozenset[str]:

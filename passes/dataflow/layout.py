@@ -20,6 +20,7 @@ from dlcompiler.passes.strides import (
     channels_last_strides,
     heads_are_inside,
     heads_inside_strides,
+    image_of,
     is_channels_last,
     wants_channels_last,
 )
@@ -66,8 +67,9 @@ def _images_of_convolutions(fusion: Fusion) -> set[Node]:
                 continue
             # a kernel that ends with something else writes that as an image
             found.update(n for n in group.outputs if n.shape == node.shape)
-            if node.inputs[0] in fusion.stored and node.inputs[0].op.name not in ("input", "constant"):
-                found.add(node.inputs[0])
+            image = image_of(node) if fusion.inlined(node.inputs[0]) else node.inputs[0]
+            if image in fusion.stored and image.op.name not in ("input", "constant"):
+                found.add(image)
     return found
 
 

@@ -3,8 +3,8 @@
     groups {relu, sum}, {matmul}  -->  slots x, y, arena...; steps launch k0, call matmul; offsets
 
 Every stored node gets a slot. What a library reads through views is a strided window where strides can say it, else a copy
-kernel in front. Results that are written back into inputs are copied at the end. Then steps are ordered for low peak memory,
-results take over the memory of operands that die, and intermediates get offsets in one arena.
+kernel in front. Results that are written back into inputs are computed in their place, or copied there at the end. Then steps are
+ordered for low peak memory, results take over the memory of operands that die, and intermediates get offsets in one arena.
 """
 
 from __future__ import annotations
@@ -21,14 +21,16 @@ from dlcompiler.ir.kernel import Buffer, Kernel
 from dlcompiler.ir.ops import Trait, lookup
 from dlcompiler.ir.ops.view import view_strides
 from dlcompiler.ir.types import TensorType, TupleType, contiguous_strides
+from dlcompiler.ir.winograd import transform_panels
 from dlcompiler.passes.block.fuse import Fusion, Group, fixed_buffers, fuse, is_grouped
 from dlcompiler.passes.block.lower import lower_group
 from dlcompiler.passes.dataflow.in_place import find_aliases
 from dlcompiler.passes.dataflow.layout import assign_layouts
 from dlcompiler.passes.dataflow.memory import place
 from dlcompiler.passes.dataflow.order import order_steps
+from dlcompiler.passes.dataflow.write_back import write_in_place
 from dlcompiler.passes.fixed import is_fixed_source
-from dlcompiler.passes.strides import Strides, channels_last_strides, wants_channels_last
+from dlcompiler.passes.strides import Strides, channels_last_strides, image_of, stored_source, wants_channels_last
 
 
 class PlanTarget(Protocol):
@@ -39,12 +41,21 @@ class PlanTarget(Protocol):
         """Ops that a library can run whole."""
         ...
 
+    @property
+    def tiles_sums(self) -> bool:
+        """Whether kernels of ours compute matrix products and convolutions well."""
+        ...
+
     def contracts(self, kernel: Kernel, fixed: Set[Buffer]) -> bool:
         """Whether a kernel is a sum of products that the target computes well; `fixed` buffers change rarely."""
         ...
 
     def panel_width(self, kernel: Kernel, fixed: Set[Buffer]) -> int | None:
         """How wide the panels should be in which a sum of products reads its columns; None to read them where they lie."""
+        ...
+
+    def winograd_width(self, kernel: Kernel, fixed: Set[Buffer], sizes: tuple[int, ...]) -> int | None:
+        """The same for a convolution that Winograd's algorithm shall compute; None where the target does not do that."""
         ...
 
     def arranged(self, kernel: Kernel, fixed: Set[Buffer]) -> tuple[Kernel, Kernel] | None:
@@ -68,11 +79,15 @@ class WithoutRoutines:
     """A target whose library computes everything that is no kernel."""
 
     library_ops: Set[str] = frozenset()
+    tiles_sums = False
 
     def contracts(self, kernel: Kernel, fixed: Set[Buffer]) -> bool:
         return False
 
     def panel_width(self, kernel: Kernel, fixed: Set[Buffer]) -> None:
+        return None
+
+    def winograd_width(self, kernel: Kernel, fixed: Set[Buffer], sizes: tuple[int, ...]) -> None:
         return None
 
     def scratch_of_routine(self, node: Node) -> None:
@@ -95,6 +110,7 @@ class _Planner:
         self.preparation: list[P.Launch] = []
         self.prepared_nodes = self._find_prepared()
         self.panels: dict[tuple, P.View] = {}
+        self.matrices: dict[tuple, P.View] = {}
         self.output_slots = 0
 
     def run(self) -> P.Program:
@@ -178,7 +194,8 @@ class _Planner:
             node = node.inputs[0]
         if self.fusion.inlined(node) or node not in self.layouts:
             return node, None
-        strides, offset = self.layouts[node], 0
+        strides = self.layouts[node]
+        offset: Dim = 0
         for view in reversed(chain):
             found = view_strides(view, strides)
             if found is None:
@@ -223,7 +240,9 @@ class _Planner:
             for k in range(len(node.inputs))
         )
         if group.kind == "library":
-            writes, attributes = self._results(node), dict(node.attributes)
+            # every result of a library's op has memory
+            writes = tuple(view for view in self._results(node) if view is not None)
+            attributes = dict(node.attributes)
             if scratch is None:
                 self.steps.append(P.LibraryCall(node.op.name, reads, writes, attributes, origin))
             else:
@@ -280,17 +299,19 @@ class _Planner:
         return view
 
     def _launch(self, nodes: Sequence[Node], outputs: Sequence[Node], writes: Sequence[P.View]) -> None:
-        given = {node.inputs[0]: self._operand(node, 0) for node in nodes if wants_channels_last(node)}
+        given = {image_of(node): self._image(node) for node in nodes if wants_channels_last(node)}
         kernel, reads, views = self._lower(nodes, outputs, writes, given)
         sums = [node for node in nodes if node.has(Trait.CONTRACTION) and node.op.name in self.target.library_ops]
         if sums:
             if not self.target.contracts(kernel, fixed_buffers(kernel, reads, self.prepared_nodes)):
                 # operands are not laid out as was expected when the sum was kept from the library
                 operands = [o for node in sums for o in node.inputs if self.fusion.inlined(o) and o not in given]
+                given = {image: view for image, view in given.items() if not any(stored_source(o) is image for o in operands)}
                 given |= {operand: self._copy(operand, contiguous_strides(operand.shape)) for operand in operands}
                 kernel, reads, views = self._lower(nodes, outputs, writes, given)
+            sizes = next((node.attributes["winograd"] for node in sums if "winograd" in node.attributes), None)
             fixed = fixed_buffers(kernel, reads, self.prepared_nodes)
-            kernel, views = self._pack(kernel, views, fixed)
+            kernel, views = self._pack(kernel, views, fixed, sizes)
             kernel, views = self._arrange(kernel, views, fixed)
             kernel, views = self._split(kernel, views)
         is_prepared = all(view.slot.role == "prepared" for view in writes)
@@ -313,12 +334,18 @@ class _Planner:
             kernel = split_groups(kernel)
         return kernel, reads, tuple(given[node] if node in given else self.slot(node).view() for node in reads)
 
-    def _pack(self, kernel: Kernel, views: tuple[P.View, ...], fixed: frozenset[Buffer]) -> tuple[Kernel, tuple[P.View, ...]]:
+    def _pack(
+        self, kernel: Kernel, views: tuple[P.View, ...], fixed: frozenset[Buffer], sizes: tuple[int, ...] | None
+    ) -> tuple[Kernel, tuple[P.View, ...]]:
         """A sum of products that reads its columns in panels, where the target wants that, and what it reads.
 
-        The panels are made once of what keeps its contents between calls, else by a launch in front.
+        The panels are made once of what keeps its contents between calls, else by a launch in front. `sizes`: of the tiles by
+        which Winograd's algorithm shall compute it, if it can.
         """
-        width = self.target.panel_width(kernel, fixed)
+        width = self.target.winograd_width(kernel, fixed, sizes) if sizes is not None else None
+        is_transformed = width is not None
+        if width is None:
+            width = self.target.panel_width(kernel, fixed)
         if width is None:
             return kernel, views
         found = find_contraction(kernel, fixed)
@@ -327,8 +354,29 @@ class _Planner:
         of = dict(zip(kernel.buffers, views))
         reads = tuple(of[b] for b in pack.buffers if b.role == "in")
         panels = self._panels(pack, reads, all(b in fixed for b in pack.buffers if b.role == "in"))
-        ins = [b for b in packed.buffers if b.role == "in"]
-        return packed, tuple(of[b] if b in of else panels for b in ins)
+        views = tuple(of[b] if b in of else panels for b in packed.buffers if b.role == "in")
+        return self._transform(packed, views, sizes) if is_transformed and sizes is not None else (packed, views)
+
+    def _transform(self, kernel: Kernel, views: tuple[P.View, ...], sizes: tuple[int, ...]) -> tuple[Kernel, tuple[P.View, ...]]:
+        """A convolution that reads its weights in panels, with those also transformed for Winograd's algorithm."""
+        found = find_contraction(kernel)
+        assert found is not None and found.packed is not None
+        matrix, transform, kernel = transform_panels(kernel, found, sizes)
+        key = (matrix.shape, sizes)
+        if key not in self.matrices:
+            slot = P.Slot(
+                f"winograd{len(self.matrices)}",
+                found.packed.dtype,
+                matrix.shape,
+                contiguous_strides(matrix.shape),
+                "constant",
+                len(self.constants),
+            )
+            self.constants.append(matrix)
+            self.extra_slots.append(slot)
+            self.matrices[key] = slot.view()
+        panels = views[[b for b in kernel.buffers if b.role == "in"].index(found.packed.buffer)]
+        return kernel, (*views, self._panels(transform, (self.matrices[key], panels), True))
 
     def _panels(self, pack: Kernel, reads: tuple[P.View, ...], is_fixed: bool) -> P.View:
         """The panels that a kernel makes, made once for all that read them."""
@@ -372,8 +420,15 @@ class _Planner:
         operand = node.inputs[position]
         if not isinstance(operand.type, TensorType):
             raise VerifyError(f"%{node.name} reads a tuple", location=node.location)
+        return self._window(operand, position == 0 and wants_channels_last(node))
+
+    def _image(self, convolution: Node) -> P.View:
+        """What a convolution of ours reads its image from."""
+        return self._window(image_of(convolution), True)
+
+    def _window(self, operand: Node, want_image: bool) -> P.View:
+        """A value in memory: a window on a slot, or a copy; if an image is wanted, with its channels innermost."""
         base, view = self._base_view(operand)
-        want_image = position == 0 and wants_channels_last(node)
         if view is not None:
             if not want_image or view[0] == channels_last_strides(operand.shape):
                 return P.View(self.slot(base), operand.shape, *view)
@@ -427,7 +482,7 @@ class _Planner:
     def _write_back(self) -> None:
         """Copy results into the inputs they replace, after all else; a source that is itself overwritten is saved first."""
         overwritten = {target for _, target in self.graph.writebacks}
-        sources = []
+        sources: list[tuple[Node, Node, P.View | None]] = []
         for value, target in self.graph.writebacks:
             base, _ = self._base_view(value)
             if base in overwritten and value is not target:
@@ -435,14 +490,14 @@ class _Planner:
                 sources.append((value, target, saved))
             else:
                 sources.append((value, target, None))
-        for value, target, saved in sources:
+        for value, target, kept in sources:
             if value is target:
                 continue
             into = self.slot(target).view()
-            if saved is None:
+            if kept is None:
                 self._copy_into(value, into)
             else:
-                self._copy_slot(saved, into, value)
+                self._copy_slot(kept, into, value)
 
     def _copy_slot(self, source: P.View, target: P.View, node: Node) -> None:
         """A launch that copies one slot to another, both of the node's shape."""
@@ -463,7 +518,7 @@ def _origin(node: Node) -> str:
 def plan(fusion: Fusion, target=None, options=None) -> P.Program:
     """The program of a fused graph: slots, steps in order, in-place reuse and, if no size is symbolic, the memory plan."""
     program = _Planner(fusion, target or WithoutRoutines()).run()
-    program = order_steps(program)
+    program = order_steps(write_in_place(program))
     program = program.replace(aliases=find_aliases(program))
     if not program.symbols:
         program = program.replace(placement=place(program, {}))

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from dlcompiler.ir.expression import known
 from dlcompiler.ir.graph import Graph, Node
 from dlcompiler.ir.ops import Trait
 from dlcompiler.ir.types import TensorType
@@ -40,7 +41,7 @@ def fold_constants(graph: Graph, context: Context) -> Graph:
         value: Node | None = None
         if node not in rewriter.escapes:
             more = _growth(rewriter, node) if _is_candidate(node) else math.inf
-            if more <= 0 or (more < math.inf and node.tensor.bytes <= SMALL_BYTES and growth + more <= TOTAL_GROWTH):
+            if more <= 0 or (more < math.inf and known(node.tensor.bytes) <= SMALL_BYTES and growth + more <= TOTAL_GROWTH):
                 if context.spend("fold", node.name):
                     growth += int(more)
                     value = rewriter.constant(_evaluate(node), name=node.name)
@@ -51,7 +52,7 @@ def fold_constants(graph: Graph, context: Context) -> Graph:
             rewriter.keep(node)
         else:
             rewriter.replace(node, value)
-    return rewriter.finish()
+    return rewriter.finish_like()
 
 
 def _uniform(known: KnownValues, node: Node) -> np.ndarray | None:
@@ -75,7 +76,7 @@ def _is_candidate(node: Node) -> bool:
         return False
     is_free = node.op.name == "reshape" and node.inputs[0].attributes["value"].flags.c_contiguous
     moves = node.has(Trait.VIEW) or node.has(Trait.INDEXING)
-    return is_free or not moves or node.tensor.bytes <= VIEW_BYTES
+    return is_free or not moves or known(node.tensor.bytes) <= VIEW_BYTES
 
 
 def _work(node: Node) -> int:
@@ -90,7 +91,7 @@ def _work(node: Node) -> int:
 def _growth(rewriter: GraphRewriter, node: Node) -> int:
     """Bytes that the model's constants grow by if `node` becomes one; operands that only it reads go."""
     freed = sum(i.attributes["value"].nbytes for i in set(node.inputs) if rewriter.uses[i] == node.inputs.count(i))
-    return node.tensor.bytes - freed
+    return known(node.tensor.bytes) - freed
 
 
 def _evaluate(node: Node) -> np.ndarray:

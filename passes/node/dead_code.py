@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from dlcompiler.ir.graph import Graph, Node, reachable
+from dlcompiler.ir.control import needed
+from dlcompiler.ir.graph import Graph, Node
 from dlcompiler.passes.context import Context
 
 
@@ -16,7 +17,7 @@ def has_effect(node: Node) -> bool:
 
 def remove_dead_code(graph: Graph, context: Context) -> Graph:
     """The graph without nodes that neither a result nor a node with an effect depends on. Inputs always stay."""
-    alive = reachable((*graph.results, *(n for n in graph.nodes if has_effect(n))))
+    alive = needed((*graph.results, *(n for n in graph.nodes if has_effect(n))), graph.nodes)
     if all(n in alive for n in graph.nodes):
         return graph
     kept: list[Node] = []

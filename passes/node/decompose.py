@@ -53,7 +53,7 @@ def decompose(graph: Graph, context: Context) -> Graph:
             rewriter.keep(node)
         else:
             rewriter.replace(node, rewriter.detached(value, node))
-    return rewriter.finish()
+    return rewriter.finish_like()
 
 
 def _expansion(rewriter: GraphRewriter, node: Node) -> Any:

@@ -74,7 +74,7 @@ def split_reduction(b: GraphRewriter, node: Node) -> Node | None:
 def _wanted_parts(parallel_rows: int, node: Node, axes: tuple[int, ...]) -> tuple[int, int] | None:
     """Into how many parts each result is best split, and the fewest that are worth it; None to leave it whole."""
     (x,) = node.inputs
-    results, length = math.prod(node.shape), math.prod(x.shape[a] for a in axes)
+    results, length = node.tensor.known_numel, math.prod(x.tensor.known_shape[a] for a in axes)
     if parallel_rows <= FEWEST_PARTS:
         if results >= parallel_rows or length < LONG_RANGE * PART:
             return None
@@ -91,7 +91,7 @@ def _in_two_stages(b: GraphRewriter, op: str, x: Node, axes: tuple[int, ...], pa
     """The reduction without keepdims: leading axes, the last of them perhaps split, make the parts."""
     taken, have = [], 1
     for axis in axes:
-        size = x.shape[axis]
+        size = x.tensor.known_shape[axis]
         if have * size <= 2 * parts:
             taken.append(axis)
             have *= size
@@ -106,7 +106,7 @@ def _in_two_stages(b: GraphRewriter, op: str, x: Node, axes: tuple[int, ...], pa
             return _with_remainder(b, op, x, axes, axis, -(-parts // have), parts, fewest)
         break
     rest = tuple(a for a in axes if a not in taken)
-    if not rest or math.prod(x.shape[a] for a in taken) < fewest:
+    if not rest or math.prod(x.tensor.known_shape[a] for a in taken) < fewest:
         return None
     first = b(op, x, axes=rest, keepdims=False)
     return b(op, first, axes=tuple(a - sum(r < a for r in rest) for a in taken), keepdims=False)
@@ -129,7 +129,7 @@ def _with_remainder(
     b: GraphRewriter, op: str, x: Node, axes: tuple[int, ...], axis: int, wanted: int, parts: int, fewest: int
 ) -> Node | None:
     """An axis whose size nothing near divides: a main part that is divided evenly, and the rest by itself."""
-    size = x.shape[axis]
+    size = x.tensor.known_shape[axis]
     cut = size - size % wanted
     if cut in (0, size):
         return None

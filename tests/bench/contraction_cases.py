@@ -91,18 +91,21 @@ def epilogue(name: str, rows: int, columns: int, inner: int, kind: str) -> Case:
     return made(name, "epilogue", Epilogue(plain, kind), inputs, 2 * rows * columns * inner, plain)
 
 
-def product(name: str, family: str, batch: int, rows: int, columns: int, inner: int, a: bool = False, b: bool = False) -> Case:
+def product(
+    name: str, family: str, batch: int, rows: int, columns: int, inner: int, a: bool = False, b: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Case:  # fmt: skip
     """`a`, `b`: whether that side lies transposed."""
     lead = (batch,) if batch else ()
-    left = normal(*lead, inner, rows) if a else normal(*lead, rows, inner)
-    right = normal(*lead, columns, inner) if b else normal(*lead, inner, columns)
+    left = normal(*lead, *((inner, rows) if a else (rows, inner)), dtype=dtype)
+    right = normal(*lead, *((columns, inner) if b else (inner, columns)), dtype=dtype)
     return made(name, family, Product(a, b), (left, right), 2 * max(batch, 1) * rows * columns * inner)
 
 
 def convolution(name: str, family: str, module: nn.Module, sides: tuple[int, ...], batch: int = 1, plain: bool = False) -> Case:
     """`plain`: the channels are not the innermost dimension."""
     convolution: Any = module
-    x = normal(batch, convolution.in_channels, *sides)
+    x = normal(batch, convolution.in_channels, *sides, dtype=convolution.weight.dtype)
     formats = {2: torch.channels_last, 3: torch.channels_last_3d}
     if not plain and len(sides) in formats:
         x = x.to(memory_format=formats[len(sides)])
@@ -144,6 +147,12 @@ RESNET50 = [
 DEPTHWISE = [(32, 1, 112), (96, 2, 112), (144, 1, 56), (384, 1, 14), (960, 1, 7)]
 POINTWISE = [(32, 16, 112), (16, 96, 112), (24, 144, 56), (96, 576, 14), (320, 1280, 7)]
 
+NARROW = {"bf16": torch.bfloat16, "f16": torch.float16}
+NARROW_LINEARS = [(128, 768, 768), (128, 3072, 768), (128, 768, 3072), (197, 768, 768), (8, 4096, 4096), (127, 515, 333)]
+NARROW_TOKENS = [(1, 768, 768), (1, 4096, 4096), (1, 11008, 4096), (1, 4096, 11008)]
+# input channels, output channels, kernel, stride, side
+NARROW_CONVOLUTIONS = [(64, 64, 3, 1, 56), (64, 256, 1, 1, 56), (256, 256, 3, 2, 28), (512, 512, 3, 1, 7)]
+
 Builder = Callable[[str], Case]
 
 
@@ -167,6 +176,28 @@ def matrices() -> dict[str, Builder]:
     found["input-gradient-128x768x3072"] = lambda name: product(name, "gradient", 0, 128, 768, 3072)
     for *size, kind in EPILOGUES:
         found[f"{kind}-{'x'.join(map(str, size))}"] = lambda name, s=tuple(size), kind=kind: epilogue(name, *s, kind)
+    return found
+
+
+def narrow() -> dict[str, Builder]:
+    """Linear layers, products and convolutions in bfloat16 and float16; float32's beside a few rows, to compare bytes read."""
+    found: dict[str, Builder] = {}
+    for label, dtype in NARROW.items():
+        for size in NARROW_LINEARS:
+            found[f"{label}-{'x'.join(map(str, size))}"] = lambda name, s=size, d=dtype, f=label: linear(name, f, *s, dtype=d)
+        for size in NARROW_TOKENS:
+            found[f"{label}-token-{'x'.join(map(str, size))}"] = lambda name, s=size, d=dtype, f=label: linear(
+                name, f"{f} token", *s, dtype=d
+            )
+    for heads, length, width in (ATTENTION["bert"], ATTENTION["vit"]):
+        for what, *size in (("scores", heads, length, length, width), ("values", heads, length, width, length)):
+            found[f"bf16-{what}-{'x'.join(map(str, size))}"] = lambda name, s=tuple(size), b=what == "scores": product(
+                name, "bf16 batched", *s, b=b, dtype=torch.bfloat16
+            )
+    for i, o, k, s, side in NARROW_CONVOLUTIONS:
+        found[f"bf16-{i}-{o}-{k}x{k}s{s}@{side}"] = lambda name, i=i, o=o, k=k, s=s, side=side: convolution(
+            name, "bf16 convolution", nn.Conv2d(i, o, k, s, k // 2, dtype=torch.bfloat16), (side, side)
+        )
     return found
 
 
@@ -207,7 +238,7 @@ def convolutions() -> dict[str, Builder]:
     return found
 
 
-CASES: dict[str, Builder] = {**matrices(), **convolutions()}
+CASES: dict[str, Builder] = {**matrices(), **convolutions(), **narrow()}
 
 
 def build(name: str) -> Case:

@@ -24,12 +24,12 @@ def has_onednn() -> bool:
 
 
 def candidates(case: Case) -> Calls:
-    """The library calls that compute the case; ATen's is always there, the others for float32."""
+    """The library calls that compute the case; ATen's is always there, MKL's for float32, oneDNN's for that and bfloat16."""
     module, inputs = case.module, case.inputs
     if not isinstance(module, nn.Linear | Epilogue | Product):
         return convolution(module, inputs[0])
     calls: Calls = {"aten": lambda: module(*inputs)}
-    if inputs[0].dtype is not torch.float32:
+    if inputs[0].dtype not in (torch.float32, torch.bfloat16):
         return calls
     if isinstance(module, nn.Linear):
         return calls | linear(module, None, inputs)
@@ -51,7 +51,7 @@ def linear(layer: nn.Linear, epilogue: Epilogue | None, inputs: tuple[Tensor, ..
         else:
             name, algorithm = FUSED[epilogue.kind] if epilogue else ("none", "")
             calls["onednn"] = lambda: pointwise.default(x, packed, bias, name, [], algorithm)
-    if torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear"):
+    if x.dtype is torch.float32 and torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear"):
         repacked = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows)
 
         def mkl() -> Tensor:

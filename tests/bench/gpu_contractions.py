@@ -66,8 +66,11 @@ def _describe(step: Launch | RoutineCall, device: Any, precision: str) -> tuple[
     if isinstance(step, RoutineCall):
         problem = problem_of(step)
         moved = minimal_bytes(problem.parameters)
-        return f"{step.op} {problem.lead}x{problem.length}x{problem.width}", problem.operations(), moved, rate(
-            device, problem.dtype, precision
+        return (
+            f"{step.op} {problem.lead}x{problem.length}x{problem.width}",
+            problem.operations(),
+            moved,
+            rate(device, problem.dtype, precision),
         )
     form = find_form(step.kernel)
     moved = minimal_bytes(step.kernel)

@@ -129,6 +129,11 @@ def multiply_add_peak(threads: int, dtype: torch.dtype = torch.float32, seconds:
     return flops / quickest(call, seconds)
 
 
+def narrow_gains() -> dict[torch.dtype, int]:
+    """How many products of a narrow type one instruction makes in the time of one float32 multiply-add, for each lane."""
+    return {torch.bfloat16: 2 if host().has_bfloat_products else 1, torch.float16: 1}
+
+
 def busy_warning(threads: int, peak: float) -> str:
     """A sentence if something else runs beside, else empty.
 

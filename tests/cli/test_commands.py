@@ -143,6 +143,21 @@ def test_doctor_says_where_each_option_comes_from(cli: Cli, monkeypatch: pytest.
     assert "target cpu" in cli("doctor").out
 
 
+def test_what_the_tuner_decides_is_shown_and_kept(cli: Cli, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DLCOMPILER_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("DLCOMPILER_CACHE_BYTES", str(1 << 20))
+    assert "tuned" not in cli("compile", text).out
+    dlcompiler.reset()
+    tuning = cli("compile", text, "--tune-budget", "0.001", "--json").json["report"]["tuning"]
+    assert tuning["distinct"] == tuning["undecided"] == 1
+    dlcompiler.reset()
+    assert "1 not reached" in cli("compile", text, "--tune-budget", "0.001").out
+    assert cli("cache", "info", "--json").json["kinds"]["tuned"] == 1
+    assert "1 decisions of the tuner" in cli("cache", "info").out
+    assert "1 of them decisions of the tuner" in cli("doctor").out
+    assert cli("compile", text, "--tune-budget", "-1").code == 2
+
+
 def test_cache_says_that_nothing_is_kept(cli: Cli) -> None:
     for action in ("info", "clear", "verify"):
         assert cli("cache", action, "--json").json["entries"] == 0

@@ -177,36 +177,6 @@ def test_unwritable_cache_folder_is_one_warning(cli: Cli, text: Path, tmp_path: 
     assert "cannot write the cache folder" in warning
 
 
-def test_mismatch_exits_with_5_and_names_the_rule(cli: Cli, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong = algebra("double-is-nothing", "x * 2 --> x", takes="float", exact=True)
-    monkeypatch.setattr(simplify, "RULES", RuleTable((*simplify.RULES, wrong)))
-    plain = cli("verify", text)
-    assert plain.code == 5 and "DIFFERS" in plain.out and "differ from reference" in one_line(plain.err)
-    found = cli("verify", text, "--bisect", "--json")
-    assert found.code == 5
-    culprit = found.json["culprit"]
-    assert (culprit["kind"], culprit["pass_name"], culprit["rule"]) == ("rewrite", "simplify", "double-is-nothing")
-    assert culprit["without_pass"] == "right without it"
-    # what it says reproduces
-    assert cli("verify", text, "--fuel", culprit["fuel"]).code == 5
-    assert cli("verify", text, "--fuel", culprit["fuel"] - 1).code == 0
-    assert cli("verify", text, "--disable-pass", "simplify").code == 0
-
-
-def test_bisect_names_a_node_when_no_rewrite_is_to_blame(cli: Cli, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import dlcompiler.reference as reference
-
-    honest = reference.interpret_graph
-
-    def wrong_from_exp_on(graph, inputs, **more):
-        results = honest(graph, inputs, **more)
-        return [r + 1 if any(n.op.name == "exp" for n in graph.nodes) else r for r in results]
-
-    monkeypatch.setattr(reference, "interpret_graph", wrong_from_exp_on)
-    culprit = cli("verify", text, "--bisect", "--json").json["culprit"]
-    assert (culprit["kind"], culprit["node"]) == ("node", "4")
-
-
 def test_verify_first_call_option(cli: Cli, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DLCOMPILER_VERIFY", "1")
     assert cli("run", text, "--fill", "ones").code == 0

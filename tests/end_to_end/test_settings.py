@@ -29,7 +29,8 @@ def function(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"])
-def test_modes_of_torch_are_accepted(mode: str) -> None:
+def test_modes_of_torch_are_accepted(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DLCOMPILER_TUNE_BUDGET", "0.5")
     if BACKEND == "eager":
         pytest.skip("the eager backend takes no mode")
     check(function, (random_tensor(5, 7),), compiled=compile_with("torch.compile", function, mode=mode))

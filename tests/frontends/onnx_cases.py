@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from dlcompiler.ir.errors import CompilerError
 from dlcompiler.ir.graph import Graph
-from dlcompiler.ir.interpret import interpret_graph
 from onnx import TensorProto
 from onnx.numpy_helper import to_array
 
 from dlcompiler.frontends.onnx import NeedsValuesError, import_onnx
+from dlcompiler.reference import run_reference
 
 Run = Callable[[Graph, Sequence[np.ndarray]], list[np.ndarray]]
 
@@ -42,9 +42,7 @@ def run_case(case: Any, run: Run) -> str | None:
     names = [i.name for i in case.model.graph.input]
     for data_set in case.data_sets:
         inputs, expected = ([_array(x) for x in side] for side in data_set)
-        if any(not isinstance(x, np.ndarray | np.generic) for x in (*inputs, *expected)):
-            return "unsupported: sequences or optional values"
-        feeds = {name: np.asarray(x) for name, x in zip(names, inputs)}
+        feeds = {name: x if x is None or isinstance(x, list) else np.asarray(x) for name, x in zip(names, inputs)}
         try:
             graph = _imported(case.model, feeds)
             results = run(graph, [feeds[node.location or ""] for node in graph.inputs])
@@ -54,7 +52,7 @@ def run_case(case: Any, run: Run) -> str | None:
             place = traceback.extract_tb(error.__traceback__)[-1]
             return f"crash: {type(error).__name__} in {Path(place.filename).name}:{place.lineno}: {str(error)[:100]}"
         for name, want, got in zip(graph.output_names, expected, results):
-            wrong = difference(np.asarray(want), got, case.rtol, case.atol)
+            wrong = difference(want, got, case.rtol, case.atol)
             if wrong:
                 return f"wrong {name}: {wrong}"
     return None
@@ -66,7 +64,7 @@ def _array(value: Any) -> Any:
 
 
 def _imported(model: Any, feeds: dict[str, np.ndarray]) -> Graph:
-    shapes = {name: x.shape for name, x in feeds.items()}
+    shapes = {name: x.shape for name, x in feeds.items() if isinstance(x, np.ndarray) and x.dtype.kind not in "OUS"}
     values: dict[str, np.ndarray] = {}
     while True:
         try:
@@ -77,8 +75,16 @@ def _imported(model: Any, feeds: dict[str, np.ndarray]) -> Graph:
             values.update({name: feeds[name] for name in error.inputs})
 
 
-def difference(want: np.ndarray, got: np.ndarray, rtol: float, atol: float) -> str | None:
-    """What is different, or None within the tolerances."""
+def difference(want: Any, got: Any, rtol: float, atol: float) -> str | None:
+    """What is different, or None within the tolerances. Sequences are compared element by element."""
+    if want is None or isinstance(want, list):
+        if want is None or got is None or len(want) != len(got):
+            return None if want is got else f"{got}, not {want}"
+        return next(filter(None, (difference(w, g, rtol, atol) for w, g in zip(want, got))), None)
+    want, got = np.asarray(want), np.asarray(got)
+    if want.dtype.kind in "OUS":
+        same = want.shape == got.shape and want.astype(str).tolist() == got.astype(str).tolist()
+        return None if same else f"{got}, not {want}"
     if want.dtype != got.dtype or want.shape != got.shape:
         return f"{got.dtype}{list(got.shape)}, not {want.dtype}{list(want.shape)}"
     if want.dtype.kind in "biu":
@@ -101,7 +107,7 @@ def _reason(error: CompilerError) -> str:
 
 def interpreted(graph: Graph, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
     """The graph by the interpreter."""
-    return interpret_graph(graph, inputs)
+    return run_reference(graph, inputs)
 
 
 def compiled(graph: Graph, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -110,6 +116,29 @@ def compiled(graph: Graph, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
 
     results = dlcompiler.compile(graph)(*inputs)
     return list(results) if isinstance(results, tuple) else [results]
+
+
+def by_backend(case: Any) -> tuple[str | None, Any]:
+    """Why a case fails under `dlcompiler.onnx_backend.Backend`, or None; and the report of its program."""
+    from dlcompiler.onnx_backend import Backend
+
+    report = None
+    for data_set in case.data_sets:
+        inputs, expected = ([_array(x) for x in side] for side in data_set)
+        try:
+            model = Backend.prepare(case.model)
+            results = model.run([x if x is None or isinstance(x, list) else np.asarray(x) for x in inputs])
+            report = model.report()
+        except CompilerError as error:
+            return f"{type(error).__name__}: {_reason(error)}", None
+        except Exception as error:  # noqa: BLE001 - a crash fails its case, and the other cases are still run
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            return f"crash: {type(error).__name__} in {Path(place.filename).name}:{place.lineno}: {str(error)[:100]}", None
+        for info, want, got in zip(case.model.graph.output, expected, results):
+            wrong = difference(want, got, case.rtol, case.atol)
+            if wrong:
+                return f"wrong {info.name}: {wrong}", report
+    return None, report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -218,6 +218,40 @@ FIRES: dict[str, tuple[str, ...]] = {
         %c = convolution(%x, %w) {strides = (1, 1), padding = (0, 0), dilations = (1, 1), output_padding = (0, 0),
         groups = 1, transposed = false}; %s = constant [0.3, 2.0, -1.5] : f32[1, 3, 1, 1]; %y = add(%c, %s)""",
     ),
+    "quantized-sum": (
+        """input %q : u8[3, 8]; input %v : i8[4, 8]; %a = cast(%q) {dtype = "f32"}; %z = constant 7.0 : f32[]; %m = sub(%a, %z);
+        %s = constant 0.5 : f32[]; %x = mul(%m, %s); %c = cast(%v) {dtype = "f32"}; input %t : f32[4, 1]; %w = mul(%t, %c);
+        input %b : f32[4]; %y = linear(%x, %w, %b)""",
+        """input %q : i8[2, N, 8]; input %z : i8[]; input %v : u8[8, 5]; %a = cast(%q) {dtype = "f32"}; %zf = cast(%z) {dtype = "f32"};
+        %x = sub(%a, %zf); %c = cast(%v) {dtype = "f32"}; %u = constant [0.0, 1.0, 2.0, 3.0, 128.0] : f32[5]; %m = sub(%c, %u);
+        %t = constant [0.5, 1.0, 2.0, 3.0, 0.25] : f32[1, 5]; %w = mul(%m, %t); %p = permute(%w) {dims = (1, 0)};
+        %y = linear(%x, %p)""",
+        """input %q : u8[1, 2, 5, 4]; input %v : i8[4, 2, 3, 3]; %a = cast(%q) {dtype = "f32"}; %z = constant 9.0 : f32[];
+        %x = sub(%a, %z); %c = cast(%v) {dtype = "f32"}; input %t : f32[4, 1, 1, 1]; %w = mul(%c, %t); input %b : f32[4];
+        %y = convolution(%x, %w, %b) {strides = (1, 1), padding = (1, 1), dilations = (1, 1), output_padding = (0, 0), groups = 1,
+        transposed = false}""",
+    ),
+    "bias-of-integers": (
+        """input %q : u8[3, 8]; input %v : i8[4, 8]; %x = cast(%q) {dtype = "i32"}; %w = cast(%v) {dtype = "i32"};
+        input %b : i32[4]; %y = linear(%x, %w, %b)""",
+    ),
+    "signed-weights": (
+        """input %x : i32[3, 2]; %v = constant [0, 255, 128, 1, 2, 3] : u8[3, 2]; %c = cast(%v) {dtype = "i32"};
+        %z = constant 128 : i32[]; %w = sub(%c, %z); %y = linear(%x, %w)""",
+    ),
+    "zero-of-rows": (
+        """input %q : u8[3, N, 8]; input %z : i32[1]; %zb = cast(%z) {dtype = "u8"}; %zi = cast(%zb) {dtype = "i32"};
+        %a = cast(%q) {dtype = "i32"}; %x = sub(%a, %zi); input %w : i32[3, 8, 4]; %y = matmul(%x, %w)""",
+        """input %q : i8[1, 4, 6, 5]; %a = cast(%q) {dtype = "i32"}; %z = constant -7 : i32[]; %x = sub(%a, %z);
+        input %w : i32[6, 2, 3, 2]; %y = convolution(%x, %w) {strides = (2, 1), padding = (1, 0), dilations = (1, 1),
+        output_padding = (0, 0), groups = 2, transposed = false}""",
+    ),
+    "zero-of-columns": (
+        """input %x : i32[2, 3, 8]; input %v : u8[4, 8]; %c = cast(%v) {dtype = "i32"};
+        %z = constant [1, 2, 3, 200] : i32[4, 1]; %w = sub(%c, %z); %y = linear(%x, %w)""",
+        """input %x : i32[3, 8]; input %v : i8[8, N]; input %z : i8[N]; %c = cast(%v) {dtype = "i32"};
+        %zi = cast(%z) {dtype = "i32"}; %w = sub(%c, %zi); %y = matmul(%x, %w)""",
+    ),
 }
 
 MISSES: dict[str, tuple[str, ...]] = {
@@ -413,6 +447,39 @@ MISSES: dict[str, tuple[str, ...]] = {
         %s = constant 0.5 : f32[]; %y = sub(%s, %l)  # => the other way round""",
         """input %x : f32[5, 2]; input %b : f32[3]; %w = constant [1.0, 2.0, -1.0, 0.5, 3.0, 4.0] : f32[3, 2];
         %l = linear(%x, %w, %b); %s = constant 0.5 : f32[]; %y = add(%l, %s)  # => a bias that may change""",
+    ),
+    "quantized-sum": (
+        # => the scale differs along what is summed
+        """input %q : u8[3, 8]; input %v : i8[4, 8]; %a = cast(%q) {dtype = "f32"}; %c = cast(%v) {dtype = "f32"};
+        input %t : f32[8]; %w = mul(%c, %t); %y = linear(%a, %w)""",
+        # => one operand is no bytes
+        """input %x : f32[3, 8]; input %v : i8[4, 8]; %w = cast(%v) {dtype = "f32"}; %y = linear(%x, %w)""",
+        # => the zero point is no whole number
+        """input %q : u8[3, 8]; input %v : i8[4, 8]; %a = cast(%q) {dtype = "f32"}; %z = constant 0.5 : f32[]; %x = sub(%a, %z);
+        %w = cast(%v) {dtype = "f32"}; %y = linear(%x, %w)""",
+        # => the sum might overflow
+        """input %q : u8[1, 40000]; input %v : i8[1, 40000]; %x = cast(%q) {dtype = "f32"}; %w = cast(%v) {dtype = "f32"};
+        %y = linear(%x, %w)""",
+    ),
+    "bias-of-integers": ("input %x : f32[3, 8]; input %w : f32[4, 8]; input %b : f32[4]; %y = linear(%x, %w, %b)",),
+    "signed-weights": (
+        # => a difference beyond a byte
+        """input %x : i32[3, 2]; %v = constant [0, 255] : u8[1, 2]; %c = cast(%v) {dtype = "i32"}; %z = constant 100 : i32[];
+        %w = sub(%c, %z); %y = linear(%x, %w)""",
+    ),
+    "zero-of-rows": (
+        # => a number for each row
+        """input %q : u8[3, 8]; %a = cast(%q) {dtype = "i32"}; %z = constant [1, 2, 3] : i32[3, 1]; %x = sub(%a, %z);
+        input %w : i32[4, 8]; %y = linear(%x, %w)""",
+        # => what a padded place holds is not known
+        """input %q : u8[1, 2, 4, 4]; input %z : u8[1]; %zi = cast(%z) {dtype = "i32"}; %a = cast(%q) {dtype = "i32"};
+        %x = sub(%a, %zi); input %w : i32[2, 2, 3, 3]; %y = convolution(%x, %w) {strides = (1, 1), padding = (1, 1),
+        dilations = (1, 1), output_padding = (0, 0), groups = 1, transposed = false}""",
+    ),
+    "zero-of-columns": (
+        # => it differs along what is summed
+        """input %x : i32[3, 8]; input %v : u8[4, 8]; input %z : u8[8]; %zi = cast(%z) {dtype = "i32"};
+        %c = cast(%v) {dtype = "i32"}; %w = sub(%c, %zi); %y = linear(%x, %w)""",
     ),
 }
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 from dlcompiler.passes.block import patterns, simplify
-from dlcompiler.passes.node import replace_ops, views
+from dlcompiler.passes.node import quantized, replace_ops, views
 
 from tests.passes.rule_checks import apply_rule, check_rule
 from tests.passes.rule_samples import FIRES, MISSES, SIZES, sample_graph, samples
 
-RULES = {r.name: r for table in (simplify.RULES, views.RULES, replace_ops.RULES, patterns.RULES) for r in table}
+TABLES = (simplify.RULES, views.RULES, replace_ops.RULES, patterns.RULES, quantized.RULES)
+RULES = {r.name: r for t in TABLES for r in t}
 # these change the order of sums, and what a NaN that is masked out, or a row that sees nothing, does
 OF_FINITE_NUMBERS = {"attention", "attention-mask", "scale-convolution", "scale-linear", "shift-product", "split-reduction"}
 

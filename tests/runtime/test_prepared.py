@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from dlcompiler.runtime import prepared
 from dlcompiler.runtime.frame import Frame
 from torch import nn
 
@@ -29,9 +31,9 @@ def fills(monkeypatch) -> list[int]:
     counts: list[int] = []
     prepare = Frame.prepare
 
-    def counted(self, inputs, threads):
+    def counted(self, *arguments):
         driver, self.driver = self.driver, lambda table, count: (counts.append(1), driver(table, count))
-        prepare(self, inputs, threads)
+        prepare(self, *arguments)
         self.driver = driver
 
     monkeypatch.setattr(Frame, "prepare", counted)
@@ -136,8 +138,8 @@ def test_calls_at_once_share_what_was_prepared(model, x):
             torch.testing.assert_close(result, expected)
 
 
-def test_calls_at_once_with_other_weights_do_not_mix():
-    """One program called for several modules of one kind, as torch.compile does with equal layers, from several threads."""
+def shared_program():
+    """tanh(linear(x, w)) of [64, 300] and a module's own [200, 300]: what torch.compile makes once for equal layers."""
     from dlcompiler.codegen.target import parse_target
     from dlcompiler.ir.graph import Builder
     from dlcompiler.ir.types import DTYPES, TensorType
@@ -150,6 +152,61 @@ def test_calls_at_once_with_other_weights_do_not_mix():
     w = b.input("w", TensorType(DTYPES["f32"], (200, 300)), is_parameter=True)
     executable = compile_graph(b.finish([b.tanh(b.linear(x, w))]), parse_target("cpu"), Options.resolve({}))
     assert executable.program.preparation
+    return executable
+
+
+def is_right(executable, x: torch.Tensor, w: torch.Tensor) -> bool:
+    return torch.allclose(executable([x, w])[0], torch.tanh(x @ w.T), atol=1e-5)
+
+
+def test_equal_layers_of_one_program_keep_their_own_copies(fills):
+    executable, x = shared_program(), torch.randn(64, 300)
+    weights = [torch.randn(200, 300) / 20 for _ in range(5)]
+    for _ in range(3):
+        assert all(is_right(executable, x, w) for w in weights)
+        assert len(fills) == 5
+    weights[2].mul_(-1)
+    assert all(is_right(executable, x, w) for w in weights)
+    assert len(fills) == 6
+
+
+def test_a_copy_is_freed_with_its_weights_and_changes_make_no_new_one(monkeypatch):
+    executable, x = shared_program(), torch.randn(64, 300)
+    copies = executable._shared.copies
+    weights = [torch.randn(200, 300) / 20 for _ in range(5)]
+    for _ in range(4):  # as an optimiser does
+        for w in weights:
+            w.mul_(1.5)
+            assert is_right(executable, x, w)
+    assert len(copies) == 5
+    weights[1].data = torch.randn(200, 300) / 20
+    del weights[2:], w
+    gc.collect()
+    assert len(copies) == 1
+    monkeypatch.setattr(prepared, "MOST_COPIES", 3)
+    weights += [torch.randn(200, 300) / 20 for _ in range(5)]
+    assert all(is_right(executable, x, w) for w in weights) and len(copies) == 3
+
+
+def test_other_weights_at_the_same_address_are_seen():
+    executable, x = shared_program(), torch.randn(64, 300)
+    w = torch.randn(200, 300) / 20
+    seen = set()
+    for _ in range(40):  # freed and allocated again, each time with version 0
+        w.data = torch.zeros(200, 300).uniform_(-0.1, 0.1).data
+        w.data[100, 0] = w.data[199, 299] = 0.0  # where changes are looked for
+        seen.add(w.data_ptr())
+        assert is_right(executable, x, w)
+    assert len(seen) < 40
+    for _ in range(40):
+        w = torch.empty(200, 300)
+        w.data.uniform_(-0.1, 0.1)
+        assert is_right(executable, x, w)
+
+
+def test_calls_at_once_with_other_weights_do_not_mix():
+    """One program called for several modules of one kind from several threads."""
+    executable = shared_program()
     image = torch.randn(64, 300)
     weights = [torch.randn(200, 300) / 20 for _ in range(3)]
     expected = [torch.tanh(image @ weight.T) for weight in weights]

@@ -23,7 +23,7 @@ from dlcompiler.codegen.cpu.machine import Machine
 from dlcompiler.codegen.cpu.routines import Written
 from dlcompiler.codegen.cpu.routines.cells import gru_cell, lstm_cell, tanh
 from dlcompiler.codegen.cpu.scalars import element_name
-from dlcompiler.ir.expression import Dim, evaluate, symbols
+from dlcompiler.ir.expression import Dim, evaluate, known, symbols
 from dlcompiler.ir.graph import Builder, Node
 from dlcompiler.ir.ops.recurrent import Cell, scanned_cell
 from dlcompiler.ir.program import RoutineCall, View
@@ -133,12 +133,6 @@ def _splits(batch: Dim, hidden: int, directions: int, machine: Machine) -> int:
         return 1
     parts = -(-machine.cores // directions)
     return parts if not symbols(batch) and evaluate(batch, {}) >= ROWS_OF_PART * parts else 0
-
-
-def known(dim: Dim) -> int:
-    """A dimension that is a number."""
-    assert isinstance(dim, int), dim
-    return dim
 
 
 class Recurrent:

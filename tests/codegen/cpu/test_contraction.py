@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 
 from tests.codegen.cpu.run import concrete, machines, run_kernel, strided
 
-f32, f64 = DTYPES["f32"], DTYPES["f64"]
+f32, f64, f16, bf16, i8, u8, i32, i64 = (DTYPES[name] for name in ("f32", "f64", "f16", "bf16", "i8", "u8", "i32", "i64"))
+# of the largest value; narrow results are rounded once, integers are exact
+TOLERANCE = {f64: 1e-13, f32: 1e-5, f16: 2.0**-11, bf16: 2.0**-8, i32: 0, i64: 0}
 SIZES = st.one_of(st.integers(1, 9), st.integers(10, 70), st.sampled_from([16, 48, 64, 96, 97]))
 
 
@@ -35,12 +37,18 @@ def check(kernel: K.Kernel, fixed=lambda b: True, sizes=None, pack: bool = True,
     arrays = {}
     for b in kernel.buffers:
         arrays[b.name] = strided(concrete(b.shape, sizes), concrete(b.strides, sizes), b.dtype.numpy, misalign=1)
-        arrays[b.name][...] = random.standard_normal(arrays[b.name].shape)
+        arrays[b.name][...] = (
+            random.integers(-(1 << 31), 1 << 31, arrays[b.name].shape).astype(b.dtype.numpy)  # the low bits, so all of bytes
+            if b.dtype.is_integer
+            else random.standard_normal(arrays[b.name].shape)
+        )
     expected = {b.name: strided(concrete(b.shape, sizes), concrete(b.strides, sizes), b.dtype.numpy) for b in kernel.buffers}
     for name, array in arrays.items():
         expected[name][...] = array
     interpret_kernel(kernel, expected, sizes)
     for machine in machines():
+        if not machine.has_half_conversion and any(b.dtype is f16 for b in kernel.buffers):
+            continue
         main, buffers = kernel, dict(arrays)
         width = panel_width(kernel, {b for b in kernel.buffers if fixed(b)}, machine.tiles) if pack else None
         if width is not None:
@@ -50,7 +58,7 @@ def check(kernel: K.Kernel, fixed=lambda b: True, sizes=None, pack: bool = True,
             verify_kernel(packing)
             verify_kernel(main)
             out = packing.buffers[-1]
-            buffers[out.name] = np.full(concrete(out.shape, sizes), np.nan, out.dtype.numpy)
+            buffers[out.name] = np.full(concrete(out.shape, sizes), np.nan if out.dtype.is_float else 77, out.dtype.numpy)
             run_kernel(packing, buffers, sizes, machine)
         schedule = schedule_contraction(main, machine.tiles)
         assert schedule is not None or not must, main
@@ -62,14 +70,14 @@ def check(kernel: K.Kernel, fixed=lambda b: True, sizes=None, pack: bool = True,
         for b in kernel.buffers:
             if b.role == "out" and buffers[b.name].size:
                 scale = np.abs(expected[b.name]).max() or 1.0
-                error = np.abs(buffers[b.name] - expected[b.name]).max() / scale
-                assert error <= (1e-13 if b.dtype is f64 else 1e-5), (machine.name, str(schedule))
+                error = np.abs(buffers[b.name].astype(np.float64) - expected[b.name].astype(np.float64)).max() / scale
+                assert error <= TOLERANCE[b.dtype], (machine.name, str(schedule))
 
 
 @settings(max_examples=25, derandomize=True, deadline=None)
 @given(rows=SIZES, inner=SIZES, columns=SIZES, batch=st.integers(1, 3), data=st.data())
 def test_linear_with_whatever_follows(rows, inner, columns, batch, data):
-    dtype = data.draw(st.sampled_from([f32, f32, f64]))
+    dtype = data.draw(st.sampled_from([f32, f64, bf16, bf16, f16]))
     b = Builder("g")
     x = b.input("x", TensorType(dtype, (batch, rows, inner)))
     w = b.input("w", TensorType(dtype, (columns, inner)))
@@ -85,6 +93,8 @@ def test_linear_with_whatever_follows(rows, inner, columns, batch, data):
             nodes.append(b.mul(nodes[-1], b.input("s", TensorType(dtype, (batch, rows, 1)))))
         elif nodes[-1] not in outputs:
             outputs.append(nodes[-1])
+    if dtype in (f16, bf16) and data.draw(st.booleans()):
+        nodes.append(b.cast(nodes[-1], dtype="f32"))  # sums are not rounded before
     outputs += [nodes[-1]] if nodes[-1] not in outputs else []
     check(lowered(nodes, outputs), fixed=lambda buffer: buffer.shape == w.shape, must=min(rows * batch, columns, inner) > 1)
 
@@ -95,8 +105,9 @@ def test_matrix_products_in_any_layout(rows, inner, columns, data):
     b = Builder("g")
     lead = data.draw(st.sampled_from([(), (2,), (3, 2)]))
     shared = data.draw(st.booleans())
-    x = b.input("x", TensorType(f32, (*lead, rows, inner)))
-    y = b.input("y", TensorType(f32, (*(1 for _ in lead), inner, columns) if shared else (*lead, inner, columns)))
+    dtype = data.draw(st.sampled_from([f32, bf16, f16]))
+    x = b.input("x", TensorType(dtype, (*lead, rows, inner)))
+    y = b.input("y", TensorType(dtype, (*(1 for _ in lead), inner, columns) if shared else (*lead, inner, columns)))
     node = b.matmul(x, y)
     turned = {n: data.draw(st.booleans()) for n in (x, y, node)}
 
@@ -121,8 +132,9 @@ def test_convolutions_of_images(data):
     dilations = data.draw(st.sampled_from([(1, 1), (2, 1)]))
     b = Builder("g")
     assume(all(n + 2 * p > d * (t - 1) for n, t, p, d in zip((height, width), taps, padding, dilations)))
-    x = b.input("x", TensorType(f32, (2, channels, height, width)))
-    w = b.input("w", TensorType(f32, (filters, channels, *taps)))
+    dtype = data.draw(st.sampled_from([f32, bf16, f16]))
+    x = b.input("x", TensorType(dtype, (2, channels, height, width)))
+    w = b.input("w", TensorType(dtype, (filters, channels, *taps)))
     node = b.convolution(
         x, w, strides=strides, padding=padding, dilations=dilations, groups=1, transposed=False, output_padding=(0, 0)
     )
@@ -131,13 +143,23 @@ def test_convolutions_of_images(data):
     check(kernel, fixed=lambda buffer: buffer.shape == w.shape, must=channels > 1 and np.prod(node.shape) > 200)
 
 
+@pytest.mark.parametrize("dtype", [f32, bf16])
 @pytest.mark.parametrize("rows", [1, 2, 5, 8, 9, 100])
-def test_sizes_that_are_known_when_called(rows):
+def test_sizes_that_are_known_when_called(rows, dtype):
     b = Builder("g")
-    x = b.input("x", TensorType(f32, (symbol("s"), 33)))
-    w = b.input("w", TensorType(f32, (50, 33)))
+    x = b.input("x", TensorType(dtype, (symbol("s"), 33)))
+    w = b.input("w", TensorType(dtype, (50, 33)))
     node = b.linear(x, w)
     check(lowered([node], [node]), fixed=lambda buffer: buffer.shape == w.shape, sizes={"s": rows})
+
+
+@pytest.mark.parametrize("inner", [1, 2, 7, 1023, 1024, 1025, 2050])
+def test_sums_whose_length_is_known_when_called(inner):
+    """Also of pairs: one number may be left over, in the last of several blocks."""
+    b = Builder("g")
+    x, y = b.input("x", TensorType(bf16, (30, symbol("s")))), b.input("y", TensorType(bf16, (symbol("s"), 50)))
+    node = b.cast(b.matmul(x, y), dtype="f32")
+    check(lowered([node.inputs[0], node], [node]), sizes={"s": inner})
 
 
 def test_near_misses_are_no_contractions():
@@ -170,7 +192,8 @@ def test_depthwise_convolutions(data):
     padding = tuple(data.draw(st.integers(0, t // 2)) for t in taps)
     assume(all(n + 2 * p >= t for n, t, p in zip((height, width), taps, padding)))
     b = Builder("g")
-    x, w = b.input("x", TensorType(f32, (2, channels, height, width))), b.input("w", TensorType(f32, (channels, 1, *taps)))
+    dtype = data.draw(st.sampled_from([f32, bf16, f16]))
+    x, w = b.input("x", TensorType(dtype, (2, channels, height, width))), b.input("w", TensorType(dtype, (channels, 1, *taps)))
     node = b.convolution(
         x, w, strides=strides, padding=padding, dilations=(1, 1), groups=channels, transposed=False, output_padding=(0, 0)
     )
@@ -178,3 +201,53 @@ def test_depthwise_convolutions(data):
     kernel = lowered([node], [node], lambda n: channels_last_strides(n.shape) if n in images else contiguous_strides(n.shape))
     check(kernel, fixed=lambda buffer: buffer.shape == w.shape, must=False)
     assert height < 8 or find_contraction(kernel) is not None
+
+
+@settings(max_examples=20, derandomize=True, deadline=None)
+@given(rows=SIZES, inner=SIZES, columns=SIZES, data=st.data())
+def test_bytes_are_summed_exactly(rows, inner, columns, data):
+    """Of any signedness, as rows and as columns, in any layout; also what is not bytes."""
+    x_type, w_type = data.draw(st.sampled_from([(u8, i8), (i8, i8), (u8, u8), (i8, u8), (i32, i8), (u8, i32), (i64, i64)]))
+    total = "i64" if x_type is i64 else "i32"
+    b = Builder("g")
+    x, w = b.input("x", TensorType(x_type, (rows, inner))), b.input("w", TensorType(w_type, (columns, inner)))
+    left, right = b.cast(x, dtype=total), b.cast(w, dtype=total)
+    node = b.linear(left, right)
+    turned = data.draw(st.booleans())
+    kernel = lowered(
+        [node], [node], lambda n: (1, n.shape[0]) if turned and n is x else contiguous_strides(n.shape), (left, right)
+    )
+    check(kernel, fixed=lambda buffer: buffer.name == "x1", must=min(rows, inner, columns) > 1)
+
+
+@settings(max_examples=10, derandomize=True, deadline=None)
+@given(data=st.data())
+def test_convolutions_of_bytes_into_bytes(data):
+    """With what follows in a quantised model: a scale for each channel, rounding, a zero point."""
+    channels, filters = data.draw(st.integers(1, 20)), data.draw(st.integers(2, 70))
+    height, width = data.draw(st.integers(3, 9)), data.draw(st.integers(3, 12))
+    b = Builder("g")
+    x, w = b.input("x", TensorType(u8, (2, channels, height, width))), b.input("w", TensorType(i8, (filters, channels, 3, 3)))
+    scale = b.input("s", TensorType(f32, (filters, 1, 1)))
+    left, right = b.cast(x, dtype="i32"), b.cast(w, dtype="i32")
+    steps = data.draw(st.sampled_from([(1, 1), (2, 1)]))
+    total = b.convolution(
+        left, right, strides=steps, padding=(1, 1), dilations=(1, 1), groups=1, transposed=False, output_padding=(0, 0)
+    )
+    wide = b.cast(total, dtype="f32")
+    scaled = b.mul(wide, scale)
+    images = (x, total, scaled)
+    kernel = lowered(
+        [total, wide, scaled], [scaled], lambda n: channels_last_strides(n.shape) if n in images else contiguous_strides(n.shape),
+        (left, right),
+    )  # fmt: skip
+    check(kernel, fixed=lambda buffer: buffer.shape == w.shape, must=channels > 1 and np.prod(total.shape) > 200)
+
+
+@pytest.mark.parametrize("dtype", [bf16, i8])
+def test_float_rows_times_narrow_columns(dtype):
+    b = Builder("g")
+    x, w = b.input("x", TensorType(f32, (9, 77))), b.input("w", TensorType(dtype, (50, 77)))
+    wide = b.cast(w, dtype="f32")
+    node = b.linear(x, wide)
+    check(lowered([node], [node], inlined=(wide,)), fixed=lambda buffer: buffer.shape == w.shape)

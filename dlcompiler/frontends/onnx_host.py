@@ -1,0 +1,198 @@
+"""Operators that the host runs, by the onnx package's reference evaluator: texts, sequences, optionals, what has no kernel.
+
+An operator becomes a `host.call` whose attributes are plain data, so that it prints, is saved and comes back:
+{operator, domain, version, given: which inputs there are, results, attributes: {...}}.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, NodeProto, TensorProto, TypeProto, helper
+
+from dlcompiler.frontends.onnx_host_own import OWN
+from dlcompiler.frontends.onnx_registry import ELEMENT_TYPES
+from dlcompiler.ir.errors import InputError, UnsupportedError
+from dlcompiler.ir.types import HostType
+
+_CODES = {name.lower(): code for name, code in TensorProto.DataType.items()}
+_NAMES = {code: name for name, code in _CODES.items()}
+
+
+@lru_cache(maxsize=4096)
+def is_implemented(op_type: str, domain: str, version: int) -> bool:
+    """Whether the reference evaluator has the operator."""
+    from importlib import import_module
+
+    package = {"": "ops", "ai.onnx.ml": "ops.aionnxml", "ai.onnx.preview.training": "ops.aionnx_preview_training"}.get(domain)
+    if package is None:
+        return False
+    try:
+        import_module(f"onnx.reference.{package}._op_list").load_op(domain, op_type, version)
+    except (RuntimeError, ValueError, ImportError, KeyError, AttributeError, AssertionError, onnx.defs.SchemaError):
+        return False
+    return True
+
+
+def host_attributes(node: NodeProto, domain: str, version: int) -> dict[str, Any]:
+    """A node as the attributes of a `host.call`. Raises UnsupportedError for one with graphs inside."""
+    return {
+        "target": f"{domain or 'ai.onnx'}.{node.op_type}",
+        "operator": node.op_type,
+        "domain": domain,
+        "version": version,
+        "given": tuple(bool(name) for name in node.input),
+        "results": len(node.output),
+        "attributes": {a.name: _plain(a) for a in node.attribute},
+    }
+
+
+def _plain(attribute: AttributeProto) -> Any:
+    match attribute.type:
+        case AttributeProto.FLOAT:
+            return attribute.f
+        case AttributeProto.INT:
+            return attribute.i
+        case AttributeProto.STRING:
+            return attribute.s.decode("utf-8", "surrogateescape")
+        case AttributeProto.FLOATS:
+            return {"floats": tuple(attribute.floats)}
+        case AttributeProto.INTS:
+            return {"ints": tuple(attribute.ints)}
+        case AttributeProto.STRINGS:
+            return {"strings": tuple(s.decode("utf-8", "surrogateescape") for s in attribute.strings)}
+        case AttributeProto.TENSOR | AttributeProto.TYPE_PROTO:
+            bare = AttributeProto()
+            bare.CopyFrom(attribute)
+            return {"message": base64.b64encode(bare.SerializeToString()).decode()}
+    raise UnsupportedError("an attribute", items=(f"attribute {attribute.name} of an unusual type",))
+
+
+def _attribute(name: str, value: Any) -> AttributeProto:
+    if isinstance(value, Mapping):
+        ((kind, content),) = value.items()
+        if kind == "message":
+            attribute = AttributeProto()
+            attribute.ParseFromString(base64.b64decode(content))
+            return attribute
+        number = {"floats": AttributeProto.FLOATS, "ints": AttributeProto.INTS, "strings": AttributeProto.STRINGS}[kind]
+        return helper.make_attribute(name, list(content), attr_type=number)
+    return helper.make_attribute(name, value)
+
+
+@lru_cache(maxsize=1024)
+def _evaluator(text: str) -> tuple[Any, list[str]]:
+    """The reference evaluator of a one-node model, and its inputs' names."""
+    from onnx.reference import ReferenceEvaluator
+
+    call = json.loads(text)
+    names = [f"x{k}" if given else "" for k, given in enumerate(call["given"])]
+    outputs = [f"y{k}" for k in range(call["results"])]
+    node = NodeProto(op_type=call["operator"], domain=call["domain"], input=names, output=outputs)
+    node.attribute.extend(_attribute(name, value) for name, value in call["attributes"].items())
+    given = [helper.make_empty_tensor_value_info(name) for name in names if name]
+    wanted = [helper.make_empty_tensor_value_info(name) for name in outputs]
+    graph = helper.make_graph([node], "host", given, wanted)
+    imports = [helper.make_opsetid(call["domain"], call["version"])]
+    if call["domain"]:
+        imports.append(helper.make_opsetid("", onnx.defs.onnx_opset_version()))
+    model = helper.make_model(graph, opset_imports=imports)
+    return ReferenceEvaluator(model), [name for name in names if name]
+
+
+def run_operator(target: str, attributes: Mapping[str, Any], operands: Sequence[Any]) -> list[Any]:
+    """The operator's results on arrays and host values. Raises InputError where it does not take them."""
+    own = OWN.get((attributes["domain"], attributes["operator"]))
+    if own is not None:
+        given = iter(operands)
+        values = [next(given) if is_given else None for is_given in attributes["given"]]
+        return [own(*values, **{name: value for name, value in attributes["attributes"].items() if name != "type"})]
+    key = {name: attributes[name] for name in ("operator", "domain", "version", "given", "results", "attributes")}
+    evaluator, names = _evaluator(json.dumps(key))
+    try:
+        return list(evaluator.run(None, dict(zip(names, operands))))
+    except (ValueError, TypeError, IndexError, RuntimeError) as error:
+        raise InputError(f"{target} does not take these values: {error}") from error
+    except ImportError as error:
+        raise UnsupportedError(f"{target} needs a package that is not installed: {error}", items=(target,)) from None
+
+
+# -- types -------------------------------------------------------------------------------------------------------------------
+
+
+def host_type(proto: TypeProto) -> HostType:
+    """`seq(tensor(float)[2, _])`, `optional(...)`, `tensor(string)`: a type as text, with what is known of shapes."""
+    return HostType(_type_text(proto))
+
+
+def _type_text(proto: TypeProto) -> str:
+    match proto.WhichOneof("value"):
+        case "tensor_type":
+            tensor = proto.tensor_type
+            text = f"tensor({_NAMES[tensor.elem_type]})"
+            if not tensor.HasField("shape"):
+                return text
+            dims = [str(d.dim_value) if d.HasField("dim_value") else "_" for d in tensor.shape.dim]
+            return f"{text}[{', '.join(dims)}]"
+        case "sequence_type":
+            return f"seq({_type_text(proto.sequence_type.elem_type)})"
+        case "optional_type":
+            return f"optional({_type_text(proto.optional_type.elem_type)})"
+        case "map_type":
+            return f"map({_NAMES[proto.map_type.key_type]}, {_type_text(proto.map_type.value_type)})"
+    raise UnsupportedError("a type", items=("a value of unknown type",))
+
+
+def parse_type(text: str) -> TypeProto:
+    """The inverse of `host_type`."""
+    proto = TypeProto()
+    head, _, rest = text.partition("(")
+    if head == "tensor":
+        name, _, shape = rest.partition(")")
+        proto.tensor_type.elem_type = _CODES[name]
+        if shape:
+            proto.tensor_type.shape.SetInParent()
+            for dim in filter(None, shape.strip("[]").split(", ")):
+                added = proto.tensor_type.shape.dim.add()
+                if dim != "_":
+                    added.dim_value = int(dim)
+        return proto
+    inner = rest[:-1]
+    if head == "map":
+        key, _, value = inner.partition(", ")
+        proto.map_type.key_type = _CODES[key]
+        proto.map_type.value_type.CopyFrom(parse_type(value))
+        return proto
+    element = proto.sequence_type.elem_type if head == "seq" else proto.optional_type.elem_type
+    element.CopyFrom(parse_type(inner))
+    return proto
+
+
+def is_numeric(proto: TypeProto) -> bool:
+    """Whether a type is a tensor of numbers whose rank is known."""
+    tensor = proto.tensor_type
+    return proto.WhichOneof("value") == "tensor_type" and tensor.elem_type in ELEMENT_TYPES and tensor.HasField("shape")
+
+
+def without_shapes(type: HostType) -> str:
+    """As operator schemas write it: `seq(tensor(float))`."""
+    text, depth = "", 0
+    for letter in type.name:
+        depth += letter == "["
+        text += "" if depth else letter
+        depth -= letter == "]"
+    return text
+
+
+def texts(strings: Sequence[bytes], shape: Sequence[int]) -> np.ndarray:
+    """A tensor of texts, as the reference evaluator takes it."""
+    decoded = [s.decode("utf-8", "replace") for s in strings]
+    result = np.empty(len(decoded), dtype=object)
+    result[:] = decoded
+    return result.reshape(tuple(shape))

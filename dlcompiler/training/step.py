@@ -1,0 +1,298 @@
+"""`dlcompiler.train_step`: forward, loss, backward and the optimizer's update as one program.
+
+step = dlcompiler.train_step(model, loss_fn, optimizer, example_batch)
+for batch in batches:
+    loss = step(batch)
+
+Dynamo captures `loss_fn(model, batch)` and guards what it depends on; our part begins with its graph (`joint`), to which the
+update is appended (`assemble`). The program writes into the user's own parameters, buffers and optimizer state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dlcompiler.codegen.target import Target, parse_target
+from dlcompiler.ir.errors import CompilerError, InputError, OptionError, UnsupportedError
+from dlcompiler.ir.graph import Graph
+from dlcompiler.options import Options
+from dlcompiler.report import Report, Timings
+from dlcompiler.training.assemble import Assembler, Clipping
+from dlcompiler.training.hyperparameters import Division, Hyperparameters
+from dlcompiler.training.joint import Joint, joint_graph
+from dlcompiler.training.optimizers import new_state, unsupported
+
+LossFunction = Callable[[Any, Any], Tensor]
+
+
+def train_step(
+    model: Any,
+    loss_fn: LossFunction,
+    optimizer: torch.optim.Optimizer,
+    example_batch: Any,
+    *,
+    target: str | None = None,
+    options: Options | Mapping[str, Any] | None = None,
+    clip_norm: float | None = None,
+    clip_value: float | None = None,
+    accumulate: int = 1,
+) -> TrainStep:
+    """Compile a training step. Nothing is trained before the result is called.
+
+    model          an nn.Module, or whatever `loss_fn` takes for one
+    loss_fn        `loss_fn(model, batch)`: a float tensor of one element
+    optimizer      SGD, Adam, AdamW, Adagrad, RMSprop or Adadelta of torch.optim; its parameters are trained, no others
+    example_batch  what `loss_fn` takes: tensors, or a tuple, list or dict of them
+    clip_norm      limit of the 2-norm of all gradients together, as `torch.nn.utils.clip_grad_norm_`
+    clip_value     limit of each number in them, as `torch.nn.utils.clip_grad_value_`
+    accumulate     update in every so manieth call, with the mean of the gradients of these calls
+
+    Raises UnsupportedError, before anything has run, for what cannot be one program: another optimizer, hooks on parameters or on
+    the optimizer, sparse or complex parameters, a loss function that Dynamo cannot capture whole.
+    """
+    resolved = Options.resolve(options)
+    if accumulate < 1:
+        raise OptionError(f"accumulate takes an integer of at least 1, not {accumulate!r}")
+    _refuse(model, optimizer)
+    settings = _Settings(resolved, None if target is None else parse_target(target), Clipping(clip_norm, clip_value), accumulate)
+    step = TrainStep(model, loss_fn, optimizer, settings)
+    step.prepare(example_batch)
+    return step
+
+
+def _refuse(model: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Raises UnsupportedError for what would make a compiled step differ from an eager one."""
+    reasons = list(unsupported(optimizer))
+    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+        if parameter.is_complex():
+            reasons.append("complex parameters")
+        if parameter.is_sparse or not parameter.is_floating_point():
+            reasons.append(f"parameters of {parameter.dtype} and layout {parameter.layout}")
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+            reasons.append("hooks on parameters")
+        if type(parameter) not in (Tensor, torch.nn.Parameter):
+            reasons.append(f"parameters that are {type(parameter).__name__}")
+    for module in model.modules() if isinstance(model, torch.nn.Module) else ():
+        if getattr(module, "sparse", False) is True:
+            reasons.append(f"sparse gradients of {type(module).__name__}")
+        if isinstance(module, torch.nn.parallel.DistributedDataParallel):
+            reasons.append("DistributedDataParallel, whose gradients are exchanged by hooks")
+    if reasons:
+        found = tuple(dict.fromkeys(reasons))
+        raise UnsupportedError(
+            f"a training step with {'; '.join(found)}",
+            items=found,
+            hint='compile the loss function alone with torch.compile(..., backend="dlcompiler")',
+        )
+
+
+@dataclass(frozen=True)
+class _Settings:
+    options: Options
+    target: Target | None
+    clipping: Clipping
+    accumulate: int
+
+
+class TrainStep:
+    """A compiled training step; see `train_step`. `step(batch)` trains once and returns the loss, detached.
+
+    reports         of every program that was compiled for it
+    gradient_norm   of the last update, before it was limited; None without `clip_norm`
+    """
+
+    def __init__(self, model: Any, loss_fn: LossFunction, optimizer: torch.optim.Optimizer, settings: _Settings) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.settings = settings
+        self.reports: list[Report] = []
+        self.gradient_norm: Tensor | None = None
+        self._calls = 0  # since the last update
+        self._preparing = False
+
+        def loss_of(model: Any, batch: Any) -> Tensor:
+            return loss_fn(model, batch)
+
+        # Dynamo keeps what it compiled, and counts how often, with the code: code of its own for each step
+        loss_of.__code__ = loss_of.__code__.replace()
+        self._run = torch.compile(loss_of, backend=self._backend, fullgraph=True)
+
+    def prepare(self, batch: Any) -> None:
+        """Compile for a batch like this one without training on it."""
+        self._preparing = True
+        try:
+            self._call(batch)
+        finally:
+            self._preparing = False
+
+    def __call__(self, batch: Any) -> Tensor:
+        """Train on one batch. A batch of other shapes is compiled for first."""
+        return self._call(batch)
+
+    def _call(self, batch: Any) -> Tensor:
+        try:
+            # Dynamo leaves the layers of nn.LSTM and its kin alone otherwise
+            with torch._dynamo.config.patch(allow_rnn=True), torch.enable_grad():
+                return self._run(self.model, batch)
+        except torch._dynamo.exc.Unsupported as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise UnsupportedError(
+                f"the loss function cannot be captured whole: {reason}", items=(reason,), hint="compile the model instead"
+            ) from error
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            if isinstance(error.inner_exception, CompilerError):
+                raise error.inner_exception from None
+            raise
+        except torch._dynamo.exc.FailOnRecompileLimitHit as error:
+            limit = torch._dynamo.config.recompile_limit
+            raise UnsupportedError(
+                f"more than {limit} variants of the loss function",
+                items=("recompilations",),
+                hint="pad batches to fewer shapes, or raise torch._dynamo.config.recompile_limit",
+            ) from error
+
+    def _backend(self, module: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., tuple[Tensor]]:
+        captured = _Captured(self, module, inputs)
+
+        def run(*arguments: Any) -> tuple[Tensor]:
+            if self._preparing:
+                captured.prepare(arguments)
+                return (torch.zeros(()),)
+            return (self._train(captured, arguments),)
+
+        return run
+
+    def _train(self, captured: _Captured, arguments: Sequence[Any]) -> Tensor:
+        self._calls += 1
+        if self._calls < self.settings.accumulate:
+            return captured.accumulate(arguments)
+        self._calls = 0
+        loss, *norm = captured.update(arguments)
+        self.gradient_norm = norm[0] if norm else None
+        # what learning-rate schedulers look at to see that the optimizer came first
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]
+        return loss
+
+
+@dataclass
+class _Program:
+    """A compiled step, and the vectors of numbers that it reads."""
+
+    executable: Callable[[Sequence[Any]], list[Tensor]]
+    vectors: list[Tensor] = field(default_factory=list)
+
+
+class _Captured:
+    """One of Dynamo's graphs: the loss for batches of certain shapes, and the programs made of it."""
+
+    def __init__(self, step: TrainStep, module: torch.fx.GraphModule, inputs: Sequence[Any]) -> None:
+        self.step, self.settings = step, step.settings
+        self.timings = Timings()
+        ours = {id(p) for group in step.optimizer.param_groups for p in group["params"] if p.requires_grad}
+        candidates = [k for k, value in enumerate(inputs) if id(value) in ours]
+        if not candidates:
+            raise InputError("the loss function uses no parameter of the optimizer")
+        with self.timings.stage("capture"):
+            self.joint: Joint = joint_graph(module, inputs, candidates, _name_of(step.model))
+        self.trained = sorted(self.joint.gradients)
+        self.hyperparameters = Hyperparameters(step.optimizer, [inputs[k] for k in self.trained])
+        self.rule = self.hyperparameters.rule
+        self.programs: dict[Division | None, _Program] = {}
+
+    # -- a call ----------------------------------------------------------------------------------------------------------------
+
+    def prepare(self, arguments: Sequence[Any]) -> None:
+        """Compile what the first calls will run."""
+        parameters = [arguments[k] for k in self.trained]
+        division, _ = self.hyperparameters.divide(parameters)
+        sums = [torch.empty_like(p) for p in parameters] if self.settings.accumulate > 1 else []
+        if sums:
+            self._accumulating(sums)
+        self._updating(division, self._states(parameters, keep=False), sums)
+
+    def accumulate(self, arguments: Sequence[Any]) -> Tensor:
+        """Add the gradients of one batch to `parameter.grad`; the loss."""
+        sums = self._sums([arguments[k] for k in self.trained])
+        (loss,) = self._accumulating(sums).executable([*arguments, *sums])
+        return loss
+
+    def update(self, arguments: Sequence[Any]) -> list[Tensor]:
+        """Train on one batch; the loss, and the norm of the gradients if it is limited."""
+        parameters = [arguments[k] for k in self.trained]
+        division, numbers = self.hyperparameters.divide(parameters)
+        states = self._states(parameters)
+        sums = self._sums(parameters) if self.settings.accumulate > 1 else []
+        program = self._updating(division, states, sums)
+        for vector, values in zip(program.vectors, numbers):
+            vector.copy_(torch.tensor(list(values.values()), dtype=torch.float64))
+        tensors = [tensor for state in states for tensor in state.values()]
+        results = program.executable([*arguments, *sums, *tensors, *program.vectors])
+        self._count(parameters)
+        if sums:
+            for parameter in parameters:
+                parameter.grad = None
+        return results
+
+    def _sums(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+    def _states(self, parameters: Sequence[Tensor], keep: bool = True) -> list[dict[str, Tensor]]:
+        """The state of each parameter by name, in the optimizer. What is not there is made, and kept there unless told not to."""
+        optimizer, rule = self.step.optimizer, self.rule
+        found = []
+        for parameter, g in zip(parameters, self.hyperparameters.group_of):
+            group = optimizer.param_groups[g]
+            names = rule.state(group)
+            state = optimizer.state.get(parameter, {})
+            if (rule.counts and "step" not in state) or any(state.get(name) is None for name in names):
+                state = {**state, **new_state(group, parameter, rule, state)}
+                if keep:
+                    optimizer.state[parameter].update(state)
+            found.append({name: state[name] for name in names})
+        return found
+
+    def _count(self, parameters: Sequence[Tensor]) -> None:
+        if self.rule.counts:
+            torch._foreach_add_([self.step.optimizer.state[p]["step"] for p in parameters], 1)
+
+    # -- compiling -------------------------------------------------------------------------------------------------------------
+
+    def _accumulating(self, sums: Sequence[Tensor]) -> _Program:
+        if None not in self.programs:
+            self.programs[None] = self._compile(self._assembler().accumulating(sums))
+        return self.programs[None]
+
+    def _updating(self, division: Division, states: list[dict[str, Tensor]], sums: Sequence[Tensor]) -> _Program:
+        program = self.programs.get(division)
+        if program is None:
+            graph = self._assembler().updating(self.rule, division, states, sums, self.settings.clipping)
+            program = self.programs[division] = self._compile(graph)
+            program.vectors = [
+                torch.zeros(len(each.names), dtype=torch.float64 if each.wide else torch.float32) for each in division.classes
+            ]
+        return program
+
+    def _assembler(self) -> Assembler:
+        return Assembler(self.joint, self.trained, self.settings.accumulate)
+
+    def _compile(self, graph: Graph) -> _Program:
+        from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+        from dlcompiler.recorded import compile_recorded
+
+        target = self.settings.target or parse_target("cpu")
+        with unset_fake_temporarily():
+            executable, report = compile_recorded(graph, target, self.settings.options, timings=Timings(self.timings.seconds))
+        self.step.reports.append(report)
+        return _Program(executable)
+
+
+def _name_of(model: Any) -> str:
+    return f"{type(model).__name__}_step"

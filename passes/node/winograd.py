@@ -1,0 +1,34 @@
+"""Convolutions to be computed in fewer multiplications, by Winograd's algorithm (see `ir.winograd`).
+
+    convolution(x, W){strides=(1, 1)}  -->  convolution(x, W){strides=(1, 1), winograd=(4, 4)}
+
+Two dimensional filters that move in steps of one, in float32, over weights that stay the same between calls, where the target
+expects to be quicker by it. The node's meaning stays what it was; the rule is approximate, as rounding errors are a few times
+those of the sum as it stands.
+"""
+
+from __future__ import annotations
+
+from dlcompiler.ir.graph import Graph, Node
+from dlcompiler.ir.types import DTYPES
+from dlcompiler.passes.context import Context
+from dlcompiler.passes.fixed import is_fixed
+from dlcompiler.passes.rewrite import GraphRewriter, RuleTable, apply_rules, rule
+
+
+def choose_winograd(graph: Graph, context: Context) -> Graph:
+    """Mark each convolution that the target computes more quickly by Winograd's algorithm."""
+
+    @rule("winograd", "convolution", exact=False)
+    def winograd(b: GraphRewriter, node: Node) -> Node | None:
+        """convolution(x, W, B){} --> convolution(x, W, B){winograd}"""
+        a, weight = node.attributes, node.inputs[1]
+        steps = {*a["strides"], *a["dilations"]}
+        if "winograd" in a or a["transposed"] or a["groups"] != 1 or steps != {1} or node.dtype is not DTYPES["f32"]:
+            return None
+        if weight.tensor.rank != 4 or not is_fixed(weight):
+            return None
+        sizes = context.target.winograd_sizes(node)
+        return None if sizes is None else b.convolution(*node.inputs, **a, winograd=sizes)
+
+    return apply_rules(graph, RuleTable((winograd,)), context)

@@ -1,0 +1,285 @@
+"""`dlcompiler.train_step`: equal to the eager loop, in the user's own objects; and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as functional
+from dlcompiler.ir.errors import InputError, UnsupportedError
+from torch import Tensor, nn
+
+import dlcompiler
+from tests import training_zoo
+
+Optimizers = dict[str, Callable[[Any], torch.optim.Optimizer]]
+
+OPTIMIZERS: Optimizers = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
+    "sgd-momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, dampening=0.3, weight_decay=0.01),
+    "sgd-nesterov": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, maximize=True),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1),
+    "adam-amsgrad": lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.5, 0.9), amsgrad=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=torch.tensor(0.01), weight_decay=0.1, maximize=True),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.1, lr_decay=0.5, initial_accumulator_value=0.1, weight_decay=0.01),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01),
+    "rmsprop-centered": lambda p: torch.optim.RMSprop(p, lr=0.01, centered=True, momentum=0.5, weight_decay=0.1),
+    "adadelta": lambda p: torch.optim.Adadelta(p, lr=1.0, weight_decay=0.1),
+}
+
+
+def perceptron(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
+
+
+def squares(model: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return functional.mse_loss(model(batch[0]), batch[1])
+
+
+def batch_of(step: int, size: int = 4) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    return torch.randn(size, 5, generator=generator), torch.randn(size, 3, generator=generator)
+
+
+def eager_step(model: Any, loss_fn: Any, optimizer: torch.optim.Optimizer, *batches: Any, clip: Any = None) -> Tensor:
+    """The mean loss of the batches, and one update with the mean of their gradients."""
+    optimizer.zero_grad()
+    losses = [loss_fn(model, batch) for batch in batches]
+    (sum(losses) / len(batches)).backward()
+    if clip is not None:
+        clip([p for group in optimizer.param_groups for p in group["params"]])
+    optimizer.step()
+    return losses[-1].detach()
+
+
+def assert_same_state(ours: Any, eager: Any, tolerance: float = 2e-6) -> None:
+    """Two state_dicts, of modules or optimizers: the same keys, and tensors that are near."""
+    torch.testing.assert_close(ours.state_dict(), eager.state_dict(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_updates_parameters_and_state_as_eager_does(name: str) -> None:
+    ours, make = perceptron(), OPTIMIZERS[name]
+    eager = copy.deepcopy(ours)
+    optimizer, reference = make(ours.parameters()), make(eager.parameters())
+    step = dlcompiler.train_step(ours, squares, optimizer, batch_of(0))
+    for k in range(4):
+        for group in (*optimizer.param_groups, *reference.param_groups):  # a schedule
+            group["lr"] = group["lr"] * 0.9
+        torch.testing.assert_close(step(batch_of(k)), eager_step(eager, squares, reference, batch_of(k)))
+        assert_same_state(ours, eager)
+        assert_same_state(optimizer, reference)
+    # the first step of a new momentum takes other numbers, but no program of its own
+    assert len(step.reports) == 1
+
+
+@pytest.mark.parametrize("name", ["bert", "resnet18", "lstm"])
+def test_losses_of_a_tiny_model_follow_eager(name: str) -> None:
+    ours, eager = training_zoo.build(name, "tiny"), training_zoo.build(name, "tiny")
+    optimizer, reference = ours.make_optimizer(ours.model.parameters()), eager.make_optimizer(eager.model.parameters())
+    step = dlcompiler.train_step(ours.model, ours.loss, optimizer, ours.make_batch(0), options={"strict": False})
+    for k in range(4):
+        loss = step(ours.make_batch(k))
+        torch.testing.assert_close(
+            loss, eager_step(eager.model, eager.loss, reference, eager.make_batch(k)), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_a_gan_is_two_steps_that_share_modules() -> None:
+    ours, eager = training_zoo.build("dcgan", "tiny"), training_zoo.build("dcgan", "tiny")
+
+    def optimizers(gan: Any) -> list[torch.optim.Optimizer]:
+        return [ours.make_optimizer(part.parameters()) for part in (gan.discriminator, gan.generator)]
+
+    losses = training_zoo.discriminator_loss, training_zoo.generator_loss
+    steps = [
+        dlcompiler.train_step(ours.model, loss, optimizer, ours.make_batch(0))
+        for loss, optimizer in zip(losses, optimizers(ours.model))
+    ]
+    references = optimizers(eager.model)
+    for k in range(3):
+        for step, loss, reference in zip(steps, losses, references):
+            found, expected = step(ours.make_batch(k)), eager_step(eager.model, loss, reference, ours.make_batch(k))
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert_same_state(ours.model, eager.model, 1e-4)  # statistics of the norms too
+
+
+def test_compiling_trains_nothing() -> None:
+    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    before = copy.deepcopy(model.state_dict())
+    step = dlcompiler.train_step(model, squares, torch.optim.Adam(model.parameters()), batch_of(0))
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    step(batch_of(0))
+    assert not torch.equal(model.state_dict()["0.weight"], before["0.weight"])
+    assert model[1].num_batches_tracked == 1
+
+
+def test_training_goes_on_from_a_checkpoint() -> None:
+    straight, make = perceptron(), OPTIMIZERS["adam"]
+    optimizer = make(straight.parameters())
+    step = dlcompiler.train_step(straight, squares, optimizer, batch_of(0))
+    for k in range(2):
+        step(batch_of(k))
+    saved = copy.deepcopy((straight.state_dict(), optimizer.state_dict()))
+    expected = [step(batch_of(k)) for k in (2, 3)]
+    resumed = perceptron(seed=1)
+    other = make(resumed.parameters())
+    again = dlcompiler.train_step(resumed, squares, other, batch_of(0))
+    again(batch_of(9))
+    resumed.load_state_dict(saved[0])
+    other.load_state_dict(saved[1])
+    torch.testing.assert_close([again(batch_of(k)) for k in (2, 3)], expected, rtol=0, atol=0)
+    # eager goes on from it too
+    eager_step(resumed, squares, other, batch_of(4))
+    step(batch_of(4))
+    assert_same_state(other, optimizer)
+
+
+def test_limited_gradients() -> None:
+    clips: list[tuple[dict[str, float], Any]] = [
+        ({"clip_norm": 0.1}, lambda p: nn.utils.clip_grad_norm_(p, 0.1)),
+        ({"clip_value": 0.01}, lambda p: nn.utils.clip_grad_value_(p, 0.01)),
+    ]
+    for settings, clip in clips:
+        ours = perceptron()
+        eager = copy.deepcopy(ours)
+        optimizer, reference = (torch.optim.SGD(m.parameters(), lr=0.5) for m in (ours, eager))
+        step = dlcompiler.train_step(ours, squares, optimizer, batch_of(0), **settings)
+        for k in range(3):
+            step(batch_of(k))
+            eager_step(eager, squares, reference, batch_of(k), clip=clip)
+        assert_same_state(ours, eager)
+    assert step.gradient_norm is None
+
+
+def test_the_norm_of_the_gradients_is_told() -> None:
+    model = perceptron()
+    eager = copy.deepcopy(model)
+    step = dlcompiler.train_step(model, squares, torch.optim.SGD(model.parameters(), lr=0.1), batch_of(0), clip_norm=1.0)
+    step(batch_of(0))
+    squares(eager, batch_of(0)).backward()
+    assert step.gradient_norm is not None
+    torch.testing.assert_close(step.gradient_norm, nn.utils.get_total_norm([p.grad for p in eager.parameters()]))
+
+
+def test_gradients_are_accumulated_over_calls() -> None:
+    ours = perceptron()
+    eager = copy.deepcopy(ours)
+    optimizer, reference = (torch.optim.AdamW(m.parameters(), lr=0.1) for m in (ours, eager))
+    step = dlcompiler.train_step(ours, squares, optimizer, batch_of(0), accumulate=3)
+    for k in range(2):
+        batches = [batch_of(3 * k + j) for j in range(3)]
+        before = copy.deepcopy(ours.state_dict())
+        for batch in batches[:2]:
+            step(batch)
+        torch.testing.assert_close(ours.state_dict(), before, rtol=0, atol=0)
+        assert all(p.grad is not None for p in ours.parameters())
+        last = step(batches[2])
+        torch.testing.assert_close(last, eager_step(eager, squares, reference, *batches))
+        assert all(p.grad is None for p in ours.parameters())
+    assert_same_state(ours, eager)
+
+
+def test_evaluation_and_other_shapes_in_between() -> None:
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+
+    ours, eager = make(), make()
+    optimizer, reference = (torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9) for m in (ours, eager))
+    step = dlcompiler.train_step(ours, squares, optimizer, batch_of(0))
+    for k, size in enumerate((4, 6, 4, 9, 6)):
+        torch.testing.assert_close(step(batch_of(k, size)), eager_step(eager, squares, reference, batch_of(k, size)))
+        for model in (ours, eager):
+            model.eval()
+        with torch.no_grad():
+            torch.testing.assert_close(ours(batch_of(9)[0]), eager(batch_of(9)[0]))
+        for model in (ours, eager):
+            model.train()
+    assert_same_state(ours, eager)
+    assert len(step.reports) <= 3  # the first shape, then one program for all
+
+
+def test_parameters_of_several_groups_and_ages() -> None:
+    """A parameter that joins later has made fewer steps: other numbers in the same program."""
+    ours = perceptron()
+    eager = copy.deepcopy(ours)
+
+    def groups(model: Any) -> torch.optim.Optimizer:
+        return torch.optim.Adam(
+            [{"params": model[0].parameters(), "lr": 0.1}, {"params": [model[2].weight], "weight_decay": 0.1}]
+        )
+
+    optimizer, reference = groups(ours), groups(eager)
+    eager_step(ours, squares, optimizer, batch_of(0))
+    eager_step(eager, squares, reference, batch_of(0))
+    for model, each in ((ours, optimizer), (eager, reference)):
+        each.add_param_group({"params": [model[2].bias]})
+    step = dlcompiler.train_step(ours, squares, optimizer, batch_of(0))
+    for k in range(1, 4):
+        step(batch_of(k))
+        eager_step(eager, squares, reference, batch_of(k))
+    assert_same_state(ours, eager)
+    assert_same_state(optimizer, reference)
+
+
+def test_autocast_is_captured_as_the_loss_function_has_it() -> None:
+    def loss(model: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            predicted = model(batch[0])
+        return functional.mse_loss(predicted.float(), batch[1])
+
+    ours = perceptron()
+    eager = copy.deepcopy(ours)
+    optimizer, reference = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (ours, eager))
+    step = dlcompiler.train_step(ours, loss, optimizer, batch_of(0))
+    for k in range(3):
+        torch.testing.assert_close(step(batch_of(k)), eager_step(eager, loss, reference, batch_of(k)), rtol=2e-2, atol=2e-2)
+    assert_same_state(ours, eager, 2e-2)
+    assert "bf16" in str(step.reports[0].as_dict()) or step.reports[0].native > 0
+
+
+def branches_on_data(model: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return squares(model, batch) if batch[0].sum() > 0 else model(batch[0]).sum()
+
+
+class Unknown(torch.optim.SGD):
+    """An optimizer that is none of torch's own."""
+
+
+def test_a_number_read_out_of_a_tensor_is_part_of_the_program() -> None:
+    def loss(model: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return squares(model, batch) * (1.0 + batch[1].abs().max().item())
+
+    ours = perceptron()
+    eager = copy.deepcopy(ours)
+    optimizer, reference = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (ours, eager))
+    step = dlcompiler.train_step(ours, loss, optimizer, batch_of(0))
+    for k in range(2):
+        torch.testing.assert_close(step(batch_of(k)), eager_step(eager, loss, reference, batch_of(k)))
+
+
+def test_what_cannot_be_one_program_is_refused_before_anything_runs() -> None:
+    def refused(model: Any, match: str, optimizer: Any = None, loss: Any = squares, batch: Any = None) -> None:
+        optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.1)
+        before = copy.deepcopy(model.state_dict())
+        with pytest.raises((UnsupportedError, InputError), match=match):
+            dlcompiler.train_step(model, loss, optimizer, batch or batch_of(0))
+        torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+    refused(perceptron(), "Unknown is none of", Unknown(perceptron().parameters(), lr=0.1))
+    refused(perceptron().to(torch.complex64), "complex parameters")
+    refused(nn.Sequential(nn.Embedding(4, 3, sparse=True)), "sparse gradients of Embedding")
+    hooked = perceptron()
+    hooked[0].weight.register_hook(lambda gradient: gradient * 2)
+    refused(hooked, "hooks on parameters")
+    optimizer = torch.optim.SGD((model := perceptron()).parameters(), lr=0.1)
+    optimizer.register_step_post_hook(lambda *_: None)
+    refused(model, "hooks around the optimizer", optimizer)
+    refused(perceptron(), "one tensor of one element", loss=lambda model, batch: model(batch[0]))
+    refused(perceptron(), "no parameter of the optimizer", loss=lambda model, batch: batch[0].sum())
+    refused(perceptron(), "captured whole", loss=branches_on_data)
