@@ -210,9 +210,7 @@ class ContractionWriter:
         place = self.index.write(substitute(schedule.columns_access.offset, at_begin))
         if self.panels is not None:
             place = self.index.plus(place, self.index.times(self.panel, self.index.write(self.panels.panel_stride())))
-        return self.e.offset(
-            self.finishing.memory.pointers[self.columns.buffer], self._value(place), self.product.columns.element
-        )
+        return self.e.offset(self.finishing.memory.pointers[self.columns.buffer], self._value(place), self.product.columns.element)
 
     def _guarded(
         self, first: Number, rows: int, base: Value, offsets: list[Number], columns: Value, sums: list[Value]

@@ -192,9 +192,7 @@ class Product:
         # without the instruction, `fma` would be a call for each lane
         return e.fma(row, columns, total) if total.is_float and self.machine.has_fma else row * columns + total
 
-    def step(
-        self, pointers: Sequence[Value], columns: Sequence[Value], sums: Sequence[Value], count: Number | None = None
-    ) -> list[Value]:
+    def step(self, pointers: Sequence[Value], columns: Sequence[Value], sums: Sequence[Value], count: Number | None = None) -> list[Value]:
         """All sums of a tile, row by row, after one step; of a group only the first `count` positions exist, if that is given.
 
         A row is read, and a part taken, where it is multiplied: what is there early takes registers that sums need.

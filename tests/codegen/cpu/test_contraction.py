@@ -214,9 +214,7 @@ def test_bytes_are_summed_exactly(rows, inner, columns, data):
     left, right = b.cast(x, dtype=total), b.cast(w, dtype=total)
     node = b.linear(left, right)
     turned = data.draw(st.booleans())
-    kernel = lowered(
-        [node], [node], lambda n: (1, n.shape[0]) if turned and n is x else contiguous_strides(n.shape), (left, right)
-    )
+    kernel = lowered([node], [node], lambda n: (1, n.shape[0]) if turned and n is x else contiguous_strides(n.shape), (left, right))
     check(kernel, fixed=lambda buffer: buffer.name == "x1", must=min(rows, inner, columns) > 1)
 
 
