@@ -379,9 +379,7 @@ class _Importer:
             self._problem(f"{described}: {error.message}", location)
             return missing
         except ShapeError as error:
-            open_sizes = {
-                s for i in inputs if isinstance(i, Node) for t in tensor_types(i.type) for d in t.shape for s in symbols(d)
-            }
+            open_sizes = _open_sizes(i for i in inputs if isinstance(i, Node))
             # what data tells may fit or broadcast once it is known
             told = open_sizes - self._sizes_of_inputs()
             results = self._host_call(node, scope, inputs, schema, location) if told and by_host else None

@@ -152,8 +152,7 @@ def test_a_shape_that_no_open_size_fits_stays_an_error():
         import_onnx(model(BAKED.replace("{1, 2, 3}", "{5, 2, 2}")), fix_batch=True)
 
 
-def test_a_branch_that_gives_too_little_is_invalid():
-    with pytest.raises(InvalidModelError, match="takes 3 inputs|gives"):
-        import_onnx(
-            model(LOOP.replace("(int64 i, bool go, float[N] s)", "(int64 i, bool go)").replace("Add(s, f)", "Identity(f)"))
-        )
+def test_a_body_of_other_inputs_is_invalid():
+    text = LOOP.replace("(int64 i, bool go, float[N] s)", "(int64 i, bool go)").replace("Add(s, f)", "Identity(f)")
+    with pytest.raises(InvalidModelError, match="takes 2 inputs, not 3"):
+        import_onnx(model(text))
