@@ -120,6 +120,12 @@ class Options:
         _choice("fast", "eager"),
         "eager: only rewrites that keep every bit (f16 and bf16 stay in f32 inside a kernel either way)",
     )
+    float32: str = _option(
+        "torch",
+        _choice("torch", "ieee", "tf32x3", "tf32"),
+        "how matrix products and convolutions of float32 are multiplied on a GPU: ieee (no tensor cores), tf32x3 (three products of "
+        "parts, nearly as exact), tf32; torch: what torch.get_float32_matmul_precision() says, highest being ieee and the others tf32",
+    )
     strict: bool = _option(False, _flag(), "an op that nobody mapped is an error, not a call of ATen", "DLCOMPILER_STRICT")
     verify: bool = _option(
         False, _flag(), "compare each compiled graph with the reference interpreter on its first call", "DLCOMPILER_VERIFY"
