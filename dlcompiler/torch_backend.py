@@ -114,7 +114,7 @@ class Backend:
         """One of AOTAutograd's graphs as a boxed function: a list of arguments, which it empties, to a list of results."""
         timings = Timings()
         try:
-            target = _target_of(module)
+            target = options.configure(_target_of(module))
             with timings.stage("import"):
                 graph = import_fx(module, name=name, called=called, parameters=parameters)
                 kinds = result_kinds(module)
