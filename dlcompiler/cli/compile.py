@@ -23,7 +23,7 @@ dlcompiler compile net.py:build --dump dump --strict         a torch model, and 
 def command(model: str, output: str | None, **parameters: Any) -> None:
     """Compile MODEL, print what was done, and with -o save it as a .dlc that `run` loads."""
     session = Session.start(parameters)
-    check_output(output)
+    check_output(output, model)
     with session.progress() as progress:
         compiled = build(read_source(model, session, progress), session, progress)
         if output:
