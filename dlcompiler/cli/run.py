@@ -47,7 +47,7 @@ def command(
 ) -> None:
     """Run MODEL (an .onnx, a .dlc or Graph text) and show its outputs; with -o write them to an .npz by name."""
     session = Session.start(parameters)
-    check_output(output)
+    check_output(output, model)
     with session.progress() as progress:
         source = read_source(model, session, progress)
         given = read_inputs(inputs, names_of_inputs(source.graph)) if inputs else {}

@@ -93,10 +93,12 @@ def parse_input_shape(text: str) -> tuple[str, tuple[int | str, ...]]:
     return found["name"].strip(), tuple(shape)
 
 
-def check_output(path: str | None) -> None:
-    """Find out before the work is done whether `path` can be written. Raises OSError."""
+def check_output(path: str | None, model: str | None = None) -> None:
+    """Find out before the work is done whether `path` can be written, and is not the model itself. Raises OSError."""
     if path is None:
         return
+    if model is not None and os.path.exists(path) and os.path.exists(model) and os.path.samefile(path, model):
+        raise click.UsageError(f"{path} is the model itself, which would be overwritten; give another -o")
     folder = Path(os.path.realpath(path)).parent
     if not folder.is_dir():
         raise click.UsageError(f"{path}: there is no folder {folder}")
