@@ -220,11 +220,23 @@ def is_worth_it(kernel: K.Kernel, fixed: Set[K.Buffer], machine: TileMachine) ->
     lanes = machine.vector_bytes // found.reduce.dtype.bytes
     if found.batch_axes and not found.is_lanewise and 2 * size_estimate(kernel.extents[found.vector]) <= lanes:
         return False  # groups of few channels leave most lanes empty
+    widest = max((size_estimate(kernel.extents[a]) for a in found.column_axes), default=0)
+    if size_estimate(kernel.extents[found.vector]) < lanes <= widest:
+        return False  # the result's order makes a short axis fill the lanes, where a long one is there
+    if not _stores_agree(kernel, found.vector):
+        return False
     width = panel_width(kernel, fixed, machine)
     if width is None:
         # one row: the sums of a matrix's rows, which every kernel computes well
         return rows == 1 and not found.batch_axes or schedule_contraction(kernel, machine) is not None
     return schedule_contraction(pack_columns(kernel, found, width)[1], machine) is not None
+
+
+def _stores_agree(kernel: K.Kernel, vector: str) -> bool:
+    """Whether no store scatters the vectors that another one writes whole."""
+    offsets = (linear_coefficients(store.buffer.offset(store.index), kernel.extents) for store in kernel.stores)
+    steps = {1 if coefficients is None else coefficients.get(vector, 0) for coefficients in offsets}
+    return len(steps - {0}) <= 1
 
 
 def schedule_contraction(kernel: K.Kernel, machine: TileMachine, chosen: Answer = NOTHING) -> ContractionSchedule | None:

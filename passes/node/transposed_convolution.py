@@ -20,6 +20,8 @@ from dlcompiler.passes.rewrite import GraphRewriter, RuleTable, apply_rules, rul
 
 # Of the taps of W' so many may be zeros, or the library's way is less work.
 MOST_ZEROS = 0.5
+# Pixels in a batch from which W' is worth making in each call.
+FEWEST_PIXELS = 64
 
 
 @rule("transposed-convolution", "convolution", exact=False)
@@ -28,7 +30,11 @@ def transposed_convolution(b: GraphRewriter, node: Node) -> Node | None:
     a = node.attributes
     x, weight, *bias = node.inputs
     spatial = x.tensor.rank - 2
-    if not a["transposed"] or a["groups"] != 1 or set(a["dilations"]) != {1} or spatial != 2 or not is_fixed(weight):
+    if not a["transposed"] or a["groups"] != 1 or set(a["dilations"]) != {1} or spatial != 2:
+        return None
+    if not is_fixed(weight) and not all(isinstance(size, int) for size in x.shape):
+        return None
+    if not is_fixed(weight) and product((x.shape[0], *x.shape[2:])) < FEWEST_PIXELS:
         return None
     if not all(isinstance(size, int) for size in (*x.shape[1:], *node.shape[1:], *weight.shape)) or 0 in (*x.shape, *node.shape):
         return None
