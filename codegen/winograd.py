@@ -283,7 +283,10 @@ class Convolution:
 
 
 def choose_sizes(convolution: Convolution, machine: TileMachine) -> tuple[int, ...] | None:
-    """Tiles by which a convolution is expected to be clearly quicker than as it stands; None if there are none."""
+    """Tiles by which a convolution is expected to be clearly quicker than as it stands; None if there are none.
+
+    Results of a tile along each dimension in which the filter has more than one tap.
+    """
     lanes = _lanes(machine)
     if convolution.channels % lanes or convolution.columns < lanes:
         return None
@@ -298,7 +301,7 @@ def choose_sizes(convolution: Convolution, machine: TileMachine) -> tuple[int, .
             best = (cost, sizes)
     if best is None or best[0] > GAIN * _direct_cycles(convolution, machine):
         return None
-    return best[1]
+    return tuple(size for size, taps in zip(best[1], convolution.taps) if taps > 1)
 
 
 def _direct_cycles(c: Convolution, machine: TileMachine) -> float:
