@@ -94,7 +94,7 @@ def transformed(kernel: K.Kernel, sizes: tuple[int, ...], machine: Machine):
 
 
 # a failing example is not made smaller: that would compile hundreds of kernels
-@settings(max_examples=8, derandomize=True, deadline=None, phases=(Phase.explicit, Phase.generate))
+@settings(max_examples=20, derandomize=True, deadline=None, phases=(Phase.explicit, Phase.generate))
 @given(data=st.data())
 def test_kernels_compute_what_they_mean(data):
     taps = data.draw(st.sampled_from([(3, 3), (3, 3), (2, 2), (3, 1), (1, 3), (5, 5), (2, 4)]))
@@ -115,6 +115,7 @@ def check(kernel: K.Kernel, sizes: tuple[int, ...], bound: dict[str, int]) -> No
     arrays = {b.name: strided(concrete(b.shape, bound), concrete(b.strides, bound), b.dtype.numpy) for b in kernel.buffers}
     for array in arrays.values():
         array[...] = random.standard_normal(array.shape)
+    arrays["x1"] /= np.sqrt(np.prod(arrays["x1"].shape[1:]))  # sums about 1, as tanh has them
     expected = {b.name: strided(concrete(b.shape, bound), concrete(b.strides, bound), f32.numpy) for b in kernel.buffers}
     for name, array in arrays.items():
         expected[name][...] = array
