@@ -28,7 +28,7 @@ def heads_inside_strides(shape: tuple[Dim, ...]) -> Strides:
 
 
 def is_channels_last(shape: tuple[Dim, ...], strides: Strides) -> bool:
-    return len(shape) >= 4 and strides == channels_last_strides(shape) and strides != contiguous_strides(shape)
+    return len(shape) >= 3 and strides == channels_last_strides(shape) and strides != contiguous_strides(shape)
 
 
 def heads_are_inside(node: Node) -> bool:
@@ -37,8 +37,12 @@ def heads_are_inside(node: Node) -> bool:
 
 
 def wants_channels_last(node: Node) -> bool:
-    """Whether a library call reads and writes images channels last: two-dimensional convolutions."""
-    return node.op.name == "convolution" and node.tensor.rank == 4
+    """Whether a node reads and writes images with the channels innermost: convolutions of images, and of lines and volumes that
+    kernels of our own may compute.
+    """
+    if node.op.name != "convolution":
+        return False
+    return node.tensor.rank == 4 or (node.dtype.bytes >= 4 and not node.attributes["transposed"])
 
 
 def stored_source(node: Node) -> Node | None:

@@ -76,17 +76,17 @@ def _images_of_convolutions(fusion: Fusion) -> set[Node]:
 
 def _follows_channels_last(group: Group, node: Node, layouts: Mapping[Node, Strides], fusion: Fusion) -> bool:
     """Whether most of what a kernel reads to make an image lies channels last."""
-    if node.tensor.rank != 4:
+    if node.tensor.rank not in (3, 4, 5):
         return False
     votes = 0
     for source in _sources(group, fusion):
         if (
             isinstance(source.type, TensorType)
-            and source.tensor.rank == 4
+            and source.tensor.rank == node.tensor.rank
             and source.shape[:2] == node.shape[:2]
             and source in layouts
         ):
-            votes += 1 if is_channels_last(source.shape, layouts[source]) else -1 if source.shape[2:] != (1, 1) else 0
+            votes += 1 if is_channels_last(source.shape, layouts[source]) else -1 if set(source.shape[2:]) != {1} else 0
     return votes > 0
 
 
