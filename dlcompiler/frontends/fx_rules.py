@@ -36,6 +36,7 @@ def _fill_table() -> None:
         fx_order,
         fx_pointwise,
         fx_pool,
+        fx_quantized,
         fx_reduction,
         fx_scatter,
         fx_view,
