@@ -17,10 +17,10 @@ from dlcompiler.codegen.choices import NOTHING, Answer
 from dlcompiler.codegen.schedule import Access, Schedule, merge_axes, size_estimate
 from dlcompiler.ir import kernel as K
 from dlcompiler.ir.contraction import (
-    STORED_NARROW,
     Contraction,
     find_contraction,
     find_panels,
+    group_size,
     loads_under,
     offset_of,
     pack_columns,
@@ -176,7 +176,7 @@ class TileMachine:
     def registers_for(self, found: Contraction) -> int:
         """Registers for a tile. Groups that no instruction multiplies whole are taken apart, which takes a few."""
         kept = stored(found.columns)
-        if found.is_lanewise or STORED_NARROW.get(kept.dtype, 1) == 1:
+        if found.is_lanewise or group_size(kept.dtype, found.reduce.dtype) == 1:
             return self.registers
         whole = self.has_bfloat_products if kept.dtype is bf16 else self.has_byte_products and kept.dtype.is_signed
         return self.registers if whole and found.load.dtype.bytes == kept.dtype.bytes else self.registers - REGISTERS_OF_PARTS

@@ -34,12 +34,10 @@ from dlcompiler.ir.expression import (
     symbols,
     terms_of,
 )
-from dlcompiler.ir.types import DType, bf16, boolean, contiguous_strides, f16, i8, u8
+from dlcompiler.ir.types import DType, bf16, boolean, contiguous_strides, f16, f32, i8, i32, u8
 
-# Types of which panels are made as they are, and how many neighbouring summed positions of a column lie side by side there. A
-# float16 is widened by an instruction that takes neighbouring lanes, so that nothing is gained by pairs.
-STORED_NARROW: dict[DType, int] = {bf16: 2, f16: 1, i8: 4, u8: 4}
-
+# Types of which panels are made as they are.
+STORED_NARROW = (bf16, f16, i8, u8)
 
 @dataclass(frozen=True, eq=False)
 class Contraction:
@@ -184,11 +182,27 @@ def _guarded_load(rows: K.Value) -> K.Load | None:
     return value
 
 
+def group_size(dtype: DType, total: DType) -> int:
+    """How many neighbouring summed positions of a column lie side by side in panels: as many as are as wide as a sum.
+
+    One of what instructions for neighbouring lanes widen: float16, and bytes that are multiplied as floats.
+    """
+    if dtype is f16 or (dtype.bytes == 1 and total.is_float):
+        return 1
+    return total.bytes // dtype.bytes if dtype in STORED_NARROW else 1
+
+
+def widens(source: DType, target: DType) -> bool:
+    """Whether panels hold numbers of `source` that are read as `target`: then that is exact, and as wide as a group of them."""
+    return source in STORED_NARROW and (target in (f32, i32) or (source.bytes == 1 and target in (bf16, f16)))
+
+
 def stored(value: K.Value) -> K.Value:
-    """What a factor is in memory: the value under a cast from a type that panels are made of to one as wide as a group of them."""
-    if isinstance(value, K.Compute) and value.op == "cast" and value.dtype.bytes == 4 and value.inputs[0].dtype in STORED_NARROW:
-        return value.inputs[0]
-    return value
+    """What a factor is in memory: the value under casts from a type that panels are made of; the value itself if it is none."""
+    found = value
+    while isinstance(found, K.Compute) and found.op == "cast" and widens(found.inputs[0].dtype, found.dtype):
+        (found,) = found.inputs
+    return found if value.dtype.bytes == 4 else value
 
 
 def stored_load(value: K.Value) -> K.Load | None:
@@ -336,7 +350,7 @@ def pack_columns(kernel: K.Kernel, contraction: Contraction, width: int) -> tupl
     columns = contraction.columns
     kept = columns if contraction.is_lanewise else stored(columns)
     dtype = kept.dtype
-    depth = 1 if kept is columns else STORED_NARROW[dtype]
+    depth = 1 if kept is columns else group_size(kept.dtype, columns.dtype)
     of_columns = kernel.axes_of[columns]
     lead = [axis for axis in (*contraction.batch_axes, *contraction.column_axes) if axis in of_columns and axis != n]
     lead = [a.name for a in kernel.axes if a.name in lead]

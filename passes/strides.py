@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dlcompiler.ir.contraction import STORED_NARROW
+from dlcompiler.ir.contraction import widens
 from dlcompiler.ir.expression import Dim
 from dlcompiler.ir.graph import Node
-from dlcompiler.ir.types import contiguous_strides, f32, i32
+from dlcompiler.ir.types import contiguous_strides
 
 Strides = tuple[Dim, ...]
 
@@ -47,9 +47,7 @@ def wants_channels_last(node: Node) -> bool:
 
 def stored_source(node: Node) -> Node | None:
     """What a widening cast reads, if panels of sums of products hold its type as it is; None for any other node."""
-    if node.op.name != "cast" or node.dtype not in (f32, i32):
-        return None
-    return node.inputs[0] if node.inputs[0].dtype in STORED_NARROW else None
+    return node.inputs[0] if node.op.name == "cast" and widens(node.inputs[0].dtype, node.dtype) else None
 
 
 def image_of(convolution: Node) -> Node:

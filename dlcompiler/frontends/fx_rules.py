@@ -37,6 +37,7 @@ def _fill_table() -> None:
         fx_order,
         fx_pointwise,
         fx_pool,
+        fx_quantized,
         fx_reduction,
         fx_scatter,
         fx_view,
