@@ -106,7 +106,7 @@ class Compiled:
     """A compiled model. Call it as the model it was made of; see `dlcompiler.compile`.
 
     graph         as captured
-    program       steps, slots and the memory plan
+    program       steps, slots and the memory plan; of a model of several programs (`report().pieces`) the one with the most steps
     input_names   one for each input of the graph, in call order
     """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from onnx import GraphProto
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ENDLESS = 2**63 - 1
 MOST_ATTEMPTS = 6
 
-ValueType = TensorType | HostType
+ValueType: TypeAlias = TensorType | HostType
 
 
 @dataclass

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-
 INT64 = 7  # TensorProto.INT64
 
 

@@ -366,7 +366,7 @@ class _Importer:
                 return missing if results is None else results
             return self._operator(node, scope, inputs, schema, mapped, location)
         except UnsupportedError as error:
-            if by_host and not isinstance(error, NeedsValuesError):
+            if by_host and schema is not None and not isinstance(error, NeedsValuesError):
                 results = self._host_call(node, scope, inputs, schema, location)
                 if results is not None:
                     return results
@@ -382,7 +382,7 @@ class _Importer:
             open_sizes = _open_sizes(i for i in inputs if isinstance(i, Node))
             # what data tells may fit or broadcast once it is known
             told = open_sizes - self._sizes_of_inputs()
-            results = self._host_call(node, scope, inputs, schema, location) if told and by_host else None
+            results = self._host_call(node, scope, inputs, schema, location) if told and by_host and schema is not None else None
             if results is not None:
                 return results
             if open_sizes:

@@ -164,7 +164,7 @@ class Call:
     def dims(self, index: int, what: str, *, told: bool = False) -> tuple[Dim, ...]:
         """The elements of an integer input as dimensions, which must be known now (symbolic ones included).
 
-        With `told` they may also be numbers that data tells, none negative: then each is a symbol that is bound once it is computed.
+        With `told` also numbers that data tells, none negative: then each is a symbol that is bound once it is computed.
         """
         node = self[index]
         if not node.dtype.is_integer or node.tensor.rank > 1:
