@@ -110,6 +110,7 @@ class _Planner:
         self.preparation: list[P.Launch] = []
         self.prepared_nodes = self._find_prepared()
         self.panels: dict[tuple, P.View] = {}
+        self.contracted: dict[tuple[str, frozenset[str]], bool] = {}
         self.matrices: dict[tuple, P.View] = {}
         self.output_slots = 0
 
@@ -303,7 +304,7 @@ class _Planner:
         kernel, reads, views = self._lower(nodes, outputs, writes, given)
         sums = [node for node in nodes if node.has(Trait.CONTRACTION) and node.op.name in self.target.library_ops]
         if sums:
-            if not self.target.contracts(kernel, fixed_buffers(kernel, reads, self.prepared_nodes)):
+            if not self._contracts(kernel, fixed_buffers(kernel, reads, self.prepared_nodes)):
                 # operands are not laid out as was expected when the sum was kept from the library
                 operands = [o for node in sums for o in node.inputs if self.fusion.inlined(o) and o not in given]
                 given = {image: view for image, view in given.items() if not any(stored_source(o) is image for o in operands)}
@@ -316,6 +317,13 @@ class _Planner:
             kernel, views = self._split(kernel, views)
         is_prepared = all(view.slot.role == "prepared" for view in writes)
         (self.preparation if is_prepared else self.steps).append(P.Launch(kernel, (*views, *writes), kernel.origin))
+
+    def _contracts(self, kernel: Kernel, fixed: frozenset[Buffer]) -> bool:
+        """`PlanTarget.contracts`, asked once for equal layers: their kernels differ in names and origins only."""
+        key = (str(kernel.replace(name="kernel", origin=())), frozenset(buffer.name for buffer in fixed))
+        if key not in self.contracted:
+            self.contracted[key] = self.target.contracts(kernel, fixed)
+        return self.contracted[key]
 
     def _lower(
         self, nodes: Sequence[Node], outputs: Sequence[Node], writes: Sequence[P.View], given: Mapping[Node, P.View]
