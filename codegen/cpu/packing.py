@@ -240,7 +240,5 @@ class PackingWriter:
             for place in range(depth):
                 position = self.index.plus(self.index.times(j.index, depth), place)
                 holds = e.bit_and(inside, e.compare("lt", self._value(position), self.positions))
-                (number,) = e.if_else(
-                    holds, lambda r=place: [e.load(self._from(q.index, j.index, r), 0, kind)], lambda: [zero]
-                )
+                (number,) = e.if_else(holds, lambda r=place: [e.load(self._from(q.index, j.index, r), 0, kind)], lambda: [zero])
                 e.store(number, self._place(q.index, j.index), place)

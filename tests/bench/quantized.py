@@ -2,10 +2,10 @@
 
     python -m tests.bench.quantized [--only 'qdq*'] [--threads 1,2] [--rounds 5]
 
-Each case is a layer of a transformer or of ResNet-50 as ONNX writes it: QLinear operators, QDQ (bytes in and out, float32 between),
-or dynamic quantisation. Both systems get the same file and NumPy arrays, in turns, bursts as in `contractions`. `different` counts
-results that are not equal to ONNX Runtime's: in QDQ a rounding may fall the other way, then by one quantum. The peak is that of
-four products in each float32 lane of a multiply-add.
+Each case is a layer of a transformer or of ResNet-50 as ONNX writes it: QLinear operators, QDQ (bytes in and out, float32
+between), or dynamic quantisation. Both systems get the same file and NumPy arrays, in turns, bursts as in `contractions`.
+`different` counts results that are not equal to ONNX Runtime's: in QDQ a rounding may fall the other way, then by one quantum.
+The peak is that of four products in each float32 lane of a multiply-add.
 """
 
 from __future__ import annotations
@@ -122,7 +122,15 @@ def qdq_conv(channels: int, filters: int, taps: int, step: int, side: int) -> Ca
     return made(nodes, constants, x, operations)
 
 
-MATRICES = [(128, 768, 768), (128, 3072, 768), (128, 768, 3072), (197, 768, 768), (1, 4096, 4096), (8, 4096, 4096), (127, 515, 333)]
+MATRICES = [
+    (128, 768, 768),
+    (128, 3072, 768),
+    (128, 768, 3072),
+    (197, 768, 768),
+    (1, 4096, 4096),
+    (8, 4096, 4096),
+    (127, 515, 333),
+]
 IMAGES = [(64, 64, 3, 1, 56), (64, 256, 1, 1, 56), (256, 64, 1, 1, 56), (256, 256, 3, 2, 28), (512, 512, 3, 1, 7)]
 CASES: dict[str, Callable[[], Case]] = {
     **{
