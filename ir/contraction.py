@@ -169,7 +169,7 @@ def _as_contraction(kernel: K.Kernel, reduce: K.Reduce, rows: K.Value, columns: 
 
 
 def _guarded_load(rows: K.Value) -> tuple[K.Load, float] | None:
-    """The load under casts and under one `where` that gives a constant outside its guard; and that constant, 0 without a guard."""
+    """The load under casts and under one `where` that gives a constant outside its guard, and the constant; 0 without a guard."""
     value = rows
     while isinstance(value, K.Compute) and value.op in ("cast", "where"):
         if value.op == "cast":
