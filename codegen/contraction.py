@@ -270,6 +270,8 @@ def schedule_contraction(kernel: K.Kernel, machine: TileMachine, chosen: Answer 
     if found.is_lanewise and not machine.has_masks and not (isinstance(filled, int) and filled % lanes == 0):
         return None
     row = _row_axis(row_axes, axes, rows_access)
+    if found.outside != 0 and (row is None or found.is_lanewise):
+        return None  # what is outside is no reason to skip a position
     height = axes[row] if row is not None else 1
     if panels is not None:
         if panels.width % lanes:

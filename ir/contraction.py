@@ -39,11 +39,12 @@ from dlcompiler.ir.types import DType, bf16, boolean, contiguous_strides, f16, f
 # Types of which panels are made as they are.
 STORED_NARROW = (bf16, f16, i8, u8)
 
+
 @dataclass(frozen=True, eq=False)
 class Contraction:
     """The parts of a kernel that is a contraction. Axis names are in the kernel's order.
 
-    load      of the rows: they are this load, cast, and zero where one of its guards fails
+    load      of the rows: they are this load, cast, and `outside` where one of its guards fails
     packed    the load of the columns, under a cast, if they lie in panels (see `pack_columns`)
     vector    the axis that fills lanes: of the columns' own axes, or else of the batch axes, the one with the smallest stride in
               the result
@@ -62,6 +63,7 @@ class Contraction:
     vector: str
     deep: str | None = None
     depth: int = 1
+    outside: float = 0
 
     @property
     def columns_load(self) -> K.Load | None:
@@ -138,9 +140,10 @@ def _orders(kernel: K.Kernel, left: K.Value, right: K.Value, fixed: frozenset[K.
 
 def _as_contraction(kernel: K.Kernel, reduce: K.Reduce, rows: K.Value, columns: K.Value) -> Contraction | None:
     axes_of = kernel.axes_of
-    load = _guarded_load(rows)
-    if load is None or load.indirect or rows is columns:
+    guarded = _guarded_load(rows)
+    if guarded is None or guarded[0].indirect or rows is columns:
         return None
+    load, outside = guarded
     if any(value.indirect for value in loads_under(columns)):
         return None
     order = [a.name for a in kernel.axes]
@@ -160,26 +163,27 @@ def _as_contraction(kernel: K.Kernel, reduce: K.Reduce, rows: K.Value, columns: 
 
     packed, deep, depth = (None, None, 1) if panels is None else (panels.load, panels.deep, panels.depth)
     return Contraction(
-        reduce, rows, columns, load, packed, ordered(both), ordered(of_rows - both), ordered(column_axes), vector, deep, depth
+        reduce, rows, columns, load, packed, ordered(both), ordered(of_rows - both), ordered(column_axes), vector, deep, depth,
+        outside,
     )  # fmt: skip
 
 
-def _guarded_load(rows: K.Value) -> K.Load | None:
-    """The load under casts and under one `where` that gives zero outside its guard."""
+def _guarded_load(rows: K.Value) -> tuple[K.Load, float] | None:
+    """The load under casts and under one `where` that gives a constant outside its guard, and the constant; 0 without a guard."""
     value = rows
     while isinstance(value, K.Compute) and value.op in ("cast", "where"):
         if value.op == "cast":
             (value,) = value.inputs
             continue
         condition, inside, outside = value.inputs
-        zero = isinstance(outside, K.Constant) and outside.value == 0
-        load = _guarded_load(inside)
-        if not zero or not isinstance(condition, K.Within) or load is None or set(condition.bounds) != set(load.guard):
+        found = _guarded_load(inside)
+        if found is None or not isinstance(outside, K.Constant) or not isinstance(condition, K.Within):
             return None
-        return load
-    if not isinstance(value, K.Load):
-        return None
-    return value
+        load, constant = found
+        if set(condition.bounds) != set(load.guard) or constant != 0:
+            return None
+        return load, outside.value
+    return (value, 0) if isinstance(value, K.Load) else None
 
 
 def group_size(dtype: DType, total: DType) -> int:

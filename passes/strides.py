@@ -51,5 +51,9 @@ def stored_source(node: Node) -> Node | None:
 
 
 def image_of(convolution: Node) -> Node:
-    """The image that a convolution reads: of one that is widened while it is read, the narrow one."""
-    return stored_source(convolution.inputs[0]) or convolution.inputs[0]
+    """The image that a convolution of ours reads: of bytes that are widened and padded while they are read, those."""
+    image = convolution.inputs[0]
+    source = stored_source(image)
+    if source is None:
+        return image
+    return source.inputs[0] if source.op.name == "pad" and not any(source.attributes["low"][:2]) else source

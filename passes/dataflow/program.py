@@ -30,7 +30,7 @@ from dlcompiler.passes.dataflow.memory import place
 from dlcompiler.passes.dataflow.order import order_steps
 from dlcompiler.passes.dataflow.write_back import write_in_place
 from dlcompiler.passes.fixed import is_fixed_source
-from dlcompiler.passes.strides import Strides, channels_last_strides, image_of, stored_source, wants_channels_last
+from dlcompiler.passes.strides import Strides, channels_last_strides, image_of, wants_channels_last
 
 
 class PlanTarget(Protocol):
@@ -307,7 +307,8 @@ class _Planner:
             if not self._contracts(kernel, fixed_buffers(kernel, reads, self.prepared_nodes)):
                 # operands are not laid out as was expected when the sum was kept from the library
                 operands = [o for node in sums for o in node.inputs if self.fusion.inlined(o) and o not in given]
-                given = {image: view for image, view in given.items() if not any(stored_source(o) is image for o in operands)}
+                dropped = {image_of(node) for node in sums if node.inputs[0] in operands}
+                given = {image: view for image, view in given.items() if image not in dropped}
                 given |= {operand: self._copy(operand, contiguous_strides(operand.shape)) for operand in operands}
                 kernel, reads, views = self._lower(nodes, outputs, writes, given)
             sizes = next((node.attributes["winograd"] for node in sums if "winograd" in node.attributes), None)

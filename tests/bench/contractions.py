@@ -7,9 +7,9 @@ with weights packed before (see contraction_libraries.py). Everything runs in on
 by round; a burst counts with its quickest call, and the median of the bursts is shown. A call is a whole one, checks and the
 result's allocation included. `ours / library` is of speeds: above 1 ours is faster. The error is the largest difference over the
 largest value, against float64 by ATen (so an ATen result in float64 shows none). Padding counts as work, so that a convolution
-of a small image can be beyond the peak. The peak of bfloat16 is float32's, twice that where one instruction
-multiplies pairs; that of float16 is float32's. `of read` compares a one-row layer's bytes with the reading speed measured over as many
-bytes, in cache or out of it.
+of a small image can be beyond the peak. The peak of bfloat16 is float32's, twice that where one instruction multiplies pairs;
+that of float16 is float32's. `of read` compares a one-row layer's bytes with the reading speed measured over as many bytes, in
+cache or out of it.
 """
 
 from __future__ import annotations

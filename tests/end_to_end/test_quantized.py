@@ -1,11 +1,11 @@
-"""Quantised models through every front end: integers where sums are exact, one quantum where a rounding may fall the other way."""
+"""Quantised models through every front end: equal where sums are exact, a quantum off where a rounding may fall the other way."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-import torch.ao.quantization.fx._decomposed  # noqa: F401  (registers the operators)
+import torch.ao.quantization.fx._decomposed  # registers the operators
 from dlcompiler.ir.program import Launch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
@@ -87,7 +87,10 @@ def test_qlinear_matmul_is_exact(case: str, shape: tuple[int, int, int]) -> None
     """Against the sums in int64 and the scale in float32, as ONNX Runtime computes it."""
     (rows, inner, columns), (x_type, zero, w_type, w_zero) = shape, CASES[case]
     random = np.random.default_rng(0)
-    x, w = (random.integers(np.iinfo(t).min, np.iinfo(t).max + 1, s).astype(t) for t, s in ((x_type, (rows, inner)), (w_type, (inner, columns))))
+    x, w = (
+        random.integers(np.iinfo(t).min, np.iinfo(t).max + 1, s).astype(t)
+        for t, s in ((x_type, (rows, inner)), (w_type, (inner, columns)))
+    )
     scales = [np.float32(0.02), np.float32(0.01), np.float32(0.5)]
     names = ["xs", "xz", "w", "ws", "wz", "ys", "xz"]
     values = dict(zip(names, [scales[0], x_type(zero), w, scales[1], w_type(w_zero), scales[2]]))
@@ -114,7 +117,8 @@ def test_dynamic_quantisation_of_onnx() -> None:
     ]
     graph = helper.make_graph(
         nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, (5, 70))],
-        [helper.make_tensor_value_info(n, t, None) for n, t in (("y", TensorProto.INT32), ("q", TensorProto.UINT8), ("z", TensorProto.UINT8))],
+        [helper.make_tensor_value_info("y", TensorProto.INT32, None)]
+        + [helper.make_tensor_value_info(name, TensorProto.UINT8, None) for name in "qz"],
         [numpy_helper.from_array(w, "w"), numpy_helper.from_array(np.uint8(100), "wz")],
     )  # fmt: skip
     compiled = dlcompiler.compile(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10))
