@@ -81,7 +81,13 @@ dlcompiler bench model.onnx --input-shape x:8x3x224x224 --rounds 100 --json
 )
 @input_flags("random")
 @click.option("--warmup", type=click.IntRange(min=0), default=3, show_default=True, help="Untimed calls of each system first.")
-@click.option("--rounds", type=click.IntRange(min=1), default=30, show_default=True, help="Turns that each takes: calls in a row of about 5 ms.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=30,
+    show_default=True,
+    help="Turns that each takes: calls in a row of about 5 ms.",
+)
 @click.option("--kernels/--no-kernels", default=True, help="Also time each step on its own.")
 @flags()
 def command(
