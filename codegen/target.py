@@ -23,7 +23,7 @@ GPU_ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_
 LIBRARY_OPS = {
     "cpu": frozenset({"matmul", "linear", "convolution", "attention", "scan"}),
     "cuda": frozenset({
-        "matmul", "linear", "convolution", "attention", "attention_with_logsumexp", "attention_backward", "lstm", "gru", "rnn",
+        "matmul", "linear", "convolution", "attention", "attention_with_logsumexp", "attention_backward", "lstm", "gru", "rnn", "scan",
     }),
 }  # fmt: skip
 # Of these those that no library has: they are written out where no kernel of ours applies.

@@ -6,9 +6,10 @@ A routine's parameters are the addresses of the call's reads and writes, in orde
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING
 
-from dlcompiler.codegen.gpu import attention
+from dlcompiler.codegen.gpu import attention, routine_text, scan, scatter
 from dlcompiler.ir.program import RoutineCall
 from dlcompiler.ir.types import TensorType
 
@@ -21,19 +22,30 @@ if TYPE_CHECKING:
 
 def scratch(node: Node) -> Sequence[TensorType] | None:
     """The scratch memory of the routine that computes a graph node; None if there is no such routine."""
-    return () if node.op.name in attention.ROLES and attention.applies(node) else None
+    if node.op.name in attention.ROLES:
+        return () if attention.applies(node) else None
+    own = OF_OP.get(node.op.name)
+    return () if own is not None and own.applies(node) else None
 
 
 def routine_parameters(call: RoutineCall) -> Kernel:
     """The routine's parameters, one buffer for each of the call's `arguments`; it has no statements."""
-    return attention.problem_of(call).parameters
+    return attention.problem_of(call).parameters if call.op in attention.ROLES else routine_text.parameters(call)
 
 
 def routine_key(call: RoutineCall) -> str:
     """What the routine's text depends on, besides the architecture and where the call came from."""
-    return f"{call.op} {attention.problem_of(call).without_origin()!r}"
+    if call.op in attention.ROLES:
+        return f"{call.op} {attention.problem_of(call).without_origin()!r}"
+    return OF_OP[call.op].key(call)
 
 
 def routine_writers(call: RoutineCall, device: Device, precision: str, aligned: frozenset[str]) -> Iterator[TritonKernel]:
     """What writes the routine, by one schedule after another, the preferred one first."""
-    return attention.attention_writers(attention.problem_of(call), device, precision, aligned)
+    if call.op in attention.ROLES:
+        return attention.attention_writers(attention.problem_of(call), device, precision, aligned)
+    return OF_OP[call.op].writers(call, device, aligned)
+
+
+# op -> the module that computes it: whether it does (`applies`), what its text depends on (`key`), the text (`writers`)
+OF_OP: dict[str, ModuleType] = {"scan": scan, "index_update": scatter, "scatter": scatter}

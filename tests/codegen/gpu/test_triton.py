@@ -93,13 +93,6 @@ def test_indices_from_data():
     check(lambda b, w, i: b.index(w, i, axes=(0,)), TensorType(f32, (11, 19)), TensorType(i64, (4, 7)), inputs=[table, at])
 
 
-def test_scans_are_written_out():
-    """What a library or a kernel of its own runs whole on a CPU becomes ordinary kernels here."""
-    attributes = {"kind": "add", "exclusive": True, "reverse": True}
-    check(lambda b, x: b.add(b.scan(b.mul(x, 2.0), axis=1, **attributes), 1.0), TensorType(f32, (3, 21)))
-    check(lambda b, x: b.scan(x, axis=0, kind="max", exclusive=False, reverse=False), TensorType(i64, (5, 4)))
-
-
 @pytest.mark.parametrize("rows", [0, 1, 17])
 def test_symbolic_sizes_are_arguments(rows):
     x = TensorType(f32, (symbol("N"), 40))
