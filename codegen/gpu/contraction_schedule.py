@@ -124,7 +124,8 @@ _SCALAR_TILES = (
 def matrix_candidates(form: Form, device: Device, precision: str) -> Iterator[MatrixSchedule]:
     """Schedules that fit the device, the one the model expects to be quickest first. Deterministic; never looks at data."""
     found = {each: (_seconds(each, form, device), _busy(each, form, device)) for each in _fitting(form, device, precision)}
-    yield from sorted(found, key=lambda each: (found[each], str(each)))
+    # of equals the one with the most on its way
+    yield from sorted(found, key=lambda each: (found[each], -each.stages * each.depth, str(each)))
 
 
 def tuning_candidates(form: Form, device: Device, precision: str, most: int = 24) -> list[MatrixSchedule]:
