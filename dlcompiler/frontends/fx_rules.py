@@ -30,6 +30,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 def _fill_table() -> None:
     # each module registers its rules when imported
     from dlcompiler.frontends import (  # noqa: F401
+        fx_attention,
         fx_convolution,
         fx_create,
         fx_index,
