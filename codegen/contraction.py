@@ -17,10 +17,10 @@ from dlcompiler.codegen.choices import NOTHING, Answer
 from dlcompiler.codegen.schedule import Access, Schedule, merge_axes, size_estimate
 from dlcompiler.ir import kernel as K
 from dlcompiler.ir.contraction import (
-    STORED_NARROW,
     Contraction,
     find_contraction,
     find_panels,
+    group_size,
     loads_under,
     offset_of,
     pack_columns,
@@ -176,7 +176,7 @@ class TileMachine:
     def registers_for(self, found: Contraction) -> int:
         """Registers for a tile. Groups that no instruction multiplies whole are taken apart, which takes a few."""
         kept = stored(found.columns)
-        if found.is_lanewise or STORED_NARROW.get(kept.dtype, 1) == 1:
+        if found.is_lanewise or group_size(kept.dtype, found.reduce.dtype) == 1:
             return self.registers
         whole = self.has_bfloat_products if kept.dtype is bf16 else self.has_byte_products and kept.dtype.is_signed
         return self.registers if whole and found.load.dtype.bytes == kept.dtype.bytes else self.registers - REGISTERS_OF_PARTS
@@ -220,11 +220,23 @@ def is_worth_it(kernel: K.Kernel, fixed: Set[K.Buffer], machine: TileMachine) ->
     lanes = machine.vector_bytes // found.reduce.dtype.bytes
     if found.batch_axes and not found.is_lanewise and 2 * size_estimate(kernel.extents[found.vector]) <= lanes:
         return False  # groups of few channels leave most lanes empty
+    widest = max((size_estimate(kernel.extents[a]) for a in found.column_axes), default=0)
+    if size_estimate(kernel.extents[found.vector]) < lanes <= widest:
+        return False  # the result's order makes a short axis fill the lanes, where a long one is there
+    if not _stores_agree(kernel, found.vector):
+        return False
     width = panel_width(kernel, fixed, machine)
     if width is None:
         # one row: the sums of a matrix's rows, which every kernel computes well
         return rows == 1 and not found.batch_axes or schedule_contraction(kernel, machine) is not None
     return schedule_contraction(pack_columns(kernel, found, width)[1], machine) is not None
+
+
+def _stores_agree(kernel: K.Kernel, vector: str) -> bool:
+    """Whether no store scatters the vectors that another one writes whole."""
+    offsets = (linear_coefficients(store.buffer.offset(store.index), kernel.extents) for store in kernel.stores)
+    steps = {1 if coefficients is None else coefficients.get(vector, 0) for coefficients in offsets}
+    return len(steps - {0}) <= 1
 
 
 def schedule_contraction(kernel: K.Kernel, machine: TileMachine, chosen: Answer = NOTHING) -> ContractionSchedule | None:
@@ -258,6 +270,8 @@ def schedule_contraction(kernel: K.Kernel, machine: TileMachine, chosen: Answer 
     if found.is_lanewise and not machine.has_masks and not (isinstance(filled, int) and filled % lanes == 0):
         return None
     row = _row_axis(row_axes, axes, rows_access)
+    if found.outside != 0 and (row is None or found.is_lanewise):
+        return None  # what is outside is no reason to skip a position
     height = axes[row] if row is not None else 1
     if panels is not None:
         if panels.width % lanes:

@@ -32,6 +32,7 @@ GAP = 16
 SHARE = 0.75
 # Larger tiles gain less than their transforms and their rounding errors cost.
 LARGEST_SIZE = 5
+SMALL_SIZE = 2
 # Bytes of weights that come from memory in a cycle, to all cores together: between calls they do not stay in caches. Reading
 # them hides behind computing but for this part (measured: 256 and 512 channels, all sizes of tiles).
 BYTES_A_CYCLE = 8.5
@@ -283,13 +284,18 @@ class Convolution:
 
 
 def choose_sizes(convolution: Convolution, machine: TileMachine) -> tuple[int, ...] | None:
-    """Tiles by which a convolution is expected to be clearly quicker than as it stands; None if there are none."""
+    """Tiles by which a convolution is expected to be clearly quicker than as it stands; None if there are none.
+
+    Results of a tile along each dimension in which the filter has more than one tap.
+    """
     lanes = _lanes(machine)
     if convolution.channels % lanes or convolution.columns < lanes:
         return None
     best: tuple[float, tuple[int, ...]] | None = None
+    # errors multiply from dimension to dimension
+    most = LARGEST_SIZE if sum(taps > 1 for taps in convolution.taps) < 3 else SMALL_SIZE
     choices = [
-        [1] if taps == 1 else [size for size in range(2, LARGEST_SIZE + 1) if not transforms_missing(size, taps)]
+        [1] if taps == 1 else [size for size in range(2, most + 1) if not transforms_missing(size, taps)]
         for taps in convolution.taps
     ]
     for sizes in itertools.product(*choices):
@@ -298,7 +304,7 @@ def choose_sizes(convolution: Convolution, machine: TileMachine) -> tuple[int, .
             best = (cost, sizes)
     if best is None or best[0] > GAIN * _direct_cycles(convolution, machine):
         return None
-    return best[1]
+    return tuple(size for size, taps in zip(best[1], convolution.taps) if taps > 1)
 
 
 def _direct_cycles(c: Convolution, machine: TileMachine) -> float:

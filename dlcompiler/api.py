@@ -106,7 +106,7 @@ class Compiled:
     """A compiled model. Call it as the model it was made of; see `dlcompiler.compile`.
 
     graph         as captured
-    program       steps, slots and the memory plan
+    program       steps, slots and the memory plan; of a model of several programs (`report().pieces`) the one with the most steps
     input_names   one for each input of the graph, in call order
     """
 
@@ -466,7 +466,7 @@ def build(source: Source, target: str, options: Options, observe: Observer | Non
     """Compile a model that was read. `observe` is told of every stage."""
     from dlcompiler.recorded import compile_recorded
 
-    parsed = parse_target(target)
+    parsed = options.configure(parse_target(target))
     executable, report = compile_recorded(source.graph, parsed, options, timings=Timings(source.timings.seconds), observe=observe)
     return Compiled(source, executable, executable.program, parsed, options, report)
 

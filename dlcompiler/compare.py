@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -60,7 +60,7 @@ def compare(
     relative = defaults[0] if relative is None else relative
     absolute = defaults[1] if absolute is None else absolute
     wide: Any = np.complex128 if np.iscomplexobj(expected) else np.float64
-    if expected.dtype.kind in "iub":
+    if expected.dtype.kind in "iubOSU":
         return _compare_exact(name, expected, actual)
     left, right = expected.astype(wide), actual.astype(wide)
     with np.errstate(all="ignore"):
@@ -83,12 +83,24 @@ def _compare_exact(name: str, expected: np.ndarray, actual: np.ndarray) -> Diffe
     if not wrong:
         return Difference(name, True, 0, expected.size, 0.0, 0.0)
     worst = np.unravel_index(int(np.argmax(different)), different.shape)
+    if expected.dtype.kind in "OSU":
+        return Difference(name, False, wrong, expected.size, float("inf"), float("inf"), tuple(int(i) for i in worst))
     gap = max(abs(int(a) - int(b)) for a, b in zip(expected[different][:1000], actual[different][:1000]))
     return Difference(name, False, wrong, expected.size, float(gap), float("inf"), tuple(int(i) for i in worst))
 
 
 def compare_all(names: Sequence[str], expected: Sequence[Any], actual: Sequence[Any], **tolerances: Any) -> list[Difference]:
-    """`compare` for each output. Raises MismatchError if there are not as many of one as of the other."""
-    if len(expected) != len(actual):
-        raise MismatchError(f"{len(actual)} outputs where {len(expected)} are expected")
-    return [compare(n, np.asarray(e), np.asarray(a), **tolerances) for n, e, a in zip(names, expected, actual)]
+    """`compare` for each output, and each array of a sequence. Raises MismatchError if there are not as many as expected."""
+    wanted, found = list(arrays_in(names, expected)), list(arrays_in(names, actual))
+    if len(expected) != len(actual) or [name for name, _ in wanted] != [name for name, _ in found]:
+        raise MismatchError(f"{len(found)} outputs where {len(wanted)} are expected")
+    return [compare(name, array, ours, **tolerances) for (name, array), (_, ours) in zip(wanted, found)]
+
+
+def arrays_in(names: Sequence[str], values: Sequence[Any]) -> Iterator[tuple[str, np.ndarray]]:
+    """Each array with its name: those of a sequence as `name[0]` and so on, an optional that holds nothing not at all."""
+    for name, value in zip(names, values):
+        if isinstance(value, list | tuple):
+            yield from arrays_in([f"{name}[{k}]" for k in range(len(value))], value)
+        elif value is not None:
+            yield name, np.asarray(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from dlcompiler.ir.program import Placement, Program, Slot
@@ -88,7 +89,7 @@ def memory_table(plan: dict[str, Any], rows_shown: int | None = None) -> str:
     if len(shown) < len(ordered):
         lines.append(f"and {len(ordered) - len(shown)} more slots")
     if plan.get("live_bytes") and rows_shown is None:
-        lines += ["", *_timeline(plan["live_bytes"])]
+        lines += ["", *memory_picture(plan), "", *_timeline(plan["live_bytes"])]
     return "\n".join(lines) + "\n"
 
 
@@ -115,6 +116,48 @@ def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
+
+
+PICTURE_ROWS, PICTURE_COLUMNS = 24, 100
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+NAMED = 26  # slots that the key under the picture names: the largest
+
+
+def memory_picture(plan: dict[str, Any]) -> list[str]:
+    """The arena drawn with letters: steps to the right, offsets upwards, each letter a slot, a dot what nobody uses.
+
+    A cell that several slots share shows the one that takes most of it. Neighbouring slots get different letters, and the largest
+    are named below.
+    """
+    slots = [r for r in plan["slots"] if r["offset"] is not None and r["first_step"] is not None and r["bytes"]]
+    steps, arena = plan["steps"], max((r["offset"] + r["bytes"] for r in slots), default=0)
+    if not slots or not arena:
+        return ["nothing lies in the arena"]
+    columns, rows = min(steps * max(1, PICTURE_COLUMNS // (2 * steps)), PICTURE_COLUMNS), min(PICTURE_ROWS, arena)
+    filled = [[(0.0, ".")] * columns for _ in range(rows)]
+    letters: dict[str, str] = {}
+    for number, slot in enumerate(sorted(slots, key=lambda r: (r["first_step"], r["offset"]))):
+        letter = letters[slot["name"]] = LETTERS[number % len(LETTERS)]
+        for column, wide in _shares(slot["first_step"], slot["last_step"] + 1, steps / columns):
+            for row, high in _shares(slot["offset"], slot["offset"] + slot["bytes"], arena / rows):
+                if wide * high > filled[row][column][0]:
+                    filled[row][column] = (wide * high, letter)
+    largest = sorted(slots, key=lambda r: -r["bytes"])[:NAMED]
+    labels = [format_bytes(round(arena * (row + 1) / rows)) for row in range(rows)]
+    lines = ["the arena: steps to the right, offsets upwards"]
+    for row in reversed(range(rows)):
+        label = labels[row] if row % 4 == 3 or row == rows - 1 else ""
+        lines.append(f"{label:>11} |{''.join(cell[1] for cell in filled[row])}")
+    lines.append(f"{'':>11} +{'-' * columns}")
+    lines.append(f"{'':>12}{'0':<{max(columns - len(str(steps - 1)), 1)}} {steps - 1}")
+    lines += [f"{'':>11} {letters[slot['name']]} {slot['name']} ({format_bytes(slot['bytes'])})" for slot in largest]
+    return lines
+
+
+def _shares(start: float, end: float, cell: float) -> list[tuple[int, float]]:
+    """The cells of that size which `[start, end)` touches, each with the part of it that is covered."""
+    first, last = int(start / cell), max(int(start / cell), math.ceil(end / cell) - 1)
+    return [(k, (min(end, (k + 1) * cell) - max(start, k * cell)) / cell) for k in range(first, last + 1)]
 
 
 def _timeline(live: list[int]) -> list[str]:

@@ -10,12 +10,16 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlcompiler.ir.errors import OptionError
+
+if TYPE_CHECKING:
+    from dlcompiler.codegen.target import Target
 
 logger = logging.getLogger("dlcompiler")
 
@@ -133,6 +137,12 @@ class Options:
         _choice("fast", "eager"),
         "eager: only rewrites that keep every bit (f16 and bf16 stay in f32 inside a kernel either way)",
     )
+    float32: str = _option(
+        "torch",
+        _choice("torch", "ieee", "tf32x3", "tf32"),
+        "how GPUs multiply float32: ieee (no tensor cores), tf32x3 (three products of parts, nearly as exact), tf32, or as "
+        "torch.get_float32_matmul_precision() says: highest is ieee, the others tf32; convolutions too",
+    )
     strict: bool = _option(False, _flag(), "an op that nobody mapped is an error, not a call of ATen", "DLCOMPILER_STRICT")
     verify: bool = _option(
         False, _flag(), "compare each compiled graph with the reference interpreter on its first call", "DLCOMPILER_VERIFY"
@@ -218,6 +228,17 @@ class Options:
             for f in fields(cls)
             if f.metadata
         ]
+
+    def configure(self, target: Target) -> Target:
+        """The target with what these options say of it. `float32="torch"` asks torch, if the process has loaded it."""
+        if target.kind != "cuda":
+            return target
+        precision = self.float32
+        if precision == "torch":
+            torch = sys.modules.get("torch")
+            is_exact = torch is None or torch.get_float32_matmul_precision() == "highest"
+            precision = "ieee" if is_exact else "tf32"
+        return replace(target, float32=precision)
 
     def as_dict(self) -> dict[str, Any]:
         """The values, JSON-able; sets as sorted lists."""

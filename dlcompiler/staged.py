@@ -42,8 +42,8 @@ def compile_stages(graph: Graph, target: Target, compile: Compile) -> tuple[Stag
             reports.append(report)
         return compiled[of]
 
-    steps: list[tuple[Piece | Node, AnyExecutable | None]] = []
-    of_regions: dict[Graph, AnyExecutable] = {}
+    steps: list[tuple[Any, Any]] = []  # a piece and its executable, or the node of a barrier and None
+    of_regions: dict[Graph, Any] = {}
     for stage in split_stages(graph):
         if isinstance(stage, Piece):
             steps.append((stage, part(stage.graph)))

@@ -114,7 +114,7 @@ class Backend:
         """One of AOTAutograd's graphs as a boxed function: a list of arguments, which it empties, to a list of results."""
         timings = Timings()
         try:
-            target = _target_of(module)
+            target = options.configure(_target_of(module))
             with timings.stage("import"):
                 graph = import_fx(module, name=name, called=called, parameters=parameters)
                 kinds = result_kinds(module)
@@ -137,10 +137,13 @@ def _compile_graph(graph: Graph, target: Target, options: Options, timings: Timi
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
     from dlcompiler.recorded import compile_recorded
+    from dlcompiler.runtime.executable import Executable
 
     # Dynamo traces under fake tensors; what a program holds (constants, packed weights) is real
     with unset_fake_temporarily():
         executable, _ = compile_recorded(graph, target, options, timings=timings, code_key=key)
+        if isinstance(executable, Executable):
+            executable.reserve()  # torch is not done yet, and then calls it
     return executable
 
 

@@ -34,18 +34,17 @@ from dlcompiler.ir.expression import (
     symbols,
     terms_of,
 )
-from dlcompiler.ir.types import DType, bf16, boolean, contiguous_strides, f16, i8, u8
+from dlcompiler.ir.types import DType, bf16, boolean, contiguous_strides, f16, f32, i8, i32, u8
 
-# Types of which panels are made as they are, and how many neighbouring summed positions of a column lie side by side there. A
-# float16 is widened by an instruction that takes neighbouring lanes, so that nothing is gained by pairs.
-STORED_NARROW: dict[DType, int] = {bf16: 2, f16: 1, i8: 4, u8: 4}
+# Types of which panels are made as they are.
+STORED_NARROW = (bf16, f16, i8, u8)
 
 
 @dataclass(frozen=True, eq=False)
 class Contraction:
     """The parts of a kernel that is a contraction. Axis names are in the kernel's order.
 
-    load      of the rows: they are this load, cast, and zero where one of its guards fails
+    load      of the rows: they are this load, cast, and `outside` where one of its guards fails
     packed    the load of the columns, under a cast, if they lie in panels (see `pack_columns`)
     vector    the axis that fills lanes: of the columns' own axes, or else of the batch axes, the one with the smallest stride in
               the result
@@ -64,6 +63,7 @@ class Contraction:
     vector: str
     deep: str | None = None
     depth: int = 1
+    outside: float = 0
 
     @property
     def columns_load(self) -> K.Load | None:
@@ -140,9 +140,10 @@ def _orders(kernel: K.Kernel, left: K.Value, right: K.Value, fixed: frozenset[K.
 
 def _as_contraction(kernel: K.Kernel, reduce: K.Reduce, rows: K.Value, columns: K.Value) -> Contraction | None:
     axes_of = kernel.axes_of
-    load = _guarded_load(rows)
-    if load is None or load.indirect or rows is columns:
+    guarded = _guarded_load(rows)
+    if guarded is None or guarded[0].indirect or rows is columns:
         return None
+    load, outside = guarded
     if any(value.indirect for value in loads_under(columns)):
         return None
     order = [a.name for a in kernel.axes]
@@ -162,33 +163,50 @@ def _as_contraction(kernel: K.Kernel, reduce: K.Reduce, rows: K.Value, columns: 
 
     packed, deep, depth = (None, None, 1) if panels is None else (panels.load, panels.deep, panels.depth)
     return Contraction(
-        reduce, rows, columns, load, packed, ordered(both), ordered(of_rows - both), ordered(column_axes), vector, deep, depth
+        reduce, rows, columns, load, packed, ordered(both), ordered(of_rows - both), ordered(column_axes), vector, deep, depth,
+        outside,
     )  # fmt: skip
 
 
-def _guarded_load(rows: K.Value) -> K.Load | None:
-    """The load under casts and under one `where` that gives zero outside its guard."""
+def _guarded_load(rows: K.Value) -> tuple[K.Load, float] | None:
+    """The load under casts and under one `where` that gives a constant outside its guard, and the constant; 0 without a guard."""
     value = rows
     while isinstance(value, K.Compute) and value.op in ("cast", "where"):
         if value.op == "cast":
             (value,) = value.inputs
             continue
         condition, inside, outside = value.inputs
-        zero = isinstance(outside, K.Constant) and outside.value == 0
-        load = _guarded_load(inside)
-        if not zero or not isinstance(condition, K.Within) or load is None or set(condition.bounds) != set(load.guard):
+        found = _guarded_load(inside)
+        if found is None or not isinstance(outside, K.Constant) or not isinstance(condition, K.Within):
             return None
-        return load
-    if not isinstance(value, K.Load):
-        return None
-    return value
+        load, constant = found
+        if set(condition.bounds) != set(load.guard) or constant != 0:
+            return None
+        return load, outside.value
+    return (value, 0) if isinstance(value, K.Load) else None
+
+
+def group_size(dtype: DType, total: DType) -> int:
+    """How many neighbouring summed positions of a column lie side by side in panels: as many as are as wide as a sum.
+
+    One of what instructions for neighbouring lanes widen: float16, and bytes that are multiplied as floats.
+    """
+    if dtype is f16 or (dtype.bytes == 1 and total.is_float):
+        return 1
+    return total.bytes // dtype.bytes if dtype in STORED_NARROW else 1
+
+
+def widens(source: DType, target: DType) -> bool:
+    """Whether panels hold numbers of `source` that are read as `target`: then that is exact, and as wide as a group of them."""
+    return source in STORED_NARROW and (target in (f32, i32) or (source.bytes == 1 and target in (bf16, f16)))
 
 
 def stored(value: K.Value) -> K.Value:
-    """What a factor is in memory: the value under a cast from a type that panels are made of to one as wide as a group of them."""
-    if isinstance(value, K.Compute) and value.op == "cast" and value.dtype.bytes == 4 and value.inputs[0].dtype in STORED_NARROW:
-        return value.inputs[0]
-    return value
+    """What a factor is in memory: the value under casts from a type that panels are made of; the value itself if it is none."""
+    found = value
+    while isinstance(found, K.Compute) and found.op == "cast" and widens(found.inputs[0].dtype, found.dtype):
+        (found,) = found.inputs
+    return found if value.dtype.bytes == 4 else value
 
 
 def stored_load(value: K.Value) -> K.Load | None:
@@ -336,7 +354,7 @@ def pack_columns(kernel: K.Kernel, contraction: Contraction, width: int) -> tupl
     columns = contraction.columns
     kept = columns if contraction.is_lanewise else stored(columns)
     dtype = kept.dtype
-    depth = 1 if kept is columns else STORED_NARROW[dtype]
+    depth = 1 if kept is columns else group_size(kept.dtype, columns.dtype)
     of_columns = kernel.axes_of[columns]
     lead = [axis for axis in (*contraction.batch_axes, *contraction.column_axes) if axis in of_columns and axis != n]
     lead = [a.name for a in kernel.axes if a.name in lead]

@@ -183,7 +183,7 @@ class Code:
     kernels   one for each step: a CompiledKernel for a Launch or RoutineCall (identical ones may share it), None for the others
     preparation  the same for each step of the program's preparation
     driver    address of the C function that starts a run of launches; see `codegen.cpu.driver`
-    unchanged address of the one that compares bytes with what they were; needed where there is a preparation
+    unchanged, touch  addresses of those that look after prepared memory; needed where there is a preparation
     """
 
     kernels: tuple[CompiledKernel | None, ...]
@@ -191,6 +191,7 @@ class Code:
     keep_alive: Any = None
     preparation: tuple[CompiledKernel, ...] = ()
     unchanged: int = 0
+    touch: int = 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ from functools import cache
 
 import numpy as np
 from dlcompiler.ir import kernel as K
-from dlcompiler.ir.contraction import Contraction, summation_order
+from dlcompiler.ir.contraction import Contraction, stored, summation_order
 from dlcompiler.ir.expression import Dim, linear_coefficients, product, symbol
 from dlcompiler.ir.types import DTYPES, contiguous_strides
 
@@ -110,7 +110,7 @@ def find_windows(kernel: K.Kernel, found: Contraction) -> tuple[Window, ...] | N
 
     Its summed axes are one tap for each window, and the channels; its columns have one axis.
     """
-    if found.batch_axes or len(found.column_axes) != 1:
+    if found.batch_axes or len(found.column_axes) != 1 or found.outside != 0 or stored(found.columns) is not found.columns:
         return None
     bounds = {bound.expression: bound.extent for bound in found.load.guard}
     summed = set(found.reduce.over)

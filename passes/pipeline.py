@@ -79,11 +79,11 @@ PIPELINE: tuple[Pass, ...] = (
     TRANSPOSED_CONVOLUTIONS,
     CONSTANT_FOLDING,
     VIEWS,
-    # after everything that makes nodes
+    # the convolutions are what they will be: this only says how each is computed
+    WINOGRAD,
+    # last, after everything that makes nodes
     COMMON_SUBEXPRESSIONS,
     DEAD_CODE,
-    # last: it looks at the convolutions that are left, and only says how they are computed
-    WINOGRAD,
 )
 
 PASSES: dict[str, Pass] = {each.name: each for each in PIPELINE}

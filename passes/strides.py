@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dlcompiler.ir.contraction import STORED_NARROW
+from dlcompiler.ir.contraction import widens
 from dlcompiler.ir.expression import Dim
 from dlcompiler.ir.graph import Node
-from dlcompiler.ir.types import contiguous_strides, f32, i32
+from dlcompiler.ir.types import contiguous_strides
 
 Strides = tuple[Dim, ...]
 
@@ -28,7 +28,7 @@ def heads_inside_strides(shape: tuple[Dim, ...]) -> Strides:
 
 
 def is_channels_last(shape: tuple[Dim, ...], strides: Strides) -> bool:
-    return len(shape) >= 4 and strides == channels_last_strides(shape) and strides != contiguous_strides(shape)
+    return len(shape) >= 3 and strides == channels_last_strides(shape) and strides != contiguous_strides(shape)
 
 
 def heads_are_inside(node: Node) -> bool:
@@ -37,17 +37,23 @@ def heads_are_inside(node: Node) -> bool:
 
 
 def wants_channels_last(node: Node) -> bool:
-    """Whether a library call reads and writes images channels last: two-dimensional convolutions."""
-    return node.op.name == "convolution" and node.tensor.rank == 4
+    """Whether a node reads and writes images with the channels innermost: convolutions of images, and of lines and volumes that
+    kernels of our own may compute.
+    """
+    if node.op.name != "convolution":
+        return False
+    return node.tensor.rank == 4 or (node.dtype.bytes >= 4 and not node.attributes["transposed"])
 
 
 def stored_source(node: Node) -> Node | None:
     """What a widening cast reads, if panels of sums of products hold its type as it is; None for any other node."""
-    if node.op.name != "cast" or node.dtype not in (f32, i32):
-        return None
-    return node.inputs[0] if node.inputs[0].dtype in STORED_NARROW else None
+    return node.inputs[0] if node.op.name == "cast" and widens(node.inputs[0].dtype, node.dtype) else None
 
 
 def image_of(convolution: Node) -> Node:
-    """The image that a convolution reads: of one that is widened while it is read, the narrow one."""
-    return stored_source(convolution.inputs[0]) or convolution.inputs[0]
+    """The image that a convolution of ours reads: of bytes that are widened and padded while they are read, those."""
+    image = convolution.inputs[0]
+    source = stored_source(image)
+    if source is None:
+        return image
+    return source.inputs[0] if source.op.name == "pad" and not any(source.attributes["low"][:2]) else source

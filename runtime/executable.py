@@ -64,6 +64,10 @@ class Executable:
             runner = self._find_runner(inputs)
         return runner(inputs)
 
+    def reserve(self) -> None:
+        """Say that a call follows soon: memory that is filled before the first one is got ready in the background."""
+        self._shared.copies.reserve()
+
     def time_steps(self, inputs: Sequence[Any]) -> list[tuple[int, float]]:
         """Run a call step by step: (number of the step, its seconds) for each. Inputs that the program writes are written.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 
 HUGE_PAGE = 2 << 20  # bytes; of most processors
@@ -20,3 +21,8 @@ def anonymous_memory(size: int) -> mmap.mmap:
     if size >= HUGE_PAGE:
         memory.madvise(mmap.MADV_HUGEPAGE)
     return memory
+
+
+def address_of(memory: mmap.mmap) -> int:
+    """Where it begins; valid as long as the object lives."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))

@@ -136,7 +136,7 @@ class Shared:
                 assert isinstance(slot.bytes, int), slot
                 offsets[slot] = end
                 end += -(-slot.bytes // ALIGNMENT) * ALIGNMENT
-        return Copies(offsets, end, self.code.unchanged)
+        return Copies(offsets, end, self.code.unchanged, self.code.touch)
 
     def packed(self, key: tuple, make: Callable[[], Tensor]) -> Tensor | None:
         if not self.pack:

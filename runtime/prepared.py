@@ -12,6 +12,7 @@ dies; at the most `MOST_COPIES` are kept.
 from __future__ import annotations
 
 import ctypes
+import mmap
 import operator
 import threading
 import weakref
@@ -20,7 +21,7 @@ from functools import partial
 from typing import Any
 
 from dlcompiler.ir.program import Slot
-from dlcompiler.runtime.memory import anonymous_memory
+from dlcompiler.runtime.memory import HUGE_PAGE, address_of, anonymous_memory
 from torch import Tensor
 
 MOST_COPIES = 256
@@ -45,18 +46,41 @@ class Copies:
 
     offsets    of each prepared slot, in bytes
     size       of a copy
-    unchanged  address of the C function `int64 unchanged(void **bytes, char *values, int64 count)`
+    unchanged, touch  addresses of C functions, see `codegen.cpu.driver`
     """
 
-    def __init__(self, offsets: Mapping[Slot, int], size: int, unchanged: int) -> None:
+    def __init__(self, offsets: Mapping[Slot, int], size: int, unchanged: int, touch: int) -> None:
         self.offsets, self.size = offsets, size
         self.unchanged = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)(unchanged)
+        self._touch = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(touch)
+        self._reserved: mmap.mmap | None = None
         self._latest: Copy | None = None
         self._all: dict[tuple[int, ...], Copy] = {}  # the most recently used last
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._all)
+
+    def reserve(self) -> None:
+        """Have the system provide memory for a copy, in the background, as a call follows soon.
+
+        To touch a gigabyte for the first time takes a second on some machines.
+        """
+        if self.size < HUGE_PAGE or self._reserved is not None or self._all:
+            return
+        self._reserved = memory = anonymous_memory(self.size)
+        touch, address, size = self._touch, address_of(memory), self.size
+
+        def provide() -> None:
+            touch(address, size)
+            assert memory is not None  # held until here
+
+        threading.Thread(target=provide, name="dlcompiler-memory", daemon=True).start()
+
+    def take_memory(self) -> mmap.mmap:
+        """Memory for a copy."""
+        memory, self._reserved = self._reserved, None
+        return anonymous_memory(self.size) if memory is None else memory
 
     def acquire(self, tensors: Sequence[Tensor], addresses: Sequence[int], enter: Callable[[Copy], Fill]) -> Copy:
         """The copy made of tensors that lie at these addresses, up to date, and kept so until `Copy.release`.
@@ -106,8 +130,8 @@ class Copy:
 
     def __init__(self, owner: Copies, addresses: tuple[int, ...]) -> None:
         self._unchanged = owner.unchanged
-        self._memory = anonymous_memory(owner.size)
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        self._memory = owner.take_memory()
+        self.address = address_of(self._memory)
         self.addresses = addresses
         self.is_stale = False
         self._storages: list[Any] = []

@@ -269,6 +269,18 @@ def _resnet(tiny: bool) -> ZooModel:
     return _wrapped("resnet50", ResNetForImageClassification(config), "pixel_values", "logits", _normal_inputs(3, side, side))
 
 
+def _resnet18(tiny: bool) -> ZooModel:
+    """Pairs of 3x3 convolutions, as in VGG and ResNet-34 too: nearly all of the work is in them."""
+    from transformers import ResNetForImageClassification
+
+    sizes = {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [2, 1]} if tiny else {
+        "embedding_size": 64, "hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2],
+    }  # fmt: skip
+    config = _config("ResNetConfig", **sizes, layer_type="basic", num_labels=10 if tiny else 1000)
+    side = 60 if tiny else 224
+    return _wrapped("resnet18", ResNetForImageClassification(config), "pixel_values", "logits", _normal_inputs(3, side, side))
+
+
 def _mobilenet(tiny: bool) -> ZooModel:
     from transformers import MobileNetV2ForImageClassification
 
@@ -363,6 +375,7 @@ BUILDERS: dict[str, Callable[[bool], ZooModel]] = {
     "gpt2": _gpt2,
     "vit-b16": _vit,
     "resnet50": _resnet,
+    "resnet18": _resnet18,
     "mobilenet-v2": _mobilenet,
     "t5-small": _t5,
     "convnext-t": _convnext,

@@ -163,7 +163,8 @@ def emit_program(program: Program, target: Target, store: Store | None = None) -
     first = len(program.preparation)
     preparation = tuple(kernel for kernel in kernels[:first] if kernel is not None)
     driver = compile_driver(store)
-    code = Code(kernels[first:], driver.address("driver"), driver, preparation, driver.address("unchanged"))
+    driver_at, unchanged, touch = map(driver.address, ("driver", "unchanged", "touch"))
+    code = Code(kernels[first:], driver_at, driver, preparation, unchanged, touch)
     return program.replace(code=code)
 
 

@@ -39,7 +39,9 @@ class ContractionWriter:
         self.columns, self.panels = columns, find_panels(schedule.contraction.columns)
         self.is_lanewise = schedule.contraction.is_lanewise
         self.edge: Number | None = None  # columns that exist, where a tile may reach beyond them
-        self.row_bounds = [b for b in schedule.guards if schedule.row is not None and schedule.row in symbols(b.expression)]
+        # what is not the same for all rows, or cannot be skipped as zeros can, is read from a row of what is outside
+        reads_outside = schedule.contraction.outside != 0
+        self.row_bounds = [b for b in schedule.guards if reads_outside or schedule.row in symbols(b.expression)]
         self.other_bounds = [b for b in schedule.guards if b not in self.row_bounds]
 
     @property
@@ -63,7 +65,7 @@ class ContractionWriter:
                 w.sizes[size] = e.load(words, len(kernel.buffers) + number, "i64")
             self.product = self._product()
             self.sums = e.scratch(self.element, schedule.rows * schedule.width)
-            self.zeros = self._row_of_zeros() if self.row_bounds else None
+            self.outside = self._row_outside() if self.row_bounds else None
             w.scopes.append({})
             with e.for_loop(low, high) as loop:
                 self._work_item(loop.index)
@@ -76,16 +78,16 @@ class ContractionWriter:
         rows, columns = Factor(self.load.dtype, step), Factor(self.columns.dtype)
         return Product(self.e, self.machine, rows, columns, total, schedule.lanes, schedule.depth)
 
-    def _row_of_zeros(self) -> Value:
+    def _row_outside(self) -> Value:
         """What rows outside are read from."""
         e = self.e
         count = self.schedule.width if self.is_lanewise else self.schedule.axes[self.schedule.summed[-1]]
         assert isinstance(count, int)
         element = scalars.element_name(self.load.dtype)
-        zeros = e.scratch(element, count)
+        row = e.scratch(element, count)
         with e.for_loop(0, count) as loop:
-            e.store(e.constant(0.0, element), zeros, loop.index)
-        return zeros
+            e.store(e.constant(self.schedule.contraction.outside, element), row, loop.index)
+        return row
 
     # -- work items --------------------------------------------------------------------------------------------------------
 
@@ -210,7 +212,9 @@ class ContractionWriter:
         place = self.index.write(substitute(schedule.columns_access.offset, at_begin))
         if self.panels is not None:
             place = self.index.plus(place, self.index.times(self.panel, self.index.write(self.panels.panel_stride())))
-        return self.e.offset(self.finishing.memory.pointers[self.columns.buffer], self._value(place), self.product.columns.element)
+        return self.e.offset(
+            self.finishing.memory.pointers[self.columns.buffer], self._value(place), self.product.columns.element
+        )
 
     def _guarded(
         self, first: Number, rows: int, base: Value, offsets: list[Number], columns: Value, sums: list[Value]
@@ -360,18 +364,18 @@ class ContractionWriter:
         return result
 
     def _row_pointers(self, base: Value, offsets: list[Number], per_row: bool) -> list[Value]:
-        """Where each row is read from; of rows outside, a row of zeros."""
+        """Where each row is read from; of rows outside, a row of what is there."""
         e = self.e
         element = scalars.element_name(self.load.dtype)
         pointers = [base if offset == 0 else e.offset(base, self._value(offset), element) for offset in offsets]
         if not per_row:
             return pointers
-        assert self.zeros is not None and self.schedule.row is not None
+        assert self.outside is not None and self.schedule.row is not None
         first = self.axis_values[self.schedule.row]
         chosen = []
         for k, pointer in enumerate(pointers):
             inside = self._within(self.row_bounds, self.index.plus(first, k))
-            chosen.append(e.op("ptr", 0, "arith.select {}, {}, {} : !llvm.ptr", inside, pointer, self.zeros))
+            chosen.append(e.op("ptr", 0, "arith.select {}, {}, {} : !llvm.ptr", inside, pointer, self.outside))
         return chosen
 
     def _step(self, pointers: list[Value], columns: Value, sums: list[Value], count: Number | None = None) -> list[Value]:

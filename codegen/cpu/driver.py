@@ -1,4 +1,4 @@
-"""The driver: one C function that starts a run of launches, and one that sees whether bytes have changed. Compiled once.
+"""The driver: one C function that starts a run of launches, and two that look after prepared memory. Compiled once.
 
 `void driver(int64_t *run, int64_t threads)` with, in words of 8 bytes,
 
@@ -12,6 +12,7 @@ threads of the OpenMP pool that torch uses, in one parallel region for the whole
 Each part of a step has a thread of its own, so that parts may wait for each other (routines/recurrent.py does).
 
 `int64_t unchanged(void **bytes, char *values, int64_t count)` is 1 where `*bytes[k] == values[k]` for every k < count, else 0.
+`void touch(void *memory, int64_t bytes)` makes the system provide that memory and changes nothing in it, whoever else writes there.
 """
 
 from __future__ import annotations
@@ -183,12 +184,25 @@ llvm.func internal @unchanged(%bytes: !llvm.ptr, %values: !llvm.ptr, %count: i64
   llvm.return %same : i64
 }
 """
-FUNCTIONS = ("driver", "unchanged")
+# Adds 0 to a byte of every page: a plain store could undo somebody else's.
+TOUCH = """
+llvm.func internal @touch(%memory: !llvm.ptr, %bytes: i64) {
+  %zero = arith.constant 0 : i64
+  %page = arith.constant 4096 : i64
+  %nothing = arith.constant 0 : i8
+  scf.for %k = %zero to %bytes step %page : i64 {
+    %at = llvm.getelementptr %memory[%k] : (!llvm.ptr, i64) -> !llvm.ptr, i8
+    %before = llvm.atomicrmw add %at, %nothing monotonic : !llvm.ptr, i8
+  }
+  llvm.return
+}
+"""
+FUNCTIONS = ("driver", "unchanged", "touch")
 
 
 def driver_text(threads: bool = True) -> str:
     """The driver's module; without `threads` it runs everything on the calling thread and needs no OpenMP runtime."""
-    return "module {" + PATCHES + PART + SERIAL + (TEAM if threads else WITHOUT_THREADS) + UNCHANGED + "}\n"
+    return "module {" + PATCHES + PART + SERIAL + (TEAM if threads else WITHOUT_THREADS) + UNCHANGED + TOUCH + "}\n"
 
 
 _compiled: list[LoadedObject] = []

@@ -378,7 +378,7 @@ class Emitter:
         return result
 
     def load(self, pointer: Value, index: Operand, element: str, lanes: int = 0, alignment: int | None = None) -> Value:
-        """`lanes` consecutive elements (or one) from `index` on; the address need only be aligned as one element is, or as given."""
+        """`lanes` consecutive elements (or one) from `index` on; the address is aligned as one element is, or as given."""
         address = self.offset(pointer, index, element)
         if element == "i1":
             return self.compare("ne", self.load(address, 0, "i8", lanes), 0)

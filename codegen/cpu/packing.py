@@ -160,7 +160,10 @@ class PackingWriter:
         columns = self._down(self.columns, self.lanes)
         if self.place_step == 1:
             groups = self._down(groups, self.lanes)
-            self._turned_tiles(columns, groups)
+            self._turned_tiles(0, columns, groups)
+            if packing.columns is not None:
+                self._turned_tiles(columns, packing.width, groups)
+            columns = packing.width
         elif self.lane_step == 1:
             self._joined_rows(columns, groups)
         else:
@@ -199,14 +202,22 @@ class PackingWriter:
         at = index.plus(index.times(self.lane_step, column), index.times(self.group_step, group))
         return self.e.offset(self.source, self._value(index.plus(at, index.times(self.place_step, place))), self.element)
 
-    def _turned_tiles(self, columns: Number, groups: Number) -> None:
+    def _turned_tiles(self, first: Number, end: Number, groups: Number) -> None:
+        """Tiles of these columns; the last column stands in for those that do not exist, and zeros for its numbers there."""
         e, lanes, plus = self.e, self.lanes, self.index.plus
-        with e.for_loop(0, columns, lanes) as column, e.for_loop(0, groups, lanes) as group:
-            rows = [
-                e.load(self._from(plus(column.index, k), group.index), 0, "i32", lanes, alignment=self.size) for k in range(lanes)
-            ]
-            for k, row in enumerate(turned(e, rows)):
-                e.store(row, self._place(column.index, plus(group.index, k)), 0, alignment=self.size)
+        is_edge = first != 0
+
+        def row(column: Value, group: Value) -> Value:
+            if not is_edge:
+                return e.load(self._from(column, group), 0, "i32", lanes, alignment=self.size)
+            last = e.sub(self._value(self.columns), 1)
+            numbers = e.load(self._from(e.minimum(column, last), group), 0, "i32", lanes, alignment=self.size)
+            return e.select(e.compare("le", column, last), numbers, e.constant(0, numbers))
+
+        with e.for_loop(first, end, lanes) as column, e.for_loop(0, groups, lanes) as group:
+            rows = [row(self._value(plus(column.index, k)), group.index) for k in range(lanes)]
+            for k, turned_row in enumerate(turned(e, rows)):
+                e.store(turned_row, self._place(column.index, plus(group.index, k)), 0, alignment=self.size)
 
     def _joined_rows(self, columns: Number, groups: Number) -> None:
         e, bits = self.e, 8 * self.size
@@ -229,7 +240,5 @@ class PackingWriter:
             for place in range(depth):
                 position = self.index.plus(self.index.times(j.index, depth), place)
                 holds = e.bit_and(inside, e.compare("lt", self._value(position), self.positions))
-                (number,) = e.if_else(
-                    holds, lambda r=place: [e.load(self._from(q.index, j.index, r), 0, kind)], lambda: [zero]
-                )
+                (number,) = e.if_else(holds, lambda r=place: [e.load(self._from(q.index, j.index, r), 0, kind)], lambda: [zero])
                 e.store(number, self._place(q.index, j.index), place)

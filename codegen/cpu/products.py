@@ -11,8 +11,8 @@ adding 128 to each; one more row, all 128, says what has to be taken from the su
 saturates at 16 bits, so elsewhere bytes are widened to 16 bits, whose products fit. Integers are exact (sums modulo 2^32).
 
 AVX512-BF16's instruction rounds each of its two additions to nearest even, as a multiply-add does (a product of two bfloat16 is
-exact in float32), but takes denormal numbers for zero, in and out, whatever the processor's mode is. ATen's products of bfloat16 use
-the same instruction. Taken apart, nothing is lost.
+exact in float32), but takes denormal numbers for zero, in and out, whatever the processor's mode is. ATen's products of
+bfloat16 use the same instruction. Taken apart, nothing is lost.
 """
 
 from __future__ import annotations
@@ -192,7 +192,9 @@ class Product:
         # without the instruction, `fma` would be a call for each lane
         return e.fma(row, columns, total) if total.is_float and self.machine.has_fma else row * columns + total
 
-    def step(self, pointers: Sequence[Value], columns: Sequence[Value], sums: Sequence[Value], count: Number | None = None) -> list[Value]:
+    def step(
+        self, pointers: Sequence[Value], columns: Sequence[Value], sums: Sequence[Value], count: Number | None = None
+    ) -> list[Value]:
         """All sums of a tile, row by row, after one step; of a group only the first `count` positions exist, if that is given.
 
         A row is read, and a part taken, where it is multiplied: what is there early takes registers that sums need.

@@ -203,7 +203,8 @@ def attention_candidates(problem: Problem, device: Device, precision: str) -> It
     programs = {s: size_estimate(problem.heads) * -(-size_estimate(problem.length) // s.rows) for s in fitting}
 
     def key(s: AttentionSchedule) -> tuple:
-        idle = programs[s] < device.multiprocessors
+        # fewer rows than 64 use tensor cores badly, so half of the multiprocessors may have none
+        idle = 2 * programs[s] < device.multiprocessors
         # one stage: nothing is on its way while the tensor cores work
         return (s.stages == 1, idle and s.rows > SMALLEST_BLOCK, -s.rows if not idle else s.rows, fitting.index(s))
 

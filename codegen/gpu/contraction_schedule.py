@@ -123,8 +123,9 @@ _SCALAR_TILES = (
 
 def matrix_candidates(form: Form, device: Device, precision: str) -> Iterator[MatrixSchedule]:
     """Schedules that fit the device, the one the model expects to be quickest first. Deterministic; never looks at data."""
-    found = {each: _seconds(each, form, device) for each in _fitting(form, device, precision)}
-    yield from sorted(found, key=lambda each: (found[each], str(each)))
+    found = {each: (_seconds(each, form, device), _busy(each, form, device)) for each in _fitting(form, device, precision)}
+    # of equals the one with the most on its way
+    yield from sorted(found, key=lambda each: (found[each], -each.stages * each.depth, str(each)))
 
 
 def tuning_candidates(form: Form, device: Device, precision: str, most: int = 24) -> list[MatrixSchedule]:
@@ -146,7 +147,7 @@ def _fitting(form: Form, device: Device, precision: str) -> Iterator[MatrixSched
     for height, width, warps in _SCALAR_TILES if is_scalar else _TENSOR_TILES:
         if height > max(16, power_of_two(rows)) or width > max(16, power_of_two(columns)):
             continue
-        for depth in (64, 32, 16) if narrow else (32, 16):
+        for depth in (64, 32) if narrow else (32, 16):
             if form.dtype.bits == 8 and depth < 32:
                 continue
             flat = len(form.summed) <= 1 or not _walks(last, depth)
@@ -179,6 +180,11 @@ def _work_after(form: Form) -> int:
 
 def _seconds(each: MatrixSchedule, form: Form, device: Device, parts: int = 1) -> float:
     """What a launch is expected to take, the sum made in so many parts by as many programs."""
+    return START + max(_busy(each, form, device, parts), minimal_bytes(form.kernel) / device.copy_bandwidth)
+
+
+def _busy(each: MatrixSchedule, form: Form, device: Device, parts: int = 1) -> float:
+    """How long multiprocessors are at work, whatever device memory gives."""
     rates = RATES[device.arch]
     rows, columns, batch = (size_estimate(form.size(names)) for names in (form.rows, form.columns, form.batch))
     steps = -(-_steps(each, form) // parts)
@@ -195,8 +201,7 @@ def _seconds(each: MatrixSchedule, form: Form, device: Device, parts: int = 1) -
     moved = (each.rows + each.columns) * each.depth * steps * form.dtype.bytes
     from_cache = moved / (rates.cache / device.multiprocessors)
     waiting = MEMORY_LATENCY + steps * CACHE_LATENCY / max(each.stages - 1, 1)
-    busy = waves * max(here * multiply, here * from_cache, waiting)
-    return START + max(busy, minimal_bytes(form.kernel) / device.copy_bandwidth)
+    return waves * max(here * multiply, here * from_cache, waiting)
 
 
 def _steps(each: MatrixSchedule, form: Form) -> int:

@@ -42,21 +42,29 @@ _patched = threading.RLock()
 def completed_interpreter() -> Iterator[None]:
     """Under this, the interpreter multiplies matrices of bfloat16 as numbers, and reduces whole slices at a time.
 
-    By itself it takes the bits of bfloat16 for integers, and calls a reduction's function for one element after another.
+    By itself it takes the bits of bfloat16 for integers, and calls a reduction's function for one element after another. That of
+    Triton 3.6 cannot loop up to a number that it computed, since NumPy no longer makes an int of an array of one element.
     """
     from triton.runtime import interpreter
 
     builder = interpreter.interpreter_builder
     reductions = interpreter.ReduceOps
-    generic = reductions.generic_reduce
+    generic, patch_tensor = reductions.generic_reduce, interpreter._patch_lang_tensor
+
+    def patch_tensor_too(tensor: Any, *rest: Any) -> None:
+        patch_tensor(tensor, *rest)
+        tensor.__index__ = lambda self: int(self.handle.data.item())
+
     with _patched:
         builder.create_dot = lambda a, b, *rest: type(builder).create_dot(builder, _widened(a), _widened(b), *rest)
         reductions.generic_reduce = _reduce_slices
+        interpreter._patch_lang_tensor = patch_tensor_too
         try:
             yield
         finally:
             del builder.create_dot
             reductions.generic_reduce = generic
+            interpreter._patch_lang_tensor = patch_tensor
 
 
 def _widened(handle: Any) -> Any:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -24,17 +26,24 @@ if TYPE_CHECKING:
     from dlcompiler.api import Compiled
 
 SYSTEMS = ("inductor", "eager", "onnxruntime", "openvino")
+FROM_ONNX = ("onnxruntime", "openvino")
 KERNELS_SHOWN = 15
+BURST_SECONDS, LONGEST_BURST = 0.005, 20  # of the calls in a row that a turn has
 
 
 @dataclass
 class Timed:
-    """One system: what a call of it is, how long it took to be ready, and the calls' seconds."""
+    """One system: what a call of it is, how long it took to be ready, and the calls' seconds.
+
+    peak  how far the process's memory rose above what it was before this system came, until its first call was done, in bytes
+    kept  how much of that stayed
+    """
 
     name: str
     call: Callable[[], Any]
     ready_seconds: float
-    resident_growth: int | None
+    peak: int | None
+    kept: int | None
     seconds: list[float] = field(default_factory=list)
 
     def row(self, ours: float) -> dict[str, Any]:
@@ -49,7 +58,8 @@ class Timed:
             "p99_ms": float(np.percentile(times, 99)),
             "ratio": median / ours,
             "ready_seconds": self.ready_seconds,
-            "resident_growth": self.resident_growth,
+            "peak_memory": self.peak,
+            "kept_memory": self.kept,
         }
 
 
@@ -71,7 +81,13 @@ dlcompiler bench model.onnx --input-shape x:8x3x224x224 --rounds 100 --json
 )
 @input_flags("random")
 @click.option("--warmup", type=click.IntRange(min=0), default=3, show_default=True, help="Untimed calls of each system first.")
-@click.option("--rounds", type=click.IntRange(min=1), default=30, show_default=True, help="Timed calls of each, taken in turns.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=30,
+    show_default=True,
+    help="Turns that each takes: calls in a row of about 5 ms.",
+)
 @click.option("--kernels/--no-kernels", default=True, help="Also time each step on its own.")
 @flags()
 def command(
@@ -80,8 +96,8 @@ def command(
     """Time MODEL, beside other systems in the same process, round by round.
 
     Times are of whole calls with NumPy arrays in and out. MODEL may also be FILE.py:NAME, a function without arguments that
-    gives an nn.Module and a tuple of example inputs. eager and inductor run only such models, onnxruntime and openvino only
-    .onnx files.
+    gives an nn.Module and a tuple of example inputs. eager and inductor run only such models; onnxruntime and openvino get them
+    exported.
     """
     session = Session.start(parameters)
     names = [name.strip() for name in against.split(",") if name.strip()]
@@ -92,10 +108,10 @@ def command(
         source = read_source(model, session, progress)
         given = read_inputs(inputs, names_of_inputs(source.graph)) if inputs else {}
         values = make_inputs(source.graph, given, session, fill, seed)
-        before, start = _resident(), time.perf_counter()
-        compiled = build(source, session, progress)
-        compiled(*values)
-        ours = Timed("dlcompiler", lambda: compiled(*values), time.perf_counter() - start, _growth(before))
+        with _Watch() as watch:
+            compiled = build(source, session, progress)
+            compiled(*values)
+        ours = Timed("dlcompiler", lambda: compiled(*values), watch.seconds, watch.peak, watch.kept)
         feeds = dict(zip(compiled.input_names, values))
         systems = [ours, *(_prepare(name, model, source, feeds, progress) for name in names)]
         agreement = _check(compiled, systems)
@@ -119,12 +135,31 @@ def command(
 
 def _prepare(name: str, model: str, source: Any, feeds: Mapping[str, Any], progress: Any) -> Timed:
     progress.say(f"preparing {name}")
-    before, start = _resident(), time.perf_counter()
-    call = {"onnxruntime": _onnxruntime, "openvino": _openvino, "eager": _eager, "inductor": _inductor}[name](
-        model, source, feeds
-    )
-    call()
-    return Timed(name, call, time.perf_counter() - start, _growth(before))
+    prepare = {"onnxruntime": _onnxruntime, "openvino": _openvino, "eager": _eager, "inductor": _inductor}[name]
+    if name in FROM_ONNX and source.model is not None:
+        model = _exported(source, feeds)
+    with _Watch() as watch:
+        call = prepare(model, source, feeds)
+        call()
+    return Timed(name, call, watch.seconds, watch.peak, watch.kept)
+
+
+def _exported(source: Any, feeds: Mapping[str, Any]) -> str:
+    """A torch model as an .onnx file in a temporary folder that lasts as long as this process, its inputs named as `feeds`."""
+    import atexit
+    import contextlib
+    import tempfile
+
+    import torch
+
+    folder = tempfile.TemporaryDirectory(prefix="dlcompiler-bench-")
+    atexit.register(folder.cleanup)
+    path = os.path.join(folder.name, "model.onnx")
+    tensors = tuple(torch.from_numpy(np.ascontiguousarray(value)) for value in feeds.values())
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(source.model, tensors, path, dynamo=True, verbose=False, input_names=list(feeds))
+    return path
 
 
 def _onnxruntime(model: str, source: Any, feeds: Mapping[str, Any]) -> Callable[[], Any]:
@@ -194,15 +229,25 @@ def _threads() -> int:
 
 
 def _time(systems: Sequence[Timed], warmup: int, rounds: int) -> None:
-    """All systems in turns, so that what the machine does meanwhile meets them alike."""
+    """All systems in turns, so that what the machine does meanwhile meets them alike.
+
+    A turn is some calls in a row, the first not timed: threads of the one before may still be waiting for work by spinning.
+    """
+    bursts = []
     for system in systems:
-        for _ in range(warmup):
-            system.call()
+        fastest = min(_seconds(system.call) for _ in range(max(warmup, 1)))
+        bursts.append(max(1, min(LONGEST_BURST, int(BURST_SECONDS / max(fastest, 1e-7)))))
     for _ in range(rounds):
-        for system in systems:
-            start = time.perf_counter()
-            system.call()
-            system.seconds.append(time.perf_counter() - start)
+        for system, burst in zip(systems, bursts):
+            if len(systems) > 1:
+                system.call()
+            system.seconds += [_seconds(system.call) for _ in range(burst)]
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def _check(compiled: Compiled, systems: Sequence[Timed]) -> list[dict[str, Any]]:
@@ -234,18 +279,33 @@ def _time_steps(compiled: Compiled, values: Sequence[Any]) -> list[dict[str, Any
     return rows
 
 
-def _resident() -> int | None:
-    """Bytes of this process in memory now; None where the system does not say."""
-    try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return None
+class _Watch:
+    """Seconds, and memory of this process: `peak` and `kept` bytes more than before; None where the system does not say."""
+
+    seconds = 0.0
+    peak: int | None = None
+    kept: int | None = None
+
+    def __enter__(self) -> _Watch:
+        try:
+            with open("/proc/self/clear_refs", "w") as file:
+                file.write("5")  # Linux counts the peak anew
+            self._before = _memory("VmRSS")
+        except OSError:
+            self._before = None
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.seconds = time.perf_counter() - self._start
+        if self._before is not None:
+            self.peak, self.kept = (_memory(field) - self._before for field in ("VmHWM", "VmRSS"))
 
 
-def _growth(before: int | None) -> int | None:
-    now = _resident()
-    return None if now is None or before is None else now - before
+def _memory(field: str) -> int:
+    """A field of this process's status, in bytes. Raises OSError where there is none."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith(f"{field}:"))
 
 
 def _machine() -> dict[str, Any]:
@@ -253,16 +313,16 @@ def _machine() -> dict[str, Any]:
 
 
 def _print(document: Mapping[str, Any]) -> None:
-    header = ("system", "mean", "median", "p90", "p99 ms", "/ ours", "ready s", "memory")
+    header = ("system", "mean", "median", "p90", "p99 ms", "/ ours", "ready s", "peak memory", "kept")
     rows = []
     for row in document["systems"]:
         times = [f"{row[key]:.3f}" for key in ("mean_ms", "median_ms", "p90_ms", "p99_ms")]
-        memory = format_bytes(row["resident_growth"])
-        rows.append((row["system"], *times, f"{row['ratio']:.2f}", f"{row['ready_seconds']:.2f}", memory))
+        memory = ["-" if row[key] is None else format_bytes(row[key]) for key in ("peak_memory", "kept_memory")]
+        rows.append((row["system"], *times, f"{row['ratio']:.2f}", f"{row['ready_seconds']:.2f}", *memory))
     click.echo(table([header, *rows]))
     planned = document["planned_peak"]
     click.echo(f"{document['rounds']} rounds, {document['machine']['threads']} threads; planned peak {format_bytes(planned)}; "
-               "memory: growth of this process until the first call was done")  # fmt: skip
+               "memory: how far this process grew until the first call was done, and how much of that stayed")  # fmt: skip
     for row in document["agreement"]:
         click.echo(f"{row['system']}: {'results agree' if row['same'] else 'RESULTS DIFFER: ' + row['worst']}")
     steps = document["steps"]

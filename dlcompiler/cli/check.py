@@ -8,15 +8,18 @@ import click
 
 from dlcompiler import support
 from dlcompiler.cli.progress import Progress
-from dlcompiler.cli.shared import Session, build, print_json, read_source, table
+from dlcompiler.cli.shared import Session, build, print_json, read_source, table, write_text
 from dlcompiler.ir.errors import UnsupportedError
 
-UNSUPPORTED = 4
+OK, UNSUPPORTED = 0, 4
 LONGEST = 60  # characters of a name in the table
 
 
-def check(model: str, session: Session, progress: Progress) -> int:
-    """Print the table; 4 if something is not supported, else 0. Raises what reading an invalid model does."""
+def check(model: str, session: Session, progress: Progress, output: str | None = None) -> int:
+    """Print the table, or write it to `output`; 4 if something is not supported, else 0.
+
+    Raises what reading an invalid model does.
+    """
     inventory: list[Any] = []
     source = None
     error: UnsupportedError | None = None
@@ -36,6 +39,9 @@ def check(model: str, session: Session, progress: Progress) -> int:
     # an element type of the interface, or what the target lacks, belongs to no operator of the table
     listed = any(not row.supported for row in rows)
     others = list(error.items) if error is not None and not listed else []
+    text = _text(rows, others)
+    if output:
+        write_text(output, text + "\n")
     if session.as_json:
         print_json(
             {
@@ -46,15 +52,16 @@ def check(model: str, session: Session, progress: Progress) -> int:
                 "other_problems": others,
             }
         )
-    else:
-        _print(rows, others, error)
+    elif not output:
+        click.echo(text)
+    if error is not None:
+        wrong = [row for row in rows if not row.supported]
+        what = f"{len(wrong)} of {len(rows)} rows, {sum(row.count for row in wrong)} nodes," if wrong else f"{len(others)} things"
+        click.echo(f"dlcompiler: error: {what} cannot be compiled{'' if output else '; see above'}", err=True)
     return OK if error is None else UNSUPPORTED
 
 
-OK = 0
-
-
-def _print(rows: list[support.Row], others: list[str], error: UnsupportedError | None) -> None:
+def _text(rows: list[support.Row], others: list[str]) -> str:
     header = ("op", "domain", "inputs", "runs as", "first node", "opset", "count")
     cells = [
         (
@@ -68,18 +75,12 @@ def _print(rows: list[support.Row], others: list[str], error: UnsupportedError |
         )
         for row in rows
     ]
-    click.echo(table([header, *cells], left=5))
-    totals = support.totals(rows)
-    click.echo()
-    for kind, count in totals.items():
+    lines = [table([header, *cells], left=5), ""]
+    for kind, count in support.totals(rows).items():
         meaning = support.MEANING.get(kind, "")
-        click.echo(f"{count:>6} {kind}{f': {meaning}' if meaning else ''}")
-    for item in others:
-        click.echo(f"not supported: {item}")
-    if error is not None:
-        wrong = [row for row in rows if not row.supported]
-        what = f"{len(wrong)} of {len(rows)} rows, {sum(row.count for row in wrong)} nodes," if wrong else f"{len(others)} things"
-        click.echo(f"dlcompiler: error: {what} cannot be compiled; see above", err=True)
+        lines.append(f"{count:>6} {kind}{f': {meaning}' if meaning else ''}")
+    lines += [f"not supported: {item}" for item in others]
+    return "\n".join(lines)
 
 
 def _runs_as(row: support.Row) -> str:

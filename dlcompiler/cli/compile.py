@@ -29,7 +29,7 @@ def command(model: str, output: str | None, targets: Sequence[str], **parameters
     """
     sessions = [Session.start({**parameters, "target": target}) for target in dict.fromkeys(targets) or (None,)]
     session = sessions[0]
-    check_output(output)
+    check_output(output, model)
     with session.progress() as progress:
         source = read_source(model, session, progress)
         compiled, *others = (build(source, each, progress) for each in sessions)

@@ -54,13 +54,13 @@ def command(
 ) -> int | None:
     """Show MODEL: its inputs and outputs and the report of its compilation, or what the flags ask for."""
     session = Session.start(parameters)
-    check_output(output)
-    check_output(html)
+    check_output(output, model)
+    check_output(html, model)
     if check:
         from dlcompiler.cli.check import check as run_check
 
         with session.progress() as progress:
-            return run_check(model, session, progress)
+            return run_check(model, session, progress, output)
     with session.progress() as progress:
         source = read_source(model, session, progress)
         collector = Collector()

@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from dlcompiler.cli.commands import complete_model, complete_passes, flags, manual
-from dlcompiler.cli.shared import Session, check_output, print_json
+from dlcompiler.cli.shared import Session, check_output, print_json, read_source
+from dlcompiler.ir.errors import InvalidModelError
 from dlcompiler.ir.graph import Graph
 from dlcompiler.options import Options
 
@@ -43,19 +44,22 @@ dlcompiler opt simplify graph.txt --fuel 3                   the first three rew
 def command(passes: str, file: str, output: str | None, **parameters: Any) -> None:
     """Run PASSES (names with commas between, or `all` for the pipeline) on the Graph text in FILE ('-' for stdin).
 
-    Prints the resulting text. Large constants that lie in no .safetensors beside FILE are taken for zeros, with a warning;
-    with -o they are written beside the output.
+    FILE may also be an .onnx file or a .dlc, whose graph as captured is taken. Prints the resulting text. Large constants that
+    lie in no .safetensors beside FILE are taken for zeros, with a warning; with -o they are written beside the output.
     """
     from dlcompiler.codegen.target import parse_target
     from dlcompiler.graph_file import graph_from_text, missing_constants, read_graph_file, write_graph_file
     from dlcompiler.ir.text import print_graph
 
     session = Session.start(parameters)
-    check_output(output)
+    check_output(output, file)
     if file == "-":
         graph = graph_from_text(sys.stdin.read(), None, "stdin", allow_missing=True)
-    else:
+    elif _is_text(file):
         graph = read_graph_file(file, allow_missing=True)
+    else:
+        with session.progress() as progress:
+            graph = read_source(file, session, progress).graph
     missing = missing_constants(graph)
     if missing:
         logger.warning("no data for %d constants (%s): taken for zeros", len(missing), ", ".join(missing[:3]))
@@ -70,6 +74,19 @@ def command(passes: str, file: str, output: str | None, **parameters: Any) -> No
         print_json({"nodes_before": before, "nodes_after": len(graph.nodes), "history": history, "graph": text})
     elif not output:
         click.echo(text, nl=False)
+
+
+def _is_text(path: str) -> bool:
+    """Whether a file is Graph text, or means to be by its name. Raises InvalidModelError."""
+    from dlcompiler.api import TEXT_SUFFIXES, is_graph_text
+
+    if path.endswith(TEXT_SUFFIXES):
+        return True
+    try:
+        with open(path, "rb") as file:
+            return is_graph_text(file.read(512))
+    except OSError as error:
+        raise InvalidModelError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def run_named(graph: Graph, names: Sequence[str] | None, target: Any, options: Options) -> Graph:

@@ -20,6 +20,7 @@ from dlcompiler.cli.shared import (
     table,
     write_arrays,
 )
+from dlcompiler.compare import arrays_in
 from dlcompiler.names import names_of_inputs
 
 EXAMPLES = """
@@ -47,7 +48,7 @@ def command(
 ) -> None:
     """Run MODEL (an .onnx, a .dlc or Graph text) and show its outputs; with -o write them to an .npz by name."""
     session = Session.start(parameters)
-    check_output(output)
+    check_output(output, model)
     with session.progress() as progress:
         source = read_source(model, session, progress)
         given = read_inputs(inputs, names_of_inputs(source.graph)) if inputs else {}
@@ -59,7 +60,7 @@ def command(
             start = time.perf_counter()
             result = call(*values)
             seconds = time.perf_counter() - start
-    outputs = dict(zip(compiled.output_names, result if isinstance(result, tuple) else (result,)))
+    outputs = dict(arrays_in(compiled.output_names, result if isinstance(result, tuple) else (result,)))
     if output:
         write_arrays(output, outputs)
     rows = [_described(name, array) for name, array in outputs.items()]
@@ -78,8 +79,12 @@ def header_keys() -> tuple[str, ...]:
 
 def _described(name: str, array: np.ndarray) -> dict[str, Any]:
     """An output's type and range; a number that JSON cannot hold stands as text."""
-    facts: dict[str, Any] = {"name": name, "dtype": array.dtype.name, "shape": list(array.shape)}
-    if array.size and not np.iscomplexobj(array):
+    facts: dict[str, Any] = {
+        "name": name,
+        "dtype": "text" if array.dtype == object else array.dtype.name,
+        "shape": list(array.shape),
+    }
+    if array.size and array.dtype.kind not in "OSUc":
         wide = array.astype(np.float64)
         with np.errstate(all="ignore"):
             numbers = {"min": wide.min(), "max": wide.max(), "mean": wide.mean()}

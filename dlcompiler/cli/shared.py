@@ -20,9 +20,10 @@ import numpy as np
 
 from dlcompiler.cli.progress import Progress
 from dlcompiler.files import write_atomically
-from dlcompiler.ir.errors import InputError, InvalidModelError
+from dlcompiler.ir.errors import InputError, InvalidModelError, UnsupportedError
 from dlcompiler.ir.expression import Dim, evaluate, symbol_name, symbols
 from dlcompiler.ir.graph import Graph, Node
+from dlcompiler.ir.types import HostType
 from dlcompiler.names import names_of_inputs
 from dlcompiler.observe import Observer, Observers
 from dlcompiler.options import Options
@@ -93,10 +94,12 @@ def parse_input_shape(text: str) -> tuple[str, tuple[int | str, ...]]:
     return found["name"].strip(), tuple(shape)
 
 
-def check_output(path: str | None) -> None:
-    """Find out before the work is done whether `path` can be written. Raises OSError."""
+def check_output(path: str | None, model: str | None = None) -> None:
+    """Find out before the work is done whether `path` can be written, and is not the model itself. Raises OSError."""
     if path is None:
         return
+    if model is not None and os.path.exists(path) and os.path.exists(model) and os.path.samefile(path, model):
+        raise click.UsageError(f"{path} is the model itself, which would be overwritten; give another -o")
     folder = Path(os.path.realpath(path)).parent
     if not folder.is_dir():
         raise click.UsageError(f"{path}: there is no folder {folder}")
@@ -180,7 +183,8 @@ def read_inputs(path: str, names: Sequence[str]) -> dict[str, np.ndarray]:
 def make_inputs(graph: Graph, given: Mapping[str, np.ndarray], session: Session, fill: str | None, seed: int) -> list[Any]:
     """Every input of a call: those given, converted where the file's format has no dtype for them, the rest filled.
 
-    Raises InputError naming what is missing or unknown, click.UsageError for a size that nothing says.
+    Raises InputError naming what is missing or unknown, UnsupportedError for one that is no tensor of numbers, click.UsageError
+    for a size that nothing says.
     """
     names = names_of_inputs(graph)
     unknown = [name for name in given if name not in names]
@@ -189,6 +193,13 @@ def make_inputs(graph: Graph, given: Mapping[str, np.ndarray], session: Session,
     missing = [name for name in names if name not in given]
     if missing and fill is None:
         raise InputError(f"no value for input {', '.join(map(repr, missing))}", hint="give -i FILE, or --fill zeros|ones|random")
+    for name, node in zip(names, graph.inputs):
+        if isinstance(node.type, HostType):
+            raise UnsupportedError(
+                f"input {name!r} is {node.type.name}, and the command line takes arrays of numbers only",
+                items=(node.type.name,),
+                hint="dlcompiler.compile(path)(...) takes it in Python",
+            )
     bindings = _bindings(graph, names, given, session.input_shapes)
     generator = np.random.default_rng(seed)
     values: list[Any] = []
@@ -268,9 +279,15 @@ def print_json(document: Any) -> None:
 
 
 def write_arrays(path: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write an .npz whole. bfloat16 is widened to float32, which the format can say and which holds it exactly."""
-    plain = {name: a.astype(np.float32) if a.dtype.name == "bfloat16" else a for name, a in arrays.items()}
+    """Write an .npz whole. bfloat16 is widened to float32, which the format can say and which holds it exactly; texts too."""
+    plain = {name: _plain(array) for name, array in arrays.items()}
     write_atomically(path, lambda file: np.savez(file, allow_pickle=False, **plain))
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    if array.dtype.name == "bfloat16":
+        return array.astype(np.float32)
+    return array.astype(str) if array.dtype == object else array
 
 
 def write_text(path: str, text: str) -> None:

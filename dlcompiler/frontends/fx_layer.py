@@ -1,8 +1,7 @@
-"""Rules for products, convolutions, normalisations, pooling, attention and recurrent layers."""
+"""Rules for products, convolutions, normalisations, pooling and recurrent layers."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +9,9 @@ from dlcompiler.frontends.fx_pointwise import pointwise
 from dlcompiler.frontends.fx_rules import NoRule, rule
 from dlcompiler.frontends.fx_view import expand, permute, reshape
 from dlcompiler.frontends.resample import adaptive_matrix, resample_all
-from dlcompiler.ir.expression import Dim, known
+from dlcompiler.ir.expression import known
 from dlcompiler.ir.graph import Node
-from dlcompiler.ir.types import boolean, compute_dtype
+from dlcompiler.ir.types import compute_dtype
 
 # -- products ----------------------------------------------------------------------------------------------------------------
 
@@ -278,61 +277,6 @@ def _adaptive_average(i, x, output_size):
 
 
 rule("adaptive_avg_pool1d.default", "_adaptive_avg_pool2d.default", "_adaptive_avg_pool3d.default")(_adaptive_average)
-
-
-# -- attention ---------------------------------------------------------------------------------------------------------------
-
-
-def _attention(i: Any, q, k, v, mask, dropout: float, causal: bool, scale: Any, grouped: bool) -> Node:
-    if dropout:
-        raise NoRule("attention with dropout")
-    if scale is None:
-        if not isinstance(q.shape[-1], int):
-            raise NoRule("attention whose head size is not known at compile time")
-        scale = 1 / math.sqrt(q.shape[-1])
-    if not isinstance(scale, int | float) or not q.dtype.is_float:
-        raise NoRule("attention with a scale that is not known at compile time")
-    if grouped:
-        k, v = (_repeat_heads(i, x, q.shape[-3]) for x in (k, v))
-    short = q.tensor.rank == 2
-    if short:
-        q, k, v = (reshape(i, x, (1, *x.shape)) for x in (q, k, v))
-    operands = [q, k, v]
-    if mask is not None:
-        operands.append(mask if mask.dtype is boolean else i.cast(mask, q.dtype))
-    result = i.b.attention(*operands, scale=float(scale), causal=bool(causal))
-    return reshape(i, result, result.shape[1:]) if short else result
-
-
-def _repeat_heads(i: Any, x: Node, heads: Dim) -> Node:
-    """[..., H, S, E] --> [..., heads, S, E], each head repeated next to itself."""
-    *lead, own, length, width = x.shape
-    if own == heads:
-        return x
-    if not (isinstance(own, int) and isinstance(heads, int)):
-        raise NoRule("grouped attention with a number of heads that is not known at compile time")
-    spread = reshape(i, x, (*lead, own, 1, length, width))
-    wide = expand(i, spread, (*lead, own, heads // own, length, width))
-    return reshape(i, wide, (*lead, heads, length, width))
-
-
-@rule("scaled_dot_product_attention.default")
-def _scaled_dot_product_attention(i, q, k, v, mask=None, dropout=0.0, causal=False, scale=None, enable_gqa=False):
-    return _attention(i, q, k, v, mask, dropout, causal, scale, enable_gqa)
-
-
-@rule("_scaled_dot_product_flash_attention_for_cpu.default")
-def _flash_attention_cpu(i, q, k, v, dropout=0.0, causal=False, attn_mask=None, scale=None):
-    if i.uses(1):
-        raise NoRule("the log-sum-exp that attention's backward reads")
-    return _attention(i, q, k, v, attn_mask, dropout, causal, scale, False), None
-
-
-@rule("_scaled_dot_product_attention_math.default")
-def _attention_math(i, q, k, v, mask=None, dropout=0.0, causal=False, dropout_mask=None, scale=None, enable_gqa=False):
-    if i.uses(1) or dropout_mask is not None:
-        raise NoRule("the weights of attention")
-    return _attention(i, q, k, v, mask, dropout, causal, scale, enable_gqa), None
 
 
 # -- recurrent layers ----------------------------------------------------------------------------------------------------------

@@ -30,12 +30,15 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 def _fill_table() -> None:
     # each module registers its rules when imported
     from dlcompiler.frontends import (  # noqa: F401
+        fx_attention,
+        fx_convolution,
         fx_create,
         fx_index,
         fx_layer,
         fx_order,
         fx_pointwise,
         fx_pool,
+        fx_quantized,
         fx_reduction,
         fx_scatter,
         fx_view,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from onnx import GraphProto
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ENDLESS = 2**63 - 1
 MOST_ATTEMPTS = 6
 
-ValueType = TensorType | HostType
+ValueType: TypeAlias = TensorType | HostType
 
 
 @dataclass
@@ -94,6 +94,7 @@ class ControlFlow:
     def _begin(self, name: str, types: Sequence[tuple[str, ValueType]]) -> tuple[FoldingBuilder, list[Node]]:
         builder = self.importer.b.region(name)
         inputs = [Node(lookup("input"), (), {}, type, builder.fresh_name(hint or "x")) for hint, type in types]
+        builder.inputs += inputs
         return builder, inputs
 
     def _body(
@@ -166,7 +167,7 @@ class ControlFlow:
     ) -> tuple[Node, ...] | None:
         """An `If` whose condition is known at run time only."""
         regions = []
-        known = self.importer.known_symbols()
+        known = self.importer.b.known_symbols()
         for name, graph in (("then", then), ("else", other)):
             builder, _ = self._begin(name, ())
             outputs = self._body(graph, scope, builder, (), location)
@@ -197,7 +198,7 @@ class ControlFlow:
 
     def _loop(self, trips: Node, condition: Node, states: Sequence[Node], make) -> tuple[Node, ...] | None:
         importer = self.importer
-        known = importer.known_symbols()
+        known = importer.b.known_symbols()
         types: list[ValueType] = [state.type for state in states]  # type: ignore[misc]
         general: set[Dim] = set()
         for _ in range(MOST_ATTEMPTS):

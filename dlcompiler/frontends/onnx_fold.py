@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from dlcompiler.ir.control import bound_by, tensor_types
 from dlcompiler.ir.errors import ShapeError
 from dlcompiler.ir.expression import (
     Dim,
@@ -184,12 +185,23 @@ class FoldingBuilder(Builder):
         self._known: dict[Node, np.ndarray] = {}
         # what the graph relies on: lowest and highest (or None) size that a symbol may stand for
         self.limits: Limits = dict(limits or {})
+        # the symbols that a call can be held to, those of the model's inputs; None: all
+        self.checked: set[str] | None = None
+        # the builder of the graph around a region
+        self.around: FoldingBuilder | None = None
 
     def region(self, name: str) -> FoldingBuilder:
         """A builder for a graph inside this one: it knows what this one knows, and its names are not taken here."""
         inner = FoldingBuilder(name)
         inner._known, inner.limits, inner._names, inner.location = self._known, self.limits, self._names, self.location
+        inner.around, inner.checked = self, self.checked
         return inner
+
+    def known_symbols(self) -> set[str]:
+        """Sizes that inputs or barriers tell so far, of this graph and those around it."""
+        known = {s for n in self.inputs for type in tensor_types(n.type) for d in type.shape for s in symbols(d)}
+        known = known.union(*(bound_by(n) for n in self.nodes)) if self.nodes else known
+        return known if self.around is None else known | self.around.known_symbols()
 
     # -- relying on sizes ------------------------------------------------------------------------------------------------
 
@@ -207,7 +219,7 @@ class FoldingBuilder(Builder):
             return False
         (name,) = names
         slope, rest = _line(difference, name)
-        if slope == 0:
+        if slope == 0 or (self.checked is not None and name not in self.checked):
             return False
         lowest, highest = self.limits.get(name, (0, None))
         if slope > 0:

@@ -27,7 +27,9 @@ _NAMES = {code: name for name, code in _CODES.items()}
 
 @lru_cache(maxsize=4096)
 def is_implemented(op_type: str, domain: str, version: int) -> bool:
-    """Whether the reference evaluator has the operator."""
+    """Whether we or the reference evaluator have the operator."""
+    if (domain, op_type) in OWN:
+        return True
     from importlib import import_module
 
     package = {"": "ops", "ai.onnx.ml": "ops.aionnxml", "ai.onnx.preview.training": "ops.aionnx_preview_training"}.get(domain)

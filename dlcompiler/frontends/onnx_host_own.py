@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+INT64 = 7  # TensorProto.INT64
+
 
 def non_max_suppression(
     boxes: np.ndarray,
@@ -54,6 +56,31 @@ def _corners(boxes: np.ndarray, by_centre: int) -> tuple[np.ndarray, np.ndarray]
     return np.minimum(first, second), np.maximum(first, second)
 
 
+def max_roi_pool(x: np.ndarray, rois: np.ndarray, *, pooled_shape: Any, spatial_scale: float = 1.0) -> np.ndarray:
+    """The largest elements of the cells of each region (image, x, y, x, y) of x [N, C, H, W]; 0 of an empty cell."""
+    rows, columns = pooled_shape["ints"]
+    result = np.zeros((len(rois), x.shape[1], rows, columns), x.dtype)
+    for k, (image, *corners) in enumerate(rois):
+        left, top, right, bottom = (int(np.floor(c * spatial_scale + 0.5)) for c in corners)
+        high, wide = max(bottom - top + 1, 1) / rows, max(right - left + 1, 1) / columns
+        for i in range(rows):
+            y0, y1 = (int(np.clip(v + top, 0, x.shape[2])) for v in (np.floor(i * high), np.ceil((i + 1) * high)))
+            for j in range(columns):
+                x0, x1 = (int(np.clip(v + left, 0, x.shape[3])) for v in (np.floor(j * wide), np.ceil((j + 1) * wide)))
+                if y0 < y1 and x0 < x1:
+                    result[k, :, i, j] = x[int(image), :, y0:y1, x0:x1].max(axis=(1, 2))
+    return result
+
+
+def multinomial(x: np.ndarray, *, dtype: int = 6, sample_size: int = 1, seed: float | None = None) -> np.ndarray:
+    """[batch, sample_size] classes drawn from log-probabilities [batch, classes]; the same for the same seed."""
+    random = np.random.default_rng(None if seed is None else int(np.float32(seed).view(np.uint32)))
+    # the largest of log-probabilities with Gumbel noise is a draw
+    noise = random.gumbel(size=(x.shape[0], sample_size, x.shape[1]))
+    drawn = np.argmax(x.astype(np.float64)[:, None, :] + noise, axis=-1)
+    return drawn.astype(np.int64 if dtype == INT64 else np.int32)
+
+
 def _optional(value: Any = None, **attributes: Any) -> Any:
     return value
 
@@ -61,6 +88,8 @@ def _optional(value: Any = None, **attributes: Any) -> Any:
 # (domain, operator) -> function of the operands, None for one that is not given, and the attributes; one result
 OWN: Mapping[tuple[str, str], Callable[..., Any]] = {
     ("", "NonMaxSuppression"): non_max_suppression,
+    ("", "MaxRoiPool"): max_roi_pool,
+    ("", "Multinomial"): multinomial,
     ("", "Optional"): _optional,
     ("", "OptionalGetElement"): _optional,
     ("", "OptionalHasElement"): lambda value=None: np.asarray(value is not None),

@@ -36,7 +36,7 @@ from dlcompiler.frontends.onnx_registry import (
     element_type,
 )
 from dlcompiler.frontends.onnx_schema import Schema, check_node, check_types, function_body, schema_of
-from dlcompiler.ir.control import bound_by, needed, tensor_types
+from dlcompiler.ir.control import needed, tensor_types
 from dlcompiler.ir.errors import CompilerError, DTypeError, InputError, InvalidModelError, ShapeError, UnsupportedError
 from dlcompiler.ir.expression import Dim, symbols
 from dlcompiler.ir.graph import Event, Graph, Node
@@ -197,6 +197,7 @@ class _Importer:
                 scope.values[info.name] = self._input(info.name, type)
             else:
                 scope.values[info.name] = self._given_value(info.name, type, np.asarray(value))
+        self.b.checked = self._sizes_of_inputs()
         self.import_nodes(graph.node, scope)
         outputs = [self.value_of(info.name, scope, "the graph's outputs") for info in graph.output]
         for info, value in zip(graph.output, outputs):
@@ -366,7 +367,7 @@ class _Importer:
                 return missing if results is None else results
             return self._operator(node, scope, inputs, schema, mapped, location)
         except UnsupportedError as error:
-            if by_host and not isinstance(error, NeedsValuesError):
+            if by_host and schema is not None and not isinstance(error, NeedsValuesError):
                 results = self._host_call(node, scope, inputs, schema, location)
                 if results is not None:
                     return results
@@ -379,12 +380,10 @@ class _Importer:
             self._problem(f"{described}: {error.message}", location)
             return missing
         except ShapeError as error:
-            open_sizes = {
-                s for i in inputs if isinstance(i, Node) for t in tensor_types(i.type) for d in t.shape for s in symbols(d)
-            }
+            open_sizes = _open_sizes(i for i in inputs if isinstance(i, Node))
             # what data tells may fit or broadcast once it is known
             told = open_sizes - self._sizes_of_inputs()
-            results = self._host_call(node, scope, inputs, schema, location) if told and by_host else None
+            results = self._host_call(node, scope, inputs, schema, location) if told and by_host and schema is not None else None
             if results is not None:
                 return results
             if open_sizes:
@@ -556,11 +555,6 @@ class _Importer:
         """Sizes that the model's inputs leave open."""
         values = self.root.values.values()
         return _open_sizes(value for value in values if isinstance(value, Node) and value.op.name == "input")
-
-    def known_symbols(self) -> set[str]:
-        """Sizes that the inputs or barriers so far tell."""
-        known = {s for n in self.b.inputs if isinstance(n.type, TensorType) for d in n.shape for s in symbols(d)}
-        return known.union(*(bound_by(n) for n in self.b.nodes)) if self.b.nodes else known
 
     @contextmanager
     def attempt(self) -> Iterator[_Attempt]:

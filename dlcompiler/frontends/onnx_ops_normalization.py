@@ -59,7 +59,7 @@ def instance_normalization(call: Call) -> Node:
 @operator("GroupNormalization")
 def group_normalization(call: Call) -> Node:
     """Before version 21 scale and bias hold one number a group, since then one a channel."""
-    x, groups = call.require_rank(0, 2), call.attribute("num_groups")
+    x, groups = call.require_rank(0, 2), call.attribute("num_groups", 0)
     channels = x.shape[1]
     if groups < 1 or channels == 0 or (isinstance(channels, int) and channels % groups):
         call.misfit(f"{groups} groups do not divide {channels} channels")

@@ -18,7 +18,7 @@ def top_k(call: Call) -> tuple[Node, Node]:
     x = call.require_rank(0, 1)
     rank = x.tensor.rank
     axis = call.axis(-1, rank)
-    given = (call.attribute("k"),) if call.version == 1 else call.dims(1, "k")
+    given = (call.attribute("k"),) if call.version == 1 else call.dims(1, "k", told=True)
     if len(given) != 1:
         call.invalid(f"k has {len(given)} elements, not 1")
     k, size = given[0], x.shape[axis]

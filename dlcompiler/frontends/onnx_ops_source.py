@@ -28,7 +28,7 @@ def constant(call: Call) -> Node:
 
 
 def _shape_input(call: Call, index: int):
-    shape = call.dims(index, "a shape")
+    shape = call.dims(index, "a shape", told=True)
     if any(isinstance(d, int) and d < 0 for d in shape):
         call.invalid(f"a dimension is negative: {list(shape)}")
     return shape

@@ -161,17 +161,23 @@ class Call:
             self.invalid(f"{what} has {array.size} elements, not 1")
         return array.reshape(()).item()
 
-    def dims(self, index: int, what: str) -> tuple[Dim, ...]:
-        """The elements of an integer input as dimensions, which must be known now (symbolic ones included)."""
+    def dims(self, index: int, what: str, *, told: bool = False) -> tuple[Dim, ...]:
+        """The elements of an integer input as dimensions, which must be known now (symbolic ones included).
+
+        With `told` also numbers that data tells, none negative: then each is a symbol that is bound once it is computed.
+        """
         node = self[index]
         if not node.dtype.is_integer or node.tensor.rank > 1:
             self.invalid(f"{what} must be a vector of integers, not {node.type}")
         dims = self.b.dims(node)
         if dims is not None:
             return dims
-        if self._inputs_behind(node) is not None:
+        if not told or self._inputs_behind(node) is not None or not isinstance(node.tensor.numel, int):
             self.needs_value(index, what)
-        return self.sizes(node, index, what)
+        made = tuple(self.fresh("size") for _ in range(node.tensor.numel))
+        vector = self.cast(self.reshape(node, (node.tensor.numel,)), i64)
+        self.b.make(lookup("sizes"), (vector,), {"symbols": tuple(map(str, made))}, vector.type)
+        return made
 
     def _inputs_behind(self, node: Node) -> tuple[str, ...] | None:
         """Names of the model's inputs that a value is computed from; None if it also hangs on what no compilation can know."""

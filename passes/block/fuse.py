@@ -112,6 +112,11 @@ class _Fuser:
         self.fixed = fixed_nodes(graph)
         self.tiled: set[Node] = set()  # sums of products that kernels of ours compute, not a library
         self.kept_views = self._views_to_keep()
+        # what replaces an input's contents is laid out as that is
+        self.replacing = {
+            value: tuple(target.attributes.get("strides") or contiguous_strides(target.shape))
+            for value, target in graph.writebacks
+        }
 
     def _views_to_keep(self) -> set[Node]:
         """Views that get memory: those that choose between places (pad, concat), read at an index that data gives."""
@@ -271,6 +276,7 @@ class _Fuser:
     def _why_no_kernel(self, nodes: Sequence[Node], outputs: Sequence[Node]) -> str | None:
         """Why these nodes do not make one good kernel; None if they do. Equal groups are looked at once."""
         key, named = signature(nodes, outputs, self._is_inlined, self._about)
+        key = (key, tuple(self.replacing.get(node) for node in outputs))
         if key not in self.known:
             self.known[key] = self._find_reason(nodes, outputs), named
         reason, before = self.known[key]
@@ -329,6 +335,8 @@ class _Fuser:
         read = {image_of(n) for n in images} - set(nodes)
 
         def strides(node: Node) -> tuple[Dim, ...]:
+            if node in self.replacing:
+                return self.replacing[node]
             is_image = node in read or any(node.shape == image.shape for image in images)
             if heads_are_inside(node):
                 return heads_inside_strides(node.shape)

@@ -5,7 +5,7 @@
 Attention writes its heads next to each other for each position, so that joining them is no copy. Convolutions read and write
 images with the channels innermost, where one vector load takes a pixel's neighbours in channel space and a library needs no
 reordering. Kernels of our own compute in any layout, so each follows the largest value it reads. Inputs keep the strides they
-came with, outputs get the strides that eager gives them.
+came with, what replaces an input's contents gets the same, and outputs get the strides that eager gives them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def assign_layouts(fusion: Fusion) -> dict[Node, Strides]:
     for node in fusion.stored:
         if isinstance(node.type, TensorType):
             layouts[node] = _given_strides(node)
-    wanted = {node: strides for node, strides in zip(graph.outputs, graph.output_strides) if strides is not None}
+    wanted = {value: layouts[target] for value, target in graph.writebacks}
+    wanted |= {node: strides for node, strides in zip(graph.outputs, graph.output_strides) if strides is not None}
     images = _images_of_convolutions(fusion)
     for group in fusion.groups:
         for node in group.outputs:
@@ -75,17 +76,17 @@ def _images_of_convolutions(fusion: Fusion) -> set[Node]:
 
 def _follows_channels_last(group: Group, node: Node, layouts: Mapping[Node, Strides], fusion: Fusion) -> bool:
     """Whether most of what a kernel reads to make an image lies channels last."""
-    if node.tensor.rank != 4:
+    if node.tensor.rank not in (3, 4, 5):
         return False
     votes = 0
     for source in _sources(group, fusion):
         if (
             isinstance(source.type, TensorType)
-            and source.tensor.rank == 4
+            and source.tensor.rank == node.tensor.rank
             and source.shape[:2] == node.shape[:2]
             and source in layouts
         ):
-            votes += 1 if is_channels_last(source.shape, layouts[source]) else -1 if source.shape[2:] != (1, 1) else 0
+            votes += 1 if is_channels_last(source.shape, layouts[source]) else -1 if set(source.shape[2:]) != {1} else 0
     return votes > 0
 
 

@@ -30,7 +30,7 @@ from dlcompiler.passes.dataflow.memory import place
 from dlcompiler.passes.dataflow.order import order_steps
 from dlcompiler.passes.dataflow.write_back import write_in_place
 from dlcompiler.passes.fixed import is_fixed_source
-from dlcompiler.passes.strides import Strides, channels_last_strides, image_of, stored_source, wants_channels_last
+from dlcompiler.passes.strides import Strides, channels_last_strides, image_of, wants_channels_last
 
 
 class PlanTarget(Protocol):
@@ -110,6 +110,7 @@ class _Planner:
         self.preparation: list[P.Launch] = []
         self.prepared_nodes = self._find_prepared()
         self.panels: dict[tuple, P.View] = {}
+        self.contracted: dict[tuple[str, frozenset[str]], bool] = {}
         self.matrices: dict[tuple, P.View] = {}
         self.output_slots = 0
 
@@ -303,10 +304,11 @@ class _Planner:
         kernel, reads, views = self._lower(nodes, outputs, writes, given)
         sums = [node for node in nodes if node.has(Trait.CONTRACTION) and node.op.name in self.target.library_ops]
         if sums:
-            if not self.target.contracts(kernel, fixed_buffers(kernel, reads, self.prepared_nodes)):
+            if not self._contracts(kernel, fixed_buffers(kernel, reads, self.prepared_nodes)):
                 # operands are not laid out as was expected when the sum was kept from the library
                 operands = [o for node in sums for o in node.inputs if self.fusion.inlined(o) and o not in given]
-                given = {image: view for image, view in given.items() if not any(stored_source(o) is image for o in operands)}
+                dropped = {image_of(node) for node in sums if node.inputs[0] in operands}
+                given = {image: view for image, view in given.items() if image not in dropped}
                 given |= {operand: self._copy(operand, contiguous_strides(operand.shape)) for operand in operands}
                 kernel, reads, views = self._lower(nodes, outputs, writes, given)
             sizes = next((node.attributes["winograd"] for node in sums if "winograd" in node.attributes), None)
@@ -316,6 +318,13 @@ class _Planner:
             kernel, views = self._split(kernel, views)
         is_prepared = all(view.slot.role == "prepared" for view in writes)
         (self.preparation if is_prepared else self.steps).append(P.Launch(kernel, (*views, *writes), kernel.origin))
+
+    def _contracts(self, kernel: Kernel, fixed: frozenset[Buffer]) -> bool:
+        """`PlanTarget.contracts`, asked once for equal layers: their kernels differ in names and origins only."""
+        key = (str(kernel.replace(name="kernel", origin=())), frozenset(buffer.name for buffer in fixed))
+        if key not in self.contracted:
+            self.contracted[key] = self.target.contracts(kernel, fixed)
+        return self.contracted[key]
 
     def _lower(
         self, nodes: Sequence[Node], outputs: Sequence[Node], writes: Sequence[P.View], given: Mapping[Node, P.View]

@@ -42,7 +42,9 @@ def read_quantized(b: GraphRewriter, node: Node) -> Quantized | None:
     if node.op.name == "permute":
         found = read_quantized(b, node.inputs[0])
         dims = node.attributes["dims"]
-        return None if found is None else Quantized(b.permute(found.bytes, dims=dims), *(_permuted(b, p, dims) for p in found[1:]))
+        return (
+            None if found is None else Quantized(b.permute(found.bytes, dims=dims), *(_permuted(b, p, dims) for p in found[1:]))
+        )
     if node.op.name == "mul" and node.dtype is f32:
         for values, scale in (node.inputs, node.inputs[::-1]):
             found = _shifted(values)
@@ -259,4 +261,3 @@ RULES = RuleTable((bias_of_integers, quantized_sum, signed_weights, zero_of_rows
 def sum_integers(graph: Graph, context: Context) -> Graph:
     """Quantised sums of products become sums of integers, for targets that compute those well."""
     return apply_rules(graph, RULES, context) if context.target.tiles_sums else graph
-

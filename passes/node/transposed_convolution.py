@@ -1,7 +1,7 @@
 """Transposed convolutions as plain ones: every s-th element of the result, in each dimension, is a convolution of its own.
 
     convolution(x, W){transposed, strides=(s, s)}  -->  the s*s phases of the result as channels of one convolution(x, W'),
-                                                        put next to each other again by a permutation
+                                                        put next to each other again by a permutation; groups stay groups
 
 With Y = y + padding = s*q + r the sum over i*s + t = Y is the sum over m of x[q - m] * W[r + s*m]: a plain convolution over q
 with the taps r, r + s, ... of W in reverse (Shi et al., "Is the deconvolution layer the same as a convolutional layer?", 2016).
@@ -20,6 +20,8 @@ from dlcompiler.passes.rewrite import GraphRewriter, RuleTable, apply_rules, rul
 
 # Of the taps of W' so many may be zeros, or the library's way is less work.
 MOST_ZEROS = 0.5
+# Pixels in a batch from which W' is worth making in each call.
+FEWEST_PIXELS = 64
 
 
 @rule("transposed-convolution", "convolution", exact=False)
@@ -27,14 +29,18 @@ def transposed_convolution(b: GraphRewriter, node: Node) -> Node | None:
     """convolution(x, W, B){transposed} --> slice(reshape(permute(convolution(x, W', B'))))"""
     a = node.attributes
     x, weight, *bias = node.inputs
-    spatial = x.tensor.rank - 2
-    if not a["transposed"] or a["groups"] != 1 or set(a["dilations"]) != {1} or spatial != 2 or not is_fixed(weight):
+    if not a["transposed"] or set(a["dilations"]) != {1}:
         return None
+    if not is_fixed(weight):
+        pixels = product((x.shape[0], *x.shape[2:]))
+        if not isinstance(pixels, int) or pixels < FEWEST_PIXELS:
+            return None
     if not all(isinstance(size, int) for size in (*x.shape[1:], *node.shape[1:], *weight.shape)) or 0 in (*x.shape, *node.shape):
         return None
-    strides, padding, taps = a["strides"], a["padding"], weight.shape[2:]
+    strides, padding, taps, groups = a["strides"], a["padding"], weight.shape[2:], a["groups"]
+    spatial = range(len(taps))
     each = [-(-k // s) for k, s in zip(taps, strides)]  # taps of one phase
-    used = taps[0] * taps[1] / (each[0] * strides[0] * each[1] * strides[1])
+    used = product(taps) / product(m * s for m, s in zip(each, strides))
     first = [p // s for p, s in zip(padding, strides)]  # the least q that is needed
     pad = [m - 1 - q for m, q in zip(each, first)]
     counts = [n + 2 * p - m + 1 for n, p, m in zip(x.shape[2:], pad, each)]
@@ -42,25 +48,32 @@ def transposed_convolution(b: GraphRewriter, node: Node) -> Node | None:
     reaches = all(start + out <= c * s for start, out, c, s in zip(starts, node.shape[2:], counts, strides))
     if used < MOST_ZEROS or min(pad) < 0 or not reaches:
         return None
-    channels_in, channels = weight.shape[:2]
-    (sh, sw), (mh, mw) = strides, each
-    high = (0, 0, mh * sh - taps[0], mw * sw - taps[1])
-    whole = b.pad(weight, low=(0, 0, 0, 0), high=high, value=0.0) if any(high) else weight
-    phases = b.flip(b.reshape(whole, shape=(channels_in, channels, mh, sh, mw, sw)), axes=(2, 4))
-    phases = b.reshape(b.permute(phases, dims=(3, 5, 1, 0, 2, 4)), shape=(sh * sw * channels, channels_in, mh, mw))
+    channels_in, channels = weight.shape[0] // groups, weight.shape[1]
+    phases = product(strides)
+    high = (0, 0, *(m * s - k for m, s, k in zip(each, strides, taps)))
+    whole = b.pad(weight, low=(0,) * len(high), high=high, value=0.0) if any(high) else weight
+    # [groups, C, O, (taps of a phase, phase)...] --> [groups, phases..., O, C, taps of a phase...]
+    pairs = tuple(size for pair in zip(each, strides) for size in pair)
+    turned = b.flip(b.reshape(whole, shape=(groups, channels_in, channels, *pairs)), axes=tuple(3 + 2 * d for d in spatial))
+    turned = b.permute(turned, dims=(0, *(4 + 2 * d for d in spatial), 2, 1, *(3 + 2 * d for d in spatial)))
+    filters = groups * phases * channels
     repeated = [
-        b.reshape(b.expand(b.reshape(values, shape=(1, channels)), shape=(sh * sw, channels)), shape=(sh * sw * channels,))
+        b.reshape(
+            b.expand(b.reshape(values, shape=(groups, 1, channels)), shape=(groups, phases, channels)), shape=(filters,)
+        )
         for values in bias
     ]
     result = b.convolution(
-        x, phases, *repeated, strides=(1, 1), padding=tuple(pad), dilations=(1, 1), groups=1, transposed=False,
-        output_padding=(0, 0),
+        x, b.reshape(turned, shape=(filters, channels_in, *each)), *repeated, strides=(1,) * len(taps), padding=tuple(pad),
+        dilations=(1,) * len(taps), groups=groups, transposed=False, output_padding=(0,) * len(taps),
     )  # fmt: skip
-    batch, (rows, columns) = x.shape[0], counts
-    split = b.reshape(result, shape=(batch, sh, sw, channels, rows, columns))
-    whole = b.reshape(b.permute(split, dims=(0, 3, 4, 1, 5, 2)), shape=(batch, channels, rows * sh, columns * sw))
+    batch, many = x.shape[0], len(taps)
+    split = b.reshape(result, shape=(batch, groups, *strides, channels, *counts))
+    order = (0, 1, 2 + many, *(d for pair in zip(range(3 + many, 3 + 2 * many), range(2, 2 + many)) for d in pair))
+    shape = (batch, groups * channels, *(c * s for c, s in zip(counts, strides)))
+    whole = b.reshape(b.permute(split, dims=order), shape=shape)
     limits = tuple(start + out for start, out in zip(starts, node.shape[2:]))
-    return b.slice(whole, starts=(0, 0, *starts), limits=(batch, channels, *limits), steps=(1, 1, 1, 1))
+    return b.slice(whole, starts=(0, 0, *starts), limits=(batch, groups * channels, *limits), steps=(1,) * (2 + many))
 
 
 @rule("transposed-convolution-of-points", "convolution", exact=False)
@@ -89,7 +102,7 @@ def pointwise_before_shuffle(b: GraphRewriter, node: Node) -> Node | None:
     while value.op.name in ("slice", "reshape", "permute") and b.is_used_once(value):
         chain.append(value)
         value = value.inputs[0]
-    shuffles = any(view.op.name == "permute" and view.tensor.rank == 6 for view in chain)
+    shuffles = any(view.op.name == "permute" and view.tensor.rank > value.tensor.rank for view in chain)
     if not shuffles or value.op.name != "convolution" or not b.is_used_once(value):
         return None
     result = b(node.op.name, *(value if i is moved[0] else i for i in node.inputs), **node.attributes)

@@ -2,14 +2,15 @@
 
     convolution(x, W){strides=(1, 1)}  -->  convolution(x, W){strides=(1, 1), winograd=(4, 4)}
 
-Two dimensional filters that move in steps of one, in float32, over weights that stay the same between calls, where the target
-expects to be quicker by it. The node's meaning stays what it was; the rule is approximate, as rounding errors are a few times
-those of the sum as it stands.
+Filters that move in steps of one over a line, an image or a volume, in float32, with weights that stay the same between calls, where the target
+expects to be quicker by it. The node's meaning stays what it was. The rule is approximate: rounding errors are up to a few times
+those of the sum as it stands, and an infinity or NaN in the image reaches all results of the tiles that read it. Weights that
+the graph hands out or writes are a training step's: they change in each call, and transforming them would cost more than it gives.
 """
 
 from __future__ import annotations
 
-from dlcompiler.ir.graph import Graph, Node
+from dlcompiler.ir.graph import Graph, Node, reachable
 from dlcompiler.ir.types import DTYPES
 from dlcompiler.passes.context import Context
 from dlcompiler.passes.fixed import is_fixed
@@ -18,6 +19,7 @@ from dlcompiler.passes.rewrite import GraphRewriter, RuleTable, apply_rules, rul
 
 def choose_winograd(graph: Graph, context: Context) -> Graph:
     """Mark each convolution that the target computes more quickly by Winograd's algorithm."""
+    changing = {*graph.outputs, *(target for _, target in graph.writebacks)}
 
     @rule("winograd", "convolution", exact=False)
     def winograd(b: GraphRewriter, node: Node) -> Node | None:
@@ -26,7 +28,7 @@ def choose_winograd(graph: Graph, context: Context) -> Graph:
         steps = {*a["strides"], *a["dilations"]}
         if "winograd" in a or a["transposed"] or a["groups"] != 1 or steps != {1} or node.dtype is not DTYPES["f32"]:
             return None
-        if weight.tensor.rank != 4 or not is_fixed(weight):
+        if not is_fixed(weight) or not changing.isdisjoint(reachable((weight,))):
             return None
         sizes = context.target.winograd_sizes(node)
         return None if sizes is None else b.convolution(*node.inputs, **a, winograd=sizes)

@@ -7,9 +7,10 @@ with weights packed before (see contraction_libraries.py). Everything runs in on
 by round; a burst counts with its quickest call, and the median of the bursts is shown. A call is a whole one, checks and the
 result's allocation included. `ours / library` is of speeds: above 1 ours is faster. The error is the largest difference over the
 largest value, against float64 by ATen (so an ATen result in float64 shows none). Padding counts as work, so that a convolution
-of a small image can be beyond the peak. The peak of bfloat16 is float32's, twice that where one instruction
-multiplies pairs; that of float16 is float32's. `of read` compares a one-row layer's bytes with the reading speed measured over as many
-bytes, in cache or out of it.
+of a small image can be beyond the peak; so can one by Winograd's algorithm, which multiplies less often than is counted: `path`
+says `winograd` and the results of a tile. The peak of bfloat16 is float32's, twice that where one instruction multiplies pairs;
+that of float16 is float32's. `of read` compares a one-row layer's bytes with the reading speed measured over as many bytes, in
+cache or out of it.
 """
 
 from __future__ import annotations
@@ -86,14 +87,20 @@ def bursts(calls: Mapping[str, Callable[[], Any]], rounds: int, seconds: float =
 
 
 def path_of(program: Any) -> str:
-    """Who computes: kernels of our own, or which libraries' calls with how many kernels beside them."""
+    """Who computes: kernels of our own, or which libraries' calls with how many kernels beside them.
+
+    A convolution by Winograd's algorithm says the size of its tiles.
+    """
     from dlcompiler.ir.program import AtenCall, Launch, LibraryCall
 
-    launches = sum(isinstance(step, Launch) for step in program.steps)
+    kernels = [step.kernel for step in program.steps if isinstance(step, Launch)]
+    launches = len(kernels)
+    tiles = ["x".join(map(str, kernel.winograd.sizes)) for kernel in kernels if kernel.winograd is not None]
+    own = f"own, winograd {' '.join(tiles)}" if tiles else "own"
     others = [f"library {step.op}" for step in program.steps if isinstance(step, LibraryCall)]
     others += [f"aten {step.target}" for step in program.steps if isinstance(step, AtenCall)]
     if not others:
-        return "own" if launches == 1 else f"own, {launches} kernels"
+        return own if launches == 1 else f"{own}, {launches} kernels"
     return " + ".join(others + ([f"{launches} kernel{'s' * (launches > 1)}"] if launches else []))
 
 

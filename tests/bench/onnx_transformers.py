@@ -97,7 +97,8 @@ def build(name: str) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
     if name == "whisper-encoder":
         config = transformers.WhisperConfig(
             vocab_size=VOCABULARY, d_model=WIDTH, encoder_layers=2, decoder_layers=1, encoder_attention_heads=4,
-            decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=64, num_mel_bins=8, max_source_positions=20,
+            decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=64, num_mel_bins=8, max_source_positions=20, pad_token_id=0,
+            bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
         )  # fmt: skip
         return First(transformers.WhisperModel(config).encoder.eval(), "input_features"), (torch.randn(1, 8, 40),)
     config_class, model_class, settings = {**TEXT, **PICTURES}[name]
@@ -142,6 +143,8 @@ def compare(name: str, opset: int, dynamic: bool) -> str:
 
     module, inputs = build(name)
     shapes = ({0: torch.export.Dim.DYNAMIC},) if dynamic else None
+    if dynamic:  # of one row the exporter would write the batch into constants
+        inputs = tuple(torch.cat([x, x.flip(0)]) for x in inputs)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         path = Path(folder) / "model.onnx"
         torch.onnx.export(module, inputs, str(path), dynamo=True, verbose=False, opset_version=opset, dynamic_shapes=shapes)

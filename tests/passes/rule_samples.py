@@ -222,8 +222,9 @@ FIRES: dict[str, tuple[str, ...]] = {
         """input %q : u8[3, 8]; input %v : i8[4, 8]; %a = cast(%q) {dtype = "f32"}; %z = constant 7.0 : f32[]; %m = sub(%a, %z);
         %s = constant 0.5 : f32[]; %x = mul(%m, %s); %c = cast(%v) {dtype = "f32"}; input %t : f32[4, 1]; %w = mul(%t, %c);
         input %b : f32[4]; %y = linear(%x, %w, %b)""",
-        """input %q : i8[2, N, 8]; input %z : i8[]; input %v : u8[8, 5]; %a = cast(%q) {dtype = "f32"}; %zf = cast(%z) {dtype = "f32"};
-        %x = sub(%a, %zf); %c = cast(%v) {dtype = "f32"}; %u = constant [0.0, 1.0, 2.0, 3.0, 128.0] : f32[5]; %m = sub(%c, %u);
+        """input %q : i8[2, N, 8]; input %z : i8[]; input %v : u8[8, 5]; %a = cast(%q) {dtype = "f32"};
+        %zf = cast(%z) {dtype = "f32"}; %x = sub(%a, %zf); %c = cast(%v) {dtype = "f32"};
+        %u = constant [0.0, 1.0, 2.0, 3.0, 128.0] : f32[5]; %m = sub(%c, %u);
         %t = constant [0.5, 1.0, 2.0, 3.0, 0.25] : f32[1, 5]; %w = mul(%m, %t); %p = permute(%w) {dims = (1, 0)};
         %y = linear(%x, %p)""",
         """input %q : u8[1, 2, 5, 4]; input %v : i8[4, 2, 3, 3]; %a = cast(%q) {dtype = "f32"}; %z = constant 9.0 : f32[];

@@ -214,7 +214,9 @@ def test_bytes_are_summed_exactly(rows, inner, columns, data):
     left, right = b.cast(x, dtype=total), b.cast(w, dtype=total)
     node = b.linear(left, right)
     turned = data.draw(st.booleans())
-    kernel = lowered([node], [node], lambda n: (1, n.shape[0]) if turned and n is x else contiguous_strides(n.shape), (left, right))
+    kernel = lowered(
+        [node], [node], lambda n: (1, n.shape[0]) if turned and n is x else contiguous_strides(n.shape), (left, right)
+    )
     check(kernel, fixed=lambda buffer: buffer.name == "x1", must=min(rows, inner, columns) > 1)
 
 
@@ -227,17 +229,27 @@ def test_convolutions_of_bytes_into_bytes(data):
     b = Builder("g")
     x, w = b.input("x", TensorType(u8, (2, channels, height, width))), b.input("w", TensorType(i8, (filters, channels, 3, 3)))
     scale = b.input("s", TensorType(f32, (filters, 1, 1)))
-    left, right = b.cast(x, dtype="i32"), b.cast(w, dtype="i32")
+    # padded with the zero point, or with zeros by the convolution itself
+    zero = data.draw(st.sampled_from([0, 117]))
+    padded = b.pad(x, low=(0, 0, 1, 1), high=(0, 0, 1, 1), value=zero) if zero else x
+    left, right = b.cast(padded, dtype="i32"), b.cast(w, dtype="i32")
     steps = data.draw(st.sampled_from([(1, 1), (2, 1)]))
     total = b.convolution(
-        left, right, strides=steps, padding=(1, 1), dilations=(1, 1), groups=1, transposed=False, output_padding=(0, 0)
+        left,
+        right,
+        strides=steps,
+        padding=(0, 0) if zero else (1, 1),
+        dilations=(1, 1),
+        groups=1,
+        transposed=False,
+        output_padding=(0, 0),
     )
     wide = b.cast(total, dtype="f32")
     scaled = b.mul(wide, scale)
     images = (x, total, scaled)
     kernel = lowered(
         [total, wide, scaled], [scaled], lambda n: channels_last_strides(n.shape) if n in images else contiguous_strides(n.shape),
-        (left, right),
+        (padded, left, right) if zero else (left, right),
     )  # fmt: skip
     check(kernel, fixed=lambda buffer: buffer.shape == w.shape, must=channels > 1 and np.prod(total.shape) > 200)
 

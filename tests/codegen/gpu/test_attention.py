@@ -13,12 +13,13 @@ from dlcompiler.ir.graph import Builder
 from dlcompiler.ir.interpret import interpret_graph
 from dlcompiler.ir.program import RoutineCall, Slot, View
 from dlcompiler.ir.types import DType, TensorType, bf16, boolean, contiguous_strides, f16, f32
+from dlcompiler.passes.pipeline import optimize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.codegen.cpu.run import assert_close
 from tests.codegen.cpu.test_kernels import graph_of
-from tests.codegen.gpu.written import planned, simulated
+from tests.codegen.gpu.written import TARGET, planned, simulated
 
 pytest.importorskip("triton")
 
@@ -111,15 +112,21 @@ def test_gradients(data):
     check(build, *(TensorType(dtype, shape) for shape in shapes), *([mask] if mask else []))
 
 
-def test_wide_heads_are_written_out_with_other_ops():
-    types = [TensorType(f32, (1, 4, 300))] * 3
+@pytest.mark.parametrize("mask", [None, TensorType(boolean, (4, 5)), TensorType(f32, (1, 5))])
+def test_wide_heads_are_written_out_with_other_ops(mask):
+    def build(b, grad, q, k, v, *mask):
+        forward = b.attention_with_logsumexp(q, k, v, *mask, scale=0.1, causal=True)
+        out, logsumexp = (b("tuple.get", forward, index=index) for index in range(2))
+        delta = b.reduce_sum(b.mul(grad, out), axes=(2,))
+        back = b.attention_backward(grad, q, k, v, logsumexp, delta, *mask, scale=0.1, causal=True)
+        return [out, logsumexp, *(b("tuple.get", back, index=index) for index in range(3))]
 
-    def build(b, q, k, v):
-        forward = b.attention_with_logsumexp(q, k, v, scale=0.1, causal=True)
-        return [b("tuple.get", forward, index=0), b("tuple.get", forward, index=1)]
-
-    program = planned(graph_of(build, *types))
-    assert not any(isinstance(step, RoutineCall) for step in program.steps)
+    types = [TensorType(f32, (2, n, 300)) for n in (4, 4, 5, 5)] + ([mask] if mask else [])
+    graph = graph_of(build, *types)
+    assert not any(isinstance(step, RoutineCall) for step in planned(graph).steps)
+    inputs = [numbers(t.shape, t.dtype, k) for k, t in enumerate(types)]
+    for a, b in zip(interpret_graph(optimize(graph, TARGET), inputs), interpret_graph(graph, inputs)):
+        assert_close(a, b, 5e-6)
 
 
 def view(shape: tuple[int, ...], dtype: DType) -> View:

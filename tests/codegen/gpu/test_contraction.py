@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from dlcompiler.codegen.gpu.compile import assemble, assemble_kernel
 from dlcompiler.codegen.gpu.contraction import split
 from dlcompiler.codegen.gpu.contraction_form import find_form
@@ -22,6 +23,7 @@ from dlcompiler.ir.types import TensorType, bf16, f16, f32, f64, i8
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dlcompiler.options import Options
 from tests.codegen.cpu.run import assert_close
 from tests.codegen.cpu.test_kernels import graph_of, random_array
 from tests.codegen.gpu.written import planned, products_of, simulated
@@ -220,3 +222,16 @@ def test_float32_is_multiplied_as_the_policy_says():
         assembled = assemble_kernel(kernel, target, aligned)
         assert f'input_precision="{precision}"' in assembled.text
         assert ("mma.sync" in assembled.stages["ptx"]) == is_tensor_core
+
+
+def test_the_policy_is_an_option_and_torchs_unless_given():
+    target = parse_target("cuda:sm_90")
+    assert Options.resolve({}).configure(target).float32 == "ieee"
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert Options.resolve({}).configure(target).float32 == "tf32"
+        assert Options.resolve({"float32": "tf32x3"}).configure(target).float32 == "tf32x3"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert Options.resolve({"float32": "tf32"}).configure(parse_target("cpu")).float32 == "ieee"
