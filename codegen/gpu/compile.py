@@ -91,12 +91,18 @@ def assemble(kernel: TritonKernel, target: Target) -> AssembledKernel:
         kernel.grid,
         32 * metadata.num_warps,
         metadata.shared,
-        # Triton gives every kernel two more addresses: memory that it may use for itself, and for its profiler
-        extra_words=2,
+        # Triton gives every kernel more addresses: memory that it may use for itself, and for its profiler
+        extra_words=_parameter_count(compiled.asm["ptx"]) - len(kernel.signature) + len(kernel.constants),
         scratch_bytes=getattr(metadata, "global_scratch_size", 0) or 0,
         schedule=kernel.schedule or f"{kernel.warps} warps",
         written=kernel,
     )
+
+
+def _parameter_count(ptx: str) -> int:
+    """How many parameters the entry of a PTX text has."""
+    entry = ptx[ptx.index(".entry") :]
+    return entry[: entry.index(")")].count(".param")
 
 
 def first_without_spills(kernels: Iterable[TritonKernel], target: Target) -> AssembledKernel:
