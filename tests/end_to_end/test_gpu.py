@@ -86,3 +86,48 @@ def test_writers_are_mixed_kernel_by_kernel():
     stages = [next(iter(k.stages)) for k in compiled.program.code.kernels if k]
     assert "cuda" in stages
     torch.testing.assert_close(compiled.simulate(x), model(x))
+
+
+def test_training_steps_on_a_device_of_interpreted_kernels():
+    """torch.compile's forward and backward graphs through the whole runtime for GPUs, but for the driver."""
+    from dlcompiler.codegen import emit
+    from dlcompiler.codegen.target import parse_target
+    from dlcompiler.passes.block.fuse import fuse
+    from dlcompiler.passes.dataflow.memory import place
+    from dlcompiler.passes.dataflow.program import plan
+    from dlcompiler.passes.pipeline import optimize
+    from dlcompiler.runtime.gpu import GpuExecutable
+
+    from tests.runtime.interpreted_device import InterpretedDevice
+
+    target, device, programs = parse_target("cuda:sm_90"), InterpretedDevice(), []
+
+    def compile(graph, _, options, timings, key):
+        program = plan(fuse(optimize(graph, target, options), target, options), target, options)
+        programs.append(emit(program, target))
+        return GpuExecutable(programs[-1], place, open_device=lambda: device)
+
+    class Classifier(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(13, 16)
+            self.layers = nn.Sequential(nn.Linear(16, 24), nn.GELU(), nn.LayerNorm(24), nn.Linear(24, 5))
+
+        def forward(self, tokens, labels):
+            return nn.functional.cross_entropy(self.layers(self.words(tokens)).flatten(0, 1), labels.flatten())
+
+    torch.manual_seed(0)
+    model = Classifier()
+    compiled = torch.compile(model, backend=Backend(compile), dynamic=False)
+    for _ in range(2):
+        tokens, labels = torch.randint(0, 13, (3, 7)), torch.randint(0, 5, (3, 7))
+        gradients = []
+        for run in (model, compiled):
+            model.zero_grad()
+            loss = run(tokens, labels)
+            loss.backward()
+            gradients.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
+        for want, got in zip(*gradients):
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    assert len(programs) == 2 and device.started
+    assert not any(k.resources.local_bytes for p in programs for k in p.code.kernels if k is not None)
