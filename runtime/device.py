@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -33,6 +34,10 @@ class Device(Protocol):
 
     def free_bytes(self) -> int:
         """Memory that can be allocated now, about."""
+        ...
+
+    def active(self) -> AbstractContextManager[Any]:
+        """While it lasts, memory is allocated and kernels are started on this device."""
         ...
 
     def synchronize(self) -> None:
@@ -90,6 +95,9 @@ class CudaDevice:
         kept = torch.cuda.memory_reserved(self.torch_device) - torch.cuda.memory_allocated(self.torch_device)
         return free + kept
 
+    def active(self) -> AbstractContextManager[Any]:
+        return torch.cuda.device(self.torch_device)
+
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.torch_device)
 
@@ -134,7 +142,10 @@ def capability_of(arch: str) -> tuple[int, int]:
 
 
 def open_device(index: int | None = None) -> CudaDevice:
-    """The GPU of this machine that torch would use. Raises LaunchError saying what is missing, before anything is allocated."""
+    """A GPU of this machine, by its number; None: the one that torch would use.
+
+    Raises LaunchError saying what is missing, before anything is allocated.
+    """
     if torch.version.cuda is None:
         raise LaunchError(f"this torch ({torch.__version__}) is built without CUDA", hint=CPU_HINT)
     driver = Driver()

@@ -34,7 +34,7 @@ class GpuExecutable:
 
     place        makes the memory plan for one binding of the symbols
     graphs       whether to record CUDA graphs; None: where copying inputs and outputs costs little
-    open_device  what gives the device, when the first call needs it
+    open_device  what gives the device, when the first call needs it: the one of that number, on which the call's inputs are
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class GpuExecutable:
         place: Place | None = None,
         *,
         graphs: bool | None = None,
-        open_device: Callable[[], Device] = open_device,
+        open_device: Callable[[int | None], Device] = open_device,
     ) -> None:
         self.program = program
         self._place, self._graphs, self._open = place, graphs, open_device
@@ -89,14 +89,14 @@ class GpuExecutable:
         if runner is not None:
             return runner
         with self._lock:
-            return self._plans.get(values) or self._make_runner(values)
+            return self._plans.get(values) or self._make_runner(values, _device_of(inputs))
 
-    def _make_runner(self, values: tuple[int, ...]) -> _Runner:
+    def _make_runner(self, values: tuple[int, ...], device_index: int | None) -> _Runner:
         bindings = dict(zip(self._binder.names, values))
         self.program.graph.check_limits(bindings)
         placement = self.placement(bindings)
         if self._shared is None:
-            device = self._open()
+            device = self._open(device_index)
             require_memory(device, _kept_bytes(self.program), ("its constants",))
             self._shared = GpuShared(self.program, device)
         plan = GpuPlan(self._shared, bindings, placement)
@@ -106,6 +106,12 @@ class GpuExecutable:
         wants_graph = self._graphs is not False and not self._binder.names and is_recordable(self.program)
         self._plans[values] = runner = _Runner(plan, self._graphs if wants_graph else False)
         return runner
+
+
+def _device_of(inputs: Sequence[Any]) -> int | None:
+    """The number of the GPU on which the first tensor that is on one lies."""
+    devices = (x.device for x in inputs if isinstance(x, Tensor))
+    return next((device.index for device in devices if device.type == "cuda"), None)
 
 
 def _kept_bytes(program: Program) -> int:
@@ -124,7 +130,7 @@ class _Runner:
 
     def __call__(self, inputs: Sequence[Any], times: list[tuple[int, float]] | None = None) -> list[Tensor]:
         shared = self.plan.shared
-        with shared.lock, _no_autocast():
+        with shared.lock, self.device.active(), _no_autocast():
             given, replaced = self._take(inputs)
             shared.refresh_constants()
             stream = self.device.stream()

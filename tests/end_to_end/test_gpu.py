@@ -105,7 +105,7 @@ def test_training_steps_on_a_device_of_interpreted_kernels():
     def compile(graph, _, options, timings, key):
         program = plan(fuse(optimize(graph, target, options), target, options), target, options)
         programs.append(emit(program, target))
-        return GpuExecutable(programs[-1], place, open_device=lambda: device)
+        return GpuExecutable(programs[-1], place, open_device=lambda _: device)
 
     class Classifier(nn.Module):
         def __init__(self) -> None:

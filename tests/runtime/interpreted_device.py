@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -52,6 +53,9 @@ class InterpretedDevice:
 
     def free_bytes(self) -> int:
         return self.free
+
+    def active(self) -> nullcontext:
+        return nullcontext()
 
     def synchronize(self) -> None:
         self.waits += 1

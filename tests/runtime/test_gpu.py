@@ -26,7 +26,7 @@ TARGET = parse_target("cuda:sm_90")
 
 def executable(graph: Graph, device: InterpretedDevice, **options) -> GpuExecutable:
     program = emit(plan(fuse(optimize(graph, TARGET), TARGET), TARGET), TARGET)
-    return GpuExecutable(program, place, open_device=lambda: device, **options)
+    return GpuExecutable(program, place, open_device=lambda _: device, **options)
 
 
 def graph_of(build, *types: TensorType, written: int | None = None) -> Graph:
