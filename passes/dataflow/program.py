@@ -90,6 +90,12 @@ class WithoutRoutines:
     def winograd_width(self, kernel: Kernel, fixed: Set[Buffer], sizes: tuple[int, ...]) -> None:
         return None
 
+    def arranged(self, kernel: Kernel, fixed: Set[Buffer]) -> None:
+        return None
+
+    def in_parts(self, kernel: Kernel) -> None:
+        return None
+
     def scratch_of_routine(self, node: Node) -> None:
         return None
 
