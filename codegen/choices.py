@@ -16,7 +16,7 @@ import hashlib
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from dlcompiler.ir.graph import Node
 from dlcompiler.ir.kernel import Buffer, Kernel
@@ -28,10 +28,12 @@ from dlcompiler.ir.text.values import show_attributes, show_dims
 # columns   how the columns of a sum of products lie: vectors in a panel, 0 for where they are
 # schedule  how a kernel's loops run
 Kind = Literal["path", "winograd", "columns", "schedule"]
-Subject = Kernel | RoutineCall | Node
-Answer = Mapping[str, int | str]
+Subject: TypeAlias = Kernel | RoutineCall | Node
+Answer: TypeAlias = Mapping[str, int | str]
 
 NOTHING: Answer = MappingProxyType({})
+# fewest work items that are shared out: none of these kernels has as many
+ONE_THREAD: Answer = MappingProxyType({"grain": 1 << 40})
 
 
 @dataclass(frozen=True, eq=False)

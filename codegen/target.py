@@ -23,7 +23,8 @@ GPU_ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_
 LIBRARY_OPS = {
     "cpu": frozenset({"matmul", "linear", "convolution", "attention", "scan"}),
     "cuda": frozenset({
-        "matmul", "linear", "convolution", "attention", "attention_with_logsumexp", "attention_backward", "lstm", "gru", "rnn", "scan",
+        "matmul", "linear", "convolution", "attention", "attention_with_logsumexp", "attention_backward", "lstm", "gru", "rnn",
+        "scan",
     }),
 }  # fmt: skip
 # Of these those that no library has: they are written out where no kernel of ours applies.
@@ -141,7 +142,7 @@ class Target:
         return width
 
     def arranged(self, kernel: Kernel, fixed: Set[Buffer]) -> tuple[Kernel, Kernel] | None:
-        """A kernel that puts what such a kernel reads of `fixed` buffers in order, and the kernel that reads that; None for as is."""
+        """A kernel that puts what such a kernel reads of `fixed` buffers in order, and one that reads that; None to leave it."""
         if self.kind == "cpu":
             return None
         from dlcompiler.codegen.gpu.contraction import arrange

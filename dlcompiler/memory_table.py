@@ -79,7 +79,8 @@ def memory_table(plan: dict[str, Any], rows_shown: int | None = None) -> str:
             f"eager {format_bytes(plan['eager_peak'])}"
         )
     else:
-        lines.append(f"offsets are made at the first call, when {', '.join(plan['symbols'])} are known")
+        when = f", when {', '.join(plan['symbols'])} are known" if plan["symbols"] else ""
+        lines.append(f"offsets are made at the first call{when}")
     ordered = sorted(
         plan["slots"],
         key=lambda r: (r["role"] != "intermediate", r["offset"] if r["offset"] is not None else -1, r["first_step"] or 0),

@@ -73,6 +73,37 @@ class Collector(Observer):
         self.report = report
 
 
+class Parts(Observer):
+    """A Collector for each program that a model is compiled to: several where it has control flow or calls of the host."""
+
+    def __init__(self) -> None:
+        self.parts: list[Collector] = []
+
+    def of(self, program: Program) -> Collector:
+        """The one that saw this program; an empty one where none did."""
+        return next((part for part in self.parts if part.planned is program), Collector())
+
+    def graph(self, stage: str, graph: Graph) -> None:
+        if stage == "captured":
+            self.parts.append(Collector())
+        self.parts[-1].graph(stage, graph)
+
+    def tuned(self, target: Target, tuning: Any) -> None:
+        self.parts[-1].tuned(target, tuning)
+
+    def fusion(self, fusion: Any) -> None:
+        self.parts[-1].fusion(fusion)
+
+    def program(self, program: Program) -> None:
+        self.parts[-1].program(program)
+
+    def code(self, program: Program) -> None:
+        self.parts[-1].code(program)
+
+    def finish(self, report: Report) -> None:
+        self.parts[-1].finish(report)
+
+
 class Observers(Observer):
     """Tells several observers, in order."""
 

@@ -64,7 +64,7 @@ def compile_recorded(
         _refuse_aten_calls(graph)
     timings = timings or Timings()
     if is_staged(graph):
-        return _compile_staged(graph, target, options, timings)
+        return _compile_staged(graph, target, options, timings, observe)
     tuner = _Tuner()
     observers: list[Observer] = [tuner] if observe is None else [tuner, observe]
     dump = open_dump(options, graph.name, target)
@@ -120,10 +120,12 @@ def _refuse_aten_calls(graph: Graph) -> None:
     )
 
 
-def _compile_staged(graph: Graph, target: Target, options: Options, timings: Timings) -> tuple[AnyExecutable, Report]:
+def _compile_staged(
+    graph: Graph, target: Target, options: Options, timings: Timings, observe: Observer | None
+) -> tuple[AnyExecutable, Report]:
     """A graph with barriers: its parts have reports of their own, and this one adds them up."""
     part_options = replace(options, strict=False)
-    executable, parts = compile_stages(graph, target, lambda part: compile_recorded(part, target, part_options))
+    executable, parts = compile_stages(graph, target, lambda part: compile_recorded(part, target, part_options, observe=observe))
     return executable, record_staged(graph, target, options, timings, parts, host_calls(graph))
 
 

@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from dlcompiler.frontends.onnx import SeenNode
 
 # from the one that says most about a group of nodes to the one that says least
-KINDS = ("unsupported", "host", "library", "native", "folded")
+KINDS = ("unsupported", "host", "control", "library", "native", "folded")
 MEANING = {
     "native": "kernels of our own",
     "library": "calls into a library, in planned memory",
-    "host": "ATen, in memory of its own",
+    "host": "ATen or the host, in memory of its own",
+    "control": "control flow, and sizes that data tells: between programs",
     "folded": "nothing runs: computed while compiling, part of a neighbour's indices, or read by nobody",
     "unsupported": "cannot be compiled",
 }
@@ -66,11 +67,15 @@ class _Seen:
     reason: str | None = None
 
 
-def of_onnx(nodes: Iterable[SeenNode], graph: Graph | None, program: Program | None) -> list[Row]:
-    """Rows of an ONNX file's nodes. Without a program, since some node is not supported, the others are `supported`."""
+# the graphs and programs of a model's parts: one, or several where control flow or calls of the host lie between them
+Parts = list[tuple[Graph, Program]]
+
+
+def of_onnx(nodes: Iterable[SeenNode], graph: Graph | None, parts: Parts | None) -> list[Row]:
+    """Rows of an ONNX file's nodes. Without parts, since some node is not supported, the others are `supported`."""
     kinds: dict[str, str] = {}
-    if graph is not None and program is not None:
-        for node, kind in kinds_of(graph, program).items():
+    if graph is not None and parts is not None:
+        for node, kind in _all_kinds(graph, parts).items():
             _note(kinds, node.location, kind)
     seen = []
     for node in nodes:
@@ -93,10 +98,20 @@ def _note(kinds: dict[str, str], location: str | None, kind: str) -> None:
         location = location.rpartition("/")[0]
 
 
-def of_graph(graph: Graph, program: Program | None, unsupported: Iterable[str] = ()) -> list[Row]:
+def _all_kinds(graph: Graph, parts: Parts) -> dict[Node, str]:
+    """Of every part, and of the barriers between them."""
+    found = {node: kind for part, program in parts for node, kind in kinds_of(part, program).items() if node.op.name != "input"}
+    for each in (graph, *(part for part, _ in parts)):
+        for node in each.nodes:
+            if node.has(Trait.BARRIER):
+                found[node] = "host" if node.op.name == "host.call" else "control"
+    return found
+
+
+def of_graph(graph: Graph, parts: Parts | None, unsupported: Iterable[str] = ()) -> list[Row]:
     """Rows of a captured graph's nodes. `unsupported` are ops that the target refused."""
     refused = set(unsupported)
-    kinds = kinds_of(graph, program) if program is not None else {}
+    by_name = {node.name: kind for node, kind in _all_kinds(graph, parts).items()} if parts is not None else {}
     seen = []
     for node in graph.nodes:
         if node.has(Trait.SOURCE):
@@ -104,7 +119,7 @@ def of_graph(graph: Graph, program: Program | None, unsupported: Iterable[str] =
         aten = node.op.name == "aten.call"
         op = str(node.attributes["target"]) if aten else node.op.name
         inputs = tuple(i.dtype.name if isinstance(i.type, TensorType) else "" for i in node.inputs)
-        kind = "unsupported" if op in refused else kinds.get(node, "supported")
+        kind = "unsupported" if op in refused else by_name.get(node.name, "supported" if parts is None else "folded")
         reason = str(node.attributes.get("reason") or "no rule for it") if aten else None
         seen.append(_Seen(op, "aten" if aten else "dlcompiler", None, inputs, _place(node), kind, reason))
     return _rows(seen)

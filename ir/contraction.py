@@ -328,13 +328,16 @@ def find_panels(columns: K.Value) -> Panels | None:
 
 
 def _digit(load: K.Load, dimension: int) -> str | None:
-    """The axis a if an index is a mod size, and a div size is another index."""
+    """The axis a if an index is a mod size, and a div size is an index further out.
+
+    Right beside it would be two dimensions of an image, read as one: what is summed lies between them in panels.
+    """
     size = load.buffer.shape[dimension]
     if not isinstance(size, int) or size < 2:
         return None
     for name in symbols(load.index[dimension]):
         a = symbol(name)
-        if load.index[dimension] == modulo(a, size) and floor_div(a, size) in load.index:
+        if load.index[dimension] == modulo(a, size) and floor_div(a, size) in load.index[: dimension - 1]:
             return name
     return None
 

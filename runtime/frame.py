@@ -273,7 +273,7 @@ def _sources(plan: Plan) -> Sources:
     numbers = {position: number for number, position in enumerate(plan.tensor_inputs)}
     if not fixed and len(plan.sources) > 1:
         tensors_of = operator.itemgetter(*plan.sources)
-        addresses_of = operator.itemgetter(*(numbers[s] for s in plan.sources))  # type: ignore[index]
+        addresses_of = operator.itemgetter(*(numbers[s] for s in plan.sources))
         return lambda inputs, addresses: (tensors_of(inputs), addresses_of(addresses))
 
     def read(inputs: Sequence[Any], addresses: Sequence[int]) -> tuple[Sequence[Tensor], Sequence[int]]:

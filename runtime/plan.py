@@ -283,9 +283,9 @@ class Plan:
             if slot not in made_from:
                 source: int | Tensor | None = slot.position
                 if slot.role == "constant":
-                    source = tensor_behind(self.program.constants[slot.position])
+                    tensor = tensor_behind(self.program.constants[slot.position])
                     # with the model's version counter, over the memory that the program holds whatever the model's tensor gets
-                    source = None if source is None else source.detach()
+                    source = None if tensor is None else tensor.detach()
                 made_from[slot] = () if source is None else (len(sources),)
                 sources.extend(() if source is None else (source,))
             return made_from[slot]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from dlcompiler.ir.types import DType
@@ -60,9 +61,10 @@ def guard_like(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
 
 
 def _guard_of(tensors: Sequence[Tensor]) -> Callable[..., bool]:
-    from torch._C._dynamo.guards import TensorGuards  # type: ignore[attr-defined]
+    from torch._C._dynamo.guards import TensorGuards
 
-    sizes, strides = [list(tensor.shape) for tensor in tensors], [list(tensor.stride()) for tensor in tensors]
+    sizes: Any = [list(tensor.shape) for tensor in tensors]
+    strides: Any = [list(tensor.stride()) for tensor in tensors]
     return TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
 
 

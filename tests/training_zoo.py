@@ -83,14 +83,22 @@ def _gpt2(tiny: bool) -> Workload:
     if tiny:
         sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32}
         vocabulary, batch, length = 97, 3, 11
-    config = GPT2Config(vocab_size=vocabulary, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False, **sizes)
+    config = GPT2Config(
+        vocab_size=vocabulary,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        use_cache=False,
+        bos_token_id=0,
+        eos_token_id=0,
+        **sizes,
+    )
 
     def make_batch(step: int) -> Tensor:
         return torch.randint(0, vocabulary, (batch, length), generator=_generator(step % 4))
 
     def loss(model: nn.Module, tokens: Tensor) -> Tensor:
-        logits = model(input_ids=tokens).logits[:, :-1]
-        return functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        return model(input_ids=tokens, labels=tokens).loss
 
     return Workload("gpt2", GPT2LMHeadModel(config), loss, make_batch, _adamw)
 

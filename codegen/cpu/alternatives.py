@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 
-from dlcompiler.codegen.choices import Answer, Question
+from dlcompiler.codegen.choices import ONE_THREAD, Answer, Question
 from dlcompiler.codegen.contraction import (
     ContractionSchedule,
     TileMachine,
@@ -26,7 +26,6 @@ from dlcompiler.ir.expression import Dim
 
 LIBRARY: Answer = {"path": "library"}
 DIRECT: Answer = {"winograd": "no"}
-ONE_THREAD: Answer = {"grain": 1 << 40}
 ALL_THREADS: Answer = {"grain": 1}
 # Work items up to which it is open whether threads pay.
 FEW_GRAINS = 16

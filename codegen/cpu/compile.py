@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from dlcompiler.codegen.cache import Store
 from dlcompiler.codegen.choices import NOTHING, Answer, subject_text
@@ -28,8 +29,8 @@ from dlcompiler.ir.expression import Dim, parse_dim
 from dlcompiler.ir.program import Code, CompiledKernel, Launch, Program, RoutineCall, Step
 
 # What is compiled: a loop nest that Kernel IR describes, or a call of a hand-written kernel.
-Unit = K.Kernel | RoutineCall
-AnySchedule = WinogradSchedule | ContractionSchedule | Packing | Schedule
+Unit: TypeAlias = K.Kernel | RoutineCall
+AnySchedule: TypeAlias = WinogradSchedule | ContractionSchedule | Packing | Schedule
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 from dlcompiler.codegen.cpu.emitter import Emitter, Value
 from dlcompiler.ir.expression import Atom, Dim, Extents, is_non_negative
 
-Number = Value | int
+Number: TypeAlias = Value | int
 
 
 class IndexWriter:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
+from typing import TypeAlias
 
-Number = int | float | bool
+Number: TypeAlias = int | float | bool
 
 ELEMENT_BITS = {"f32": 32, "f64": 64, "f16": 16, "bf16": 16, "i1": 1, "i8": 8, "i16": 16, "i32": 32, "i64": 64, "ptr": 64}
 FLOATS = ("f32", "f64", "f16", "bf16")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from dlcompiler.codegen.cpu.literals import ELEMENT_BITS, FLOATS, Number
 
@@ -104,4 +104,4 @@ class Value:
         return self.owner.compare("ge", self, other)
 
 
-Operand = Value | Number
+Operand: TypeAlias = Value | Number

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 from dlcompiler.codegen.cpu.emitter import Emitter, Value
 from dlcompiler.codegen.cpu.indexing import Number
@@ -29,8 +29,16 @@ from dlcompiler.ir.winograd import Matrix
 
 ELEMENT = "f32"
 
-# A Value, or in tests an array: whatever knows + - and *.
-Term = TypeVar("Term")
+
+class _Number(Protocol):
+    """A Value, or in tests an array: whatever knows + - and *."""
+
+    def __add__(self, other: Any, /) -> Any: ...
+    def __sub__(self, other: Any, /) -> Any: ...
+    def __mul__(self, other: Any, /) -> Any: ...
+
+
+Term = TypeVar("Term", bound=_Number)
 
 
 def linear_forms(matrix: Matrix, terms: Sequence[Term], multiply_add: Callable[[float, Term, Term], Term]) -> list[Term]:
@@ -50,7 +58,7 @@ def linear_forms(matrix: Matrix, terms: Sequence[Term], multiply_add: Callable[[
         same = tuple(a if a == b else 0.0 for a, b in zip(row, numbers[partner]))
         other = tuple(a if a != b else 0.0 for a, b in zip(row, numbers[partner]))
         even, odd = _sum(same, folded, multiply_add), _sum(other, folded, multiply_add)
-        results[i], results[partner] = even + odd, even - odd  # type: ignore[operator]
+        results[i], results[partner] = even + odd, even - odd
     return results  # type: ignore[return-value]
 
 
@@ -66,7 +74,7 @@ def _fold_columns(matrix: Matrix, terms: list[Term]) -> tuple[list[Term], list[l
     for j, k in itertools.combinations(range(len(columns)), 2):
         left, right = columns[j], columns[k]
         if sum(map(bool, left)) > 2 and _mixed_signs(left, right):
-            terms[j], terms[k] = terms[j] + terms[k], terms[j] - terms[k]  # type: ignore[operator]
+            terms[j], terms[k] = terms[j] + terms[k], terms[j] - terms[k]
             columns[j] = [a if a == b else 0.0 for a, b in zip(left, right)]
             columns[k] = [a if a != b else 0.0 for a, b in zip(left, right)]
     return terms, [list(row) for row in zip(*columns)]
@@ -76,7 +84,7 @@ def _sum(row: Sequence[float], terms: Sequence[Term], multiply_add: Callable[[fl
     """The sum of numbers times terms; those that need no multiplication first."""
     order = sorted((k for k, number in enumerate(row) if number), key=lambda k: (row[k] != 1, abs(row[k]) != 1))
     first, *rest = order
-    total = terms[first] if row[first] == 1 else terms[first] * row[first]  # type: ignore[operator]
+    total = terms[first] if row[first] == 1 else terms[first] * row[first]
     for k in rest:
         if abs(row[k]) == 1:
             total = total + terms[k] if row[k] == 1 else total - terms[k]

@@ -12,13 +12,11 @@ and walk over keys, for dq. Nobody adds to what another program writes, so the o
 
 from __future__ import annotations
 
-from dlcompiler.codegen.gpu import scalars
-from dlcompiler.codegen.gpu.attention import AttentionSchedule, Problem, Strided, padded
-from dlcompiler.codegen.gpu.attention_writer import LOG2_E, AttentionLines
+from dlcompiler.codegen.gpu.attention import AttentionSchedule, Problem, padded
+from dlcompiler.codegen.gpu.attention_writer import LOG2_E, AttentionLines, across, down
 from dlcompiler.codegen.gpu.schedule import ceiling
 from dlcompiler.codegen.gpu.triton_writer import TritonKernel
 from dlcompiler.ir.expression import Dim
-from dlcompiler.ir.types import f32
 
 
 def write_attention_backward(
@@ -63,9 +61,9 @@ class _Backward(AttentionLines):
         """dk and dv of a block of keys."""
         problem, operands = self.problem, self.operands
         exists = self.block("key_row", "block * KEPT", "KEPT", problem.seen, self.schedule.rows)
-        down = f"{exists}[:, None]" if exists else ""
-        self.line(f"k = {self.tile('key', 'key_row[:, None]', 'e[None, :]', [down])}")
-        self.line(f"v = {self.tile('value', 'key_row[:, None]', 'f[None, :]', [down])}")
+        exists_down = down(exists)
+        self.line(f"k = {self.tile('key', 'key_row[:, None]', 'e[None, :]', [exists_down])}")
+        self.line(f"v = {self.tile('value', 'key_row[:, None]', 'f[None, :]', [exists_down])}")
         self.line("dk = tl.full([KEPT, WIDTH], 0.0, tl.float32)")
         self.line("dv = tl.full([KEPT, DEPTH], 0.0, tl.float32)")
         # row r sees keys up to r
@@ -73,22 +71,22 @@ class _Backward(AttentionLines):
         self.line(f"for start in range({first}, {self.text(problem.length)}, STEP):")
         self.indent += 1
         rows = self.block("row", "start", "STEP", problem.length, self.schedule.keys)
-        rows_down = f"{rows}[:, None]" if rows else ""
+        rows_down = down(rows)
         self.line(f"q = {self.tile('query', 'row[:, None]', 'e[None, :]', [rows_down])}")
         self.line(f"grad_tile = {self.tile('grad', 'row[:, None]', 'f[None, :]', [rows_down])}")
         self.numbers_of_rows(rows)
         self.line(f"scores = {self.dot('k', 'q.T')}")
-        across = f"{rows}[None, :]" if rows else ""
-        masks = [down, across, "(key_row[:, None] <= row[None, :])" if problem.causal else ""]
-        self.weights("[None, :]", "row[None, :]", "key_row[:, None]", masks, across)
-        self.line(f"dv = {self.dot(self.narrowed('weights'), 'grad_tile', 'dv')}")
+        rows_across = across(rows)
+        masks = [exists_down, rows_across, "(key_row[:, None] <= row[None, :])" if problem.causal else ""]
+        self.weights("[None, :]", "row[None, :]", "key_row[:, None]", masks, rows_across)
+        self.line(f"dv = {self.dot(self.narrowed('weights', problem.dtype), 'grad_tile', 'dv')}")
         self.line(f"products = {self.dot('v', 'grad_tile.T')}")
         self.line("slopes = weights * (products - mean[None, :])")
-        self.line(f"dk = {self.dot(self.narrowed('slopes'), 'q', 'dk')}")
+        self.line(f"dk = {self.dot(self.narrowed('slopes', problem.dtype), 'q', 'dk')}")
         self.indent -= 1
         self.line(f"dk = dk * {problem.scale!r}")
-        self.put(operands["grad_key"], "dk", "key_row[:, None]", "e[None, :]", [down, self.across(self.width_mask)])
-        self.put(operands["grad_value"], "dv", "key_row[:, None]", "f[None, :]", [down, self.across(self.depth_mask)])
+        self.put(operands["grad_key"], "dk", "key_row[:, None]", "e[None, :]", [exists_down, across(self.width_mask)])
+        self.put(operands["grad_value"], "dv", "key_row[:, None]", "f[None, :]", [exists_down, across(self.depth_mask)])
 
     # -- one block of rows -----------------------------------------------------------------------------------------------------
 
@@ -96,9 +94,9 @@ class _Backward(AttentionLines):
         """dq of a block of rows."""
         problem, operands = self.problem, self.operands
         rows = self.block("row", "block * KEPT", "KEPT", problem.length, self.schedule.rows)
-        down = f"{rows}[:, None]" if rows else ""
-        self.line(f"q = {self.tile('query', 'row[:, None]', 'e[None, :]', [down])}")
-        self.line(f"grad_tile = {self.tile('grad', 'row[:, None]', 'f[None, :]', [down])}")
+        rows_down = down(rows)
+        self.line(f"q = {self.tile('query', 'row[:, None]', 'e[None, :]', [rows_down])}")
+        self.line(f"grad_tile = {self.tile('grad', 'row[:, None]', 'f[None, :]', [rows_down])}")
         self.numbers_of_rows(rows)
         self.line("dq = tl.full([KEPT, WIDTH], 0.0, tl.float32)")
         seen = self.text(problem.seen)
@@ -106,19 +104,19 @@ class _Backward(AttentionLines):
         self.line(f"for start in range(0, {end}, STEP):")
         self.indent += 1
         exists = self.block("key_row", "start", "STEP", problem.seen, self.schedule.keys)
-        keys_down = f"{exists}[:, None]" if exists else ""
+        keys_down = down(exists)
         self.line(f"k = {self.tile('key', 'key_row[:, None]', 'e[None, :]', [keys_down])}")
         self.line(f"v = {self.tile('value', 'key_row[:, None]', 'f[None, :]', [keys_down])}")
         self.line(f"scores = {self.dot('q', 'k.T')}")
-        across = f"{exists}[None, :]" if exists else ""
-        masks = [across, down, "(key_row[None, :] <= row[:, None])" if problem.causal else ""]
-        self.weights("[:, None]", "row[:, None]", "key_row[None, :]", masks, down)
+        exists_across = across(exists)
+        masks = [exists_across, rows_down, "(key_row[None, :] <= row[:, None])" if problem.causal else ""]
+        self.weights("[:, None]", "row[:, None]", "key_row[None, :]", masks, rows_down)
         self.line(f"products = {self.dot('grad_tile', 'v.T')}")
         self.line("slopes = weights * (products - mean[:, None])")
-        self.line(f"dq = {self.dot(self.narrowed('slopes'), 'k', 'dq')}")
+        self.line(f"dq = {self.dot(self.narrowed('slopes', problem.dtype), 'k', 'dq')}")
         self.indent -= 1
         self.line(f"dq = dq * {problem.scale!r}")
-        self.put(operands["grad_query"], "dq", "row[:, None]", "e[None, :]", [down, self.across(self.width_mask)])
+        self.put(operands["grad_query"], "dq", "row[:, None]", "e[None, :]", [rows_down, across(self.width_mask)])
 
     # -- parts -------------------------------------------------------------------------------------------------------------------
 
@@ -142,21 +140,7 @@ class _Backward(AttentionLines):
         self.line(f"{name}_inside = {name} < {self.text(limit)}")
         return f"{name}_inside"
 
-    def across(self, mask: str) -> str:
-        return f"{mask}[None, :]" if mask else ""
-
     def tile(self, role: str, row: str, column: str, mask: list[str]) -> str:
         """A tile of an operand; columns that pad a head are 0."""
         padding = self.width_mask if column.startswith("e") else self.depth_mask
-        return self.load(self.operands[role], row, column, [*mask, self.across(padding)])
-
-    def narrowed(self, name: str) -> str:
-        dtype = self.problem.dtype
-        return name if dtype is f32 else f"{name}.to({scalars.type_name(dtype)})"
-
-    def put(self, x: Strided, name: str, row: str, column: str, mask: list[str]) -> None:
-        """Store a gradient."""
-        value = name if x.dtype is f32 else f"{name}.to({scalars.type_name(x.dtype)})"
-        conditions = [m for m in mask if m]
-        end = f", {' & '.join(conditions)})" if conditions else ")"
-        self.line(f"tl.store({self.address(x, row, column)}, {value}{end}")
+        return self.load(self.operands[role], row, column, [*mask, across(padding)])

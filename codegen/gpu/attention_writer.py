@@ -22,7 +22,7 @@ from dlcompiler.codegen.gpu.index_text import index_text
 from dlcompiler.codegen.gpu.standalone import main_section
 from dlcompiler.codegen.gpu.triton_writer import HEADER, TritonKernel
 from dlcompiler.ir.expression import Dim, product
-from dlcompiler.ir.types import boolean, f32
+from dlcompiler.ir.types import DType, boolean, f32
 
 LOG2_E = 1 / math.log(2)
 
@@ -74,6 +74,16 @@ class AttentionLines:
         """A tile, 0 where nothing exists."""
         conditions = [m for m in mask if m]
         return f"tl.load({self.address(x, row, column)}" + (f", {' & '.join(conditions)}, 0)" if conditions else ")")
+
+    def narrowed(self, name: str, dtype: DType) -> str:
+        """A value of float32 as an operand of a product, or as what is stored."""
+        return name if dtype is f32 else f"{name}.to({scalars.type_name(dtype)})"
+
+    def put(self, x: Strided, name: str, row: str, column: str, mask: Sequence[str]) -> None:
+        """Store a tile."""
+        conditions = [m for m in mask if m]
+        end = f", {' & '.join(conditions)})" if conditions else ")"
+        self.line(f"tl.store({self.address(x, row, column)}, {self.narrowed(name, x.dtype)}{end}")
 
     def columns(self) -> None:
         """Indices along a head's width, and what says which exist."""
@@ -139,88 +149,111 @@ def write_attention(
     problem: Problem, schedule: AttentionSchedule, name: str = "kernel", aligned: frozenset[str] = frozenset()
 ) -> TritonKernel:
     """Attention as Triton source; with an operand `logsumexp`, also that of each row of scores."""
-    w = AttentionLines(problem, schedule.precision)
-    operands = problem.operands
-    query, key, value, out = (operands[role] for role in ("query", "key", "value", "out"))
-    blocks = row_blocks(problem, schedule)
-    rows_exact = isinstance(problem.length, int) and problem.length % schedule.rows == 0
-    w.line("program = tl.program_id(0)")
-    if blocks == 1:
-        w.line("block = 0")
-    elif problem.causal:
-        w.line(f"block = {w.text(blocks)} - 1 - program % {w.text(blocks)}  # the longest walks first")
-    else:
-        w.line(f"block = program % {w.text(blocks)}")
-    w.heads(f"(program // {w.text(blocks)}){w.integer}", list(operands.values()))
-    row = "block * ROWS + tl.arange(0, ROWS)"
-    w.line(f"row = {f'({row})' + w.integer if w.integer else row}")
-    rows_exist = "" if rows_exact else "row_inside[:, None]"
-    if rows_exist:
-        w.line(f"row_inside = row < {w.text(problem.length)}")
-    w.columns()
-    across = lambda m: f"{m}[None, :]" if m else ""  # noqa: E731
-    down = lambda m: f"{m}[:, None]" if m else ""  # noqa: E731
-    w.line(f"q = {w.load(query, 'row[:, None]', 'e[None, :]', [rows_exist, across(w.width_mask)])}")
-    w.line('largest = tl.full([ROWS], float("-inf"), tl.float32)')
-    w.line("total = tl.full([ROWS], 0.0, tl.float32)")
-    w.line("sums = tl.full([ROWS, DEPTH], 0.0, tl.float32)")
+    return _Forward(problem, schedule).write(name, aligned)
 
-    def walk(begin: str, end: str, checks_keys: bool, checks_order: bool) -> None:
+
+class _Forward(AttentionLines):
+    def __init__(self, problem: Problem, schedule: AttentionSchedule) -> None:
+        super().__init__(problem, schedule.precision)
+        self.schedule, self.operands = schedule, problem.operands
+        exact = isinstance(problem.length, int) and problem.length % schedule.rows == 0
+        self.rows_exist = "" if exact else "row_inside[:, None]"
+
+    def write(self, name: str, aligned: frozenset[str]) -> TritonKernel:
+        """The file."""
+        problem, schedule = self.problem, self.schedule
+        blocks = row_blocks(problem, schedule)
+        self.begin(blocks)
+        self.walks()
+        self.finish()
+        constants = {"ROWS": schedule.rows, "KEYS": schedule.keys, "WIDTH": padded(problem.width), "DEPTH": padded(problem.depth)}
+        return self.kernel(name, problem.heads * blocks, constants, schedule, aligned)
+
+    def begin(self, blocks: Dim) -> None:
+        """Which head and rows a program has, and what it keeps of them."""
+        count = self.text(blocks)
+        self.line("program = tl.program_id(0)")
+        if blocks == 1:
+            self.line("block = 0")
+        elif self.problem.causal:
+            self.line(f"block = {count} - 1 - program % {count}  # the longest walks first")
+        else:
+            self.line(f"block = program % {count}")
+        self.heads(f"(program // {count}){self.integer}", list(self.operands.values()))
+        row = "block * ROWS + tl.arange(0, ROWS)"
+        self.line(f"row = {f'({row})' + self.integer if self.integer else row}")
+        if self.rows_exist:
+            self.line(f"row_inside = row < {self.text(self.problem.length)}")
+        self.columns()
+        mask = [self.rows_exist, across(self.width_mask)]
+        self.line(f"q = {self.load(self.operands['query'], 'row[:, None]', 'e[None, :]', mask)}")
+        self.line('largest = tl.full([ROWS], float("-inf"), tl.float32)')
+        self.line("total = tl.full([ROWS], 0.0, tl.float32)")
+        self.line("sums = tl.full([ROWS, DEPTH], 0.0, tl.float32)")
+
+    def walks(self) -> None:
+        """Loops over whole blocks of keys, where nothing needs to be compared, and over the rest."""
+        problem, keys = self.problem, self.schedule.keys
+        seen = self.text(problem.seen)
+        exact = isinstance(problem.seen, int) and problem.seen % keys == 0
+        if problem.causal:
+            # row r sees keys up to r: whole blocks end at the first row of this block
+            self.line(f"whole = tl.minimum(block * ROWS, {seen}) // KEYS * KEYS")
+            self.line(f"end = tl.minimum((block + 1) * ROWS, {seen})")
+            self.walk("0", "whole", False, False)
+            self.walk("whole", "end", not exact, True)
+        elif isinstance(problem.seen, int):
+            whole = problem.seen // keys * keys
+            if whole:
+                self.walk("0", str(whole), False, False)
+            if not exact:
+                self.walk(str(whole), seen, True, False)
+        else:
+            self.line(f"whole = {seen} // KEYS * KEYS")
+            self.walk("0", "whole", False, False)
+            self.walk("whole", seen, True, False)
+
+    def walk(self, begin: str, end: str, checks_keys: bool, checks_order: bool) -> None:
         """The loop over blocks of keys from `begin` to `end`."""
-        w.line(f"for start in range({begin}, {end}, KEYS):")
-        w.indent += 1
-        w.line(f"key_row = {'start + tl.arange(0, KEYS)' if not w.integer else '(start + tl.arange(0, KEYS)).to(tl.int64)'}")
-        exists = ""
-        if checks_keys:
-            exists = "key_inside"
-            w.line(f"key_inside = key_row < {w.text(problem.seen)}")
-        w.line(f"k = {w.load(key, 'key_row[None, :]', 'e[:, None]', [across(exists), down(w.width_mask)])}")
-        w.line(f"scores = {w.dot('q', 'k')}")
+        value = self.operands["value"]
+        self.line(f"for start in range({begin}, {end}, KEYS):")
+        self.indent += 1
+        index = "start + tl.arange(0, KEYS)"
+        self.line(f"key_row = {f'({index})' + self.integer if self.integer else index}")
+        exists = "key_inside" if checks_keys else ""
+        if exists:
+            self.line(f"key_inside = key_row < {self.text(self.problem.seen)}")
+        mask = [across(exists), down(self.width_mask)]
+        self.line(f"k = {self.load(self.operands['key'], 'key_row[None, :]', 'e[:, None]', mask)}")
+        self.line(f"scores = {self.dot('q', 'k')}")
         masks = [across(exists), "(key_row[None, :] <= row[:, None])" if checks_order else ""]
-        w.scale("scores", "row[:, None]", "key_row[None, :]", masks, rows_exist)
-        w.line("new = tl.maximum(largest, tl.reduce(scores, 1, _maximum))")
-        w.line('shift = tl.where(new == float("-inf"), 0.0, new)  # nothing seen yet')
-        w.line("weights = tl.exp2(scores - shift[:, None])")
-        w.line("fade = tl.exp2(largest - shift)")
-        w.line("total = total * fade + tl.reduce(weights, 1, _add)")
-        w.line(f"v = {w.load(value, 'key_row[:, None]', 'f[None, :]', [down(exists), across(w.depth_mask)])}")
-        narrowed = "weights" if value.dtype is f32 else f"weights.to({scalars.type_name(value.dtype)})"
-        w.line(f"sums = {w.dot(narrowed, 'v', 'sums * fade[:, None]')}")
-        w.line("largest = new")
-        w.indent -= 1
+        self.scale("scores", "row[:, None]", "key_row[None, :]", masks, self.rows_exist)
+        self.line("new = tl.maximum(largest, tl.reduce(scores, 1, _maximum))")
+        self.line('shift = tl.where(new == float("-inf"), 0.0, new)  # nothing seen yet')
+        self.line("weights = tl.exp2(scores - shift[:, None])")
+        self.line("fade = tl.exp2(largest - shift)")
+        self.line("total = total * fade + tl.reduce(weights, 1, _add)")
+        self.line(f"v = {self.load(value, 'key_row[:, None]', 'f[None, :]', [down(exists), across(self.depth_mask)])}")
+        self.line(f"sums = {self.dot(self.narrowed('weights', value.dtype), 'v', 'sums * fade[:, None]')}")
+        self.line("largest = new")
+        self.indent -= 1
 
-    _walks(problem, schedule, w, walk)
-    w.line("result = sums / tl.where(total == 0.0, 1.0, total)[:, None]")
-    stored = "result" if out.dtype is f32 else f"result.to({scalars.type_name(out.dtype)})"
-    conditions = [m for m in (rows_exist, across(w.depth_mask)) if m]
-    end = f", {' & '.join(conditions)})" if conditions else ")"
-    w.line(f"tl.store({w.address(out, 'row[:, None]', 'f[None, :]')}, {stored}{end}")
-    if "logsumexp" in operands:
-        # +inf for a row that sees nothing: its weights come out as 0 in the backward pass
-        w.line(f'sum_of_row = tl.where(total == 0.0, float("inf"), (largest + tl.log2(total)) * {1 / LOG2_E!r})')
-        w.line(f"tl.store({w.address(operands['logsumexp'], 'row', '')}, sum_of_row{'' if rows_exact else ', row_inside'})")
-    constants = {"ROWS": schedule.rows, "KEYS": schedule.keys, "WIDTH": padded(problem.width), "DEPTH": padded(problem.depth)}
-    return w.kernel(name, problem.heads * blocks, constants, schedule, aligned)
+    def finish(self) -> None:
+        """What is stored."""
+        self.line("result = sums / tl.where(total == 0.0, 1.0, total)[:, None]")
+        self.put(self.operands["out"], "result", "row[:, None]", "f[None, :]", [self.rows_exist, across(self.depth_mask)])
+        if "logsumexp" in self.operands:
+            # +inf for a row that sees nothing: its weights come out as 0 in the backward pass
+            natural = f"(largest + tl.log2(total)) * {1 / LOG2_E!r}"
+            self.line(f'sum_of_row = tl.where(total == 0.0, float("inf"), {natural})')
+            self.put(self.operands["logsumexp"], "sum_of_row", "row", "", ["row_inside" if self.rows_exist else ""])
 
 
-def _walks(problem: Problem, schedule: AttentionSchedule, w: AttentionLines, walk) -> None:
-    """Loops over whole blocks of keys, where nothing needs to be compared, and over the rest."""
-    seen = w.text(problem.seen)
-    exact = isinstance(problem.seen, int) and problem.seen % schedule.keys == 0
-    if problem.causal:
-        # row r sees keys up to r: whole blocks end at the first row of this block
-        w.line(f"whole = tl.minimum(block * ROWS, {seen}) // KEYS * KEYS")
-        w.line(f"end = tl.minimum((block + 1) * ROWS, {seen})")
-        walk("0", "whole", False, False)
-        walk("whole", "end", not exact, True)
-        return
-    if isinstance(problem.seen, int):
-        whole = problem.seen // schedule.keys * schedule.keys
-        if whole:
-            walk("0", str(whole), False, False)
-        if not exact:
-            walk(str(whole), seen, True, False)
-        return
-    w.line(f"whole = {seen} // KEYS * KEYS")
-    walk("0", "whole", False, False)
-    walk("whole", seen, True, False)
+def across(mask: str) -> str:
+    """A mask along the second dimension of a tile; none stays none."""
+    return f"{mask}[None, :]" if mask else ""
+
+
+def down(mask: str) -> str:
+    """A mask along the first dimension of a tile."""
+    return f"{mask}[:, None]" if mask else ""

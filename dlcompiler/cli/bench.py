@@ -285,6 +285,7 @@ class _Watch:
     seconds = 0.0
     peak: int | None = None
     kept: int | None = None
+    _before: int | None = None
 
     def __enter__(self) -> _Watch:
         try:

@@ -10,6 +10,7 @@ from dlcompiler import support
 from dlcompiler.cli.progress import Progress
 from dlcompiler.cli.shared import Session, build, print_json, read_source, table, write_text
 from dlcompiler.ir.errors import UnsupportedError
+from dlcompiler.observe import Parts
 
 OK, UNSUPPORTED = 0, 4
 LONGEST = 60  # characters of a name in the table
@@ -23,16 +24,18 @@ def check(model: str, session: Session, progress: Progress, output: str | None =
     inventory: list[Any] = []
     source = None
     error: UnsupportedError | None = None
-    program = None
+    parts: support.Parts | None = None
     try:
         source = read_source(model, session, progress, inventory)
-        program = build(source, session, progress).program
+        watched = Parts()
+        build(source, session, progress, watched)
+        parts = [(part.graphs[0][1], part.planned) for part in watched.parts if part.planned is not None]
     except UnsupportedError as problem:
         error = problem
     if inventory:
-        rows = support.of_onnx(inventory, source.graph if source else None, program)
+        rows = support.of_onnx(inventory, source.graph if source else None, parts)
     elif source is not None:
-        rows = support.of_graph(source.graph, program, error.items if error is not None else ())
+        rows = support.of_graph(source.graph, parts, error.items if error is not None else ())
     else:
         assert error is not None
         raise error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ from dlcompiler.ir.ops import Trait
 from dlcompiler.ir.program import DeviceCode, DeviceKernel, Launch, Program, RoutineCall
 from dlcompiler.memory_table import memory_plan, memory_table
 from dlcompiler.names import names_of_inputs, names_of_outputs
-from dlcompiler.observe import Collector
+from dlcompiler.observe import Collector, Parts
 from dlcompiler.report import Report, format_bytes
+
+logger = logging.getLogger("dlcompiler")
 
 CODE_STAGES = ("mlir", "llvm", "triton", "cuda", "ttir", "ttgir", "ptx")
 PROGRAM_STAGES = ("kernels", "plan", "program", "evidence", *CODE_STAGES)
@@ -63,14 +66,19 @@ def command(
             return run_check(model, session, progress, output)
     with session.progress() as progress:
         source = read_source(model, session, progress)
-        collector = Collector()
+        view = View(source.graph, Collector(), None, None)
         if stage != "captured":
-            compiled = build(source, session, progress, collector)
+            parts = Parts()
+            compiled = build(source, session, progress, parts)
+            collector = parts.of(compiled.program)
+            if len(parts.parts) > 1 and (stage or memory or ops or html):
+                logger.warning("the model runs as %d programs, and the largest is shown; --dump writes all", len(parts.parts))
+            if not collector.graphs:
+                collector.graphs.append(("captured", source.graph))
+            collector.report = compiled.report()
             view = View(source.graph, collector, collector.target or compiled.target, compiled.program)
-        else:
-            view = View(source.graph, collector, None, None)
     if html is not None:
-        text, document = _write_page(html, view, collector.report)
+        text, document = _write_page(html, view, view.collector.report)
     elif stage is not None:
         text, document = view.stage(stage)
     elif memory:
@@ -203,12 +211,12 @@ class View:
     def _units(self) -> dict[Any, tuple[str, Kernel | RoutineCall]]:
         """Code -> name and kernel of its first launch."""
         units: dict[Any, tuple[str, Kernel | RoutineCall]] = {}
-        assert self.planned.code is not None
-        for number, (step, code) in enumerate(zip(self.planned.steps, self.planned.code.kernels)):
+        compiled = self.planned.code.kernels if self.planned.code is not None else (None,) * len(self.planned.steps)
+        for number, (step, code) in enumerate(zip(self.planned.steps, compiled)):
             if isinstance(step, Launch):
-                units.setdefault(code, (step.kernel.name, step.kernel))
+                units.setdefault(code or step.kernel, (step.kernel.name, step.kernel))
             elif isinstance(step, RoutineCall):
-                units.setdefault(code, (f"{step.op}_{number}", step))
+                units.setdefault(code or step, (f"{step.op}_{number}", step))
         return units
 
     def inputs(self) -> list[str]:

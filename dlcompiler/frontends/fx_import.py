@@ -270,6 +270,10 @@ class Importer:
         impure = torch.Tag.nondeterministic_seeded in getattr(overload, "tags", ())
         attributes = {"target": target, "arguments": template, "impure": impure, "reason": reason}
         op = lookup("aten.call")
+        results = self.meta if isinstance(self.meta, tuple | list) else (self.meta,)
+        strides = tuple(strides_of_fake(m) if isinstance(m, torch.Tensor) else None for m in results)
+        if any(strides):
+            attributes["strides"] = strides
         short = target.split(".")[1]
         if isinstance(self.meta, torch.Tensor):
             return self.b.make(op, operands, attributes, type_of_fake(self.meta), short)

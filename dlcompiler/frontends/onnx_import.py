@@ -20,11 +20,12 @@ import numpy as np
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from dlcompiler.frontends import onnx_ops_all  # noqa: F401 - fills the table
+from dlcompiler.frontends.onnx_attributes import attribute_values, resolved_attributes
 from dlcompiler.frontends.onnx_control import ControlFlow
 from dlcompiler.frontends.onnx_fold import FoldingBuilder, Limits
 from dlcompiler.frontends.onnx_host import host_attributes, is_implemented
 from dlcompiler.frontends.onnx_infer import infer_types
-from dlcompiler.frontends.onnx_interface import Interface, declared_dims
+from dlcompiler.frontends.onnx_interface import Interface
 from dlcompiler.frontends.onnx_load import TensorReader, check_header, newest_opset, opset_versions, printable, read_model
 from dlcompiler.frontends.onnx_order import ordered
 from dlcompiler.frontends.onnx_registry import (
@@ -33,12 +34,11 @@ from dlcompiler.frontends.onnx_registry import (
     Call,
     NeedsValuesError,
     ToFunctionBody,
-    element_type,
 )
 from dlcompiler.frontends.onnx_schema import Schema, check_node, check_types, function_body, schema_of
 from dlcompiler.ir.control import needed, tensor_types
-from dlcompiler.ir.errors import CompilerError, DTypeError, InputError, InvalidModelError, ShapeError, UnsupportedError
-from dlcompiler.ir.expression import Dim, symbols
+from dlcompiler.ir.errors import DTypeError, InputError, InvalidModelError, ShapeError, UnsupportedError
+from dlcompiler.ir.expression import symbols
 from dlcompiler.ir.graph import Event, Graph, Node
 from dlcompiler.ir.ops import lookup
 from dlcompiler.ir.types import HostType, TensorType, TupleType
@@ -400,7 +400,7 @@ class _Importer:
         self, node, scope: Scope, inputs: list[Value], schema: Schema | None, mapped: bool, location: str
     ) -> tuple[Value, ...]:
         on_host = any(isinstance(i, Node) and isinstance(i.type, HostType) for i in inputs)
-        attributes = self._attributes(node, scope, location)
+        attributes = attribute_values(resolved_attributes(node, scope.attributes), self.reader, location)
         self.b.location = location
         domain = _domain(node.domain)
         version = schema.version if schema is not None else scope.versions[domain]
@@ -417,53 +417,13 @@ class _Importer:
         resolved = NodeProto()
         resolved.CopyFrom(node)
         del resolved.attribute[:]
-        resolved.attribute.extend(self._resolved(node, scope))
+        resolved.attribute.extend(resolved_attributes(node, scope.attributes))
         body = function_body(schema, resolved, inputs, scope.versions[_domain(node.domain)])
         if body is None:
             described = self._described(node, _domain(node.domain), scope.versions[_domain(node.domain)], inputs)
             raise UnsupportedError(described, items=(described,))
         key = (_domain(node.domain), node.op_type, "schema")
         return self._call(body, key, resolved, scope, inputs, location, schema.defaults)
-
-    # -- attributes --------------------------------------------------------------------------------------------------------
-
-    def _resolved(self, node: NodeProto, scope: Scope) -> list[AttributeProto]:
-        """The node's attributes, those that refer to the function's attributes replaced or left out."""
-        result = []
-        for attribute in node.attribute:
-            if attribute.ref_attr_name:
-                given = scope.attributes.get(attribute.ref_attr_name)
-                if given is None:
-                    continue
-                renamed = AttributeProto()
-                renamed.CopyFrom(given)
-                renamed.name = attribute.name
-                attribute = renamed
-            result.append(attribute)
-        return result
-
-    def _attributes(self, node: NodeProto, scope: Scope, location: str) -> dict[str, Any]:
-        return {a.name: self._attribute_value(a, location) for a in self._resolved(node, scope)}
-
-    def _attribute_value(self, attribute: AttributeProto, location: str) -> Any:
-        match attribute.type:
-            case AttributeProto.FLOAT:
-                return attribute.f
-            case AttributeProto.INT:
-                return attribute.i
-            case AttributeProto.STRING:
-                return _text(attribute.s, location)
-            case AttributeProto.TENSOR:
-                return self.reader.array(attribute.t)
-            case AttributeProto.FLOATS:
-                return tuple(attribute.floats)
-            case AttributeProto.INTS:
-                return tuple(attribute.ints)
-            case AttributeProto.STRINGS:
-                return tuple(_text(s, location) for s in attribute.strings)
-            case AttributeProto.GRAPH:
-                return attribute.g
-        raise UnsupportedError("attribute type", items=(f"attribute {attribute.name} of an unusual type",))
 
     # -- functions and branches --------------------------------------------------------------------------------------------
 
@@ -488,7 +448,7 @@ class _Importer:
         inner = Scope(
             values=dict(zip(function.input, [*inputs, *(None,) * (len(function.input) - len(inputs))])),
             versions={**scope.versions, **{_domain(e.domain): e.version for e in function.opset_import}},
-            attributes={a.name: a for a in (*defaults, *function.attribute_proto, *self._resolved(node, scope))},
+            attributes={a.name: a for a in (*defaults, *function.attribute_proto, *resolved_attributes(node, scope.attributes))},
             in_function=True,
             path=f"{location}/",
             depth=scope.depth + 1,
@@ -509,7 +469,7 @@ class _Importer:
     def _control_flow(
         self, node: NodeProto, scope: Scope, inputs: list[Value], schema: Schema | None, location: str
     ) -> tuple[Value, ...] | None:
-        attributes = self._attributes(node, scope, location)
+        attributes = attribute_values(resolved_attributes(node, scope.attributes), self.reader, location)
         self.b.location = location
         if node.op_type == "If":
             return self._if(node, attributes, scope, inputs, location)
@@ -574,7 +534,7 @@ class _Importer:
         resolved = NodeProto()
         resolved.CopyFrom(node)
         del resolved.attribute[:]
-        resolved.attribute.extend(self._resolved(node, scope))
+        resolved.attribute.extend(resolved_attributes(node, scope.attributes))
         if any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in resolved.attribute):
             return None
         types = infer_types(resolved, schema, inputs, scope.versions, self.b, self.interface.fresh)
@@ -609,21 +569,7 @@ class _Importer:
 
     def _compare_declared(self, name: str, node: Node, location: str) -> None:
         """Warn where the file declares another type than the one inferred."""
-        info = self.interface.declared.get(name)
-        if info is None or self.warnings >= MOST_WARNINGS:
-            return
-        says = None
-        tensor = info.type.tensor_type
-        if tensor.elem_type:
-            try:
-                dtype = element_type(tensor.elem_type)
-            except CompilerError:
-                return
-            if dtype is not node.dtype:
-                says = f"{dtype}, but it is {node.dtype}"
-        dims = declared_dims(info)
-        if says is None and dims is not None and not _may_be(dims, node.shape):
-            says = f"shape {[d if d is not None else '?' for d in dims]}, but it is {list(node.shape)}"
+        says = None if self.warnings >= MOST_WARNINGS else self.interface.contradiction(name, node.tensor)
         if says is not None:
             self.warnings += 1
             logger.warning("%s: tensor %r is declared as %s (at %s)", self.shown, name, says, location)
@@ -634,18 +580,5 @@ def _open_sizes(nodes: Iterable[Node]) -> set[str]:
     return {s for node in nodes for type in tensor_types(node.type) for dim in type.shape for s in symbols(dim)}
 
 
-def _may_be(declared: Sequence[int | str | None], actual: tuple[Dim, ...]) -> bool:
-    if len(declared) != len(actual):
-        return False
-    return all(not isinstance(d, int) or not isinstance(a, int) or d == a for d, a in zip(declared, actual))
-
-
 def _domain(domain: str) -> str:
     return "" if domain == "ai.onnx" else domain
-
-
-def _text(data: bytes, location: str) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        raise InvalidModelError("an attribute's text is not UTF-8", location=location) from None

@@ -10,7 +10,7 @@ from onnx import GraphProto, TensorProto, ValueInfoProto
 from dlcompiler.frontends.onnx_fold import MOST_DIMENSIONS
 from dlcompiler.frontends.onnx_host import host_type
 from dlcompiler.frontends.onnx_registry import element_type
-from dlcompiler.ir.errors import InputError, InvalidModelError, UnsupportedError
+from dlcompiler.ir.errors import CompilerError, InputError, InvalidModelError, UnsupportedError
 from dlcompiler.ir.expression import Dim, size_name, symbol
 from dlcompiler.ir.types import HostType, TensorType
 
@@ -68,6 +68,23 @@ class Interface:
         ]
         return TensorType(dtype, tuple(shape))
 
+    def contradiction(self, name: str, type: TensorType) -> str | None:
+        """How the file declares a tensor whose inferred type that is not: a sentence, None if they agree."""
+        info = self.declared.get(name)
+        if info is None:
+            return None
+        if info.type.tensor_type.elem_type:
+            try:
+                dtype = element_type(info.type.tensor_type.elem_type)
+            except CompilerError:
+                return None
+            if dtype is not type.dtype:
+                return f"{dtype}, but it is {type.dtype}"
+        dims = declared_dims(info)
+        if dims is None or _may_be(dims, type.shape):
+            return None
+        return f"shape {[d if d is not None else '?' for d in dims]}, but it is {list(type.shape)}"
+
     def _check_given(self) -> None:
         names = [i.name for i in self.inputs]
         for name, shape in self._given.items():
@@ -119,3 +136,9 @@ class Interface:
             name, count = size_name(f"{hint}_{count}"), count + 1
         self._taken.add(name)
         return symbol(name)
+
+
+def _may_be(declared: Sequence[int | str | None], actual: tuple[Dim, ...]) -> bool:
+    if len(declared) != len(actual):
+        return False
+    return all(not isinstance(d, int) or not isinstance(a, int) or d == a for d, a in zip(declared, actual))

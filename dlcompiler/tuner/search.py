@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dlcompiler.codegen import emit
-from dlcompiler.codegen.choices import Answer, Choices, Question, show_answer
+from dlcompiler.codegen.choices import ONE_THREAD, Answer, Choices, Question, show_answer
 from dlcompiler.codegen.target import Target
 from dlcompiler.ir.errors import LaunchError, UnsupportedError
 from dlcompiler.ir.expression import product
@@ -43,6 +43,8 @@ MARGIN = 0.97
 MOST_ROUNDS_AGREE = 0.8
 # Where half of the rounds take so many times the quickest, something else is running, and nothing is decided.
 STEADY = 1.25
+# To start threads costs some microseconds: where one thread is quicker by more than this, the others are kept busy by somebody.
+PLAUSIBLE_SECONDS = 30e-6
 # What is slower than this in a first look is not looked at again.
 PROMISING = 1.0
 BURST_SECONDS = 0.0015
@@ -106,7 +108,7 @@ class Search:
         program = self.base.executable.program
         weights = [n for n, node in enumerate(self.graph.inputs) if node.attributes.get("parameter")]
         first = example_inputs(program, 0)
-        size = sum(int(program.inputs[n].bytes) for n in weights)  # type: ignore[union-attr]
+        size = sum(int(program.inputs[n].bytes) for n in weights)
         sets = min(max(-(-WEIGHT_BYTES // size), 1), WEIGHT_SETS) if size else 1
         self._inputs = [first]
         for seed in range(1, sets):
@@ -128,11 +130,11 @@ class Search:
             logger.debug("tuner: %s", error)
             return None
         self._start(attempt)
-        error = relative_difference(results, self._expected)
+        difference = relative_difference(results, self._expected)
         size = min((t.dtype.bytes for t in (o.tensor for o in self.graph.outputs) if t.dtype.is_float), default=8)
-        if not error <= ROUNDING.get(size, 0.0):
+        if not difference <= ROUNDING.get(size, 0.0):
             said = "; ".join(show_answer(answer) for answer in answers.values())
-            self.wrong.append(f"{said} gave a relative difference of {error:.1e}")
+            self.wrong.append(f"{said} gave a relative difference of {difference:.1e}")
             logger.warning("tuner: left out a wrong result: %s, in a graph of %s", said, self.graph.nodes[-1].type)
             return None
         return attempt
@@ -204,9 +206,16 @@ class Search:
         if not all(is_steady(each) for each in times):
             return None
         before, after = (statistics.median(each) for each in times)
+        if before - after > PLAUSIBLE_SECONDS and self._runs_on_fewer_threads(best):
+            return None
         if is_quicker(*times):
             return Found(best.answers, before, after, self.tried, tuple(self.wrong))
         return Found({}, before, before, self.tried, tuple(self.wrong))
+
+
+    def _runs_on_fewer_threads(self, attempt: Attempt) -> bool:
+        """Whether some kernel of an attempt leaves to one thread what the cost model shares out."""
+        return any(answer.get("grain") == ONE_THREAD["grain"] for answer in attempt.answers.values())
 
 
 def quickest_ratio(first: Sequence[float], second: Sequence[float]) -> float:

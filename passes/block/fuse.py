@@ -174,7 +174,8 @@ class _Fuser:
         """Whether a cast from a narrow type is left to sums of products, which read the narrow numbers and widen them."""
         if stored_source(node) is None or node in self.graph.results or not self.target.tiles_sums:
             return False
-        readers, stack = [], [node]
+        readers: list[Node] = []
+        stack = [node]
         while stack:
             for user in self.graph.users[stack.pop()]:
                 if user in self.graph.results and user.has(Trait.VIEW):

@@ -50,10 +50,13 @@ def assign_layouts(fusion: Fusion) -> dict[Node, Strides]:
 
 
 def _given_strides(node: Node) -> Strides:
-    """How an input or a constant lies in memory; row major for what is computed."""
+    """How an input, a constant or ATen's result lies in memory; row major for what we compute."""
     if node.op.name == "constant":
         value = node.attributes["value"]
         return tuple(step // value.itemsize for step in value.strides)
+    source, index = (node.inputs[0], node.attributes["index"]) if node.op.name == "tuple.get" else (node, 0)
+    if source.op.name == "aten.call" and "strides" in source.attributes:
+        return tuple(source.attributes["strides"][index] or contiguous_strides(node.shape))
     # other ops have strides too, of their windows
     given = node.attributes.get("strides") if node.op.name == "input" else None
     return tuple(given or contiguous_strides(node.shape))

@@ -10,7 +10,7 @@ ordered for low peak memory, results take over the memory of operands that die, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from typing import Protocol
+from typing import Any, Protocol
 
 from dlcompiler.ir import program as P
 from dlcompiler.ir.contraction import find_contraction, pack_columns, split_groups
@@ -88,6 +88,12 @@ class WithoutRoutines:
         return None
 
     def winograd_width(self, kernel: Kernel, fixed: Set[Buffer], sizes: tuple[int, ...]) -> None:
+        return None
+
+    def arranged(self, kernel: Kernel, fixed: Set[Buffer]) -> None:
+        return None
+
+    def in_parts(self, kernel: Kernel) -> None:
         return None
 
     def scratch_of_routine(self, node: Node) -> None:
@@ -524,7 +530,7 @@ def _origin(node: Node) -> str:
     return f"{node.op.name} %{node.name}" + (f" at {node.location}" if node.location else "")
 
 
-def plan(fusion: Fusion, target=None, options=None) -> P.Program:
+def plan(fusion: Fusion, target: Any = None, options=None) -> P.Program:
     """The program of a fused graph: slots, steps in order, in-place reuse and, if no size is symbolic, the memory plan."""
     program = _Planner(fusion, target or WithoutRoutines()).run()
     program = order_steps(write_in_place(program))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -241,6 +242,36 @@ def test_autocast_is_captured_as_the_loss_function_has_it() -> None:
         torch.testing.assert_close(step(batch_of(k)), eager_step(eager, loss, reference, batch_of(k)), rtol=2e-2, atol=2e-2)
     assert_same_state(ours, eager, 2e-2)
     assert "bf16" in str(step.reports[0].as_dict()) or step.reports[0].native > 0
+
+
+def test_dropout_follows_the_seed_and_differs_from_call_to_call() -> None:
+    def losses(seed: int) -> list[float]:
+        model = nn.Sequential(nn.Linear(5, 64), nn.Dropout(0.5), nn.Linear(64, 3))
+        model.load_state_dict(start)
+        step = dlcompiler.train_step(model, squares, torch.optim.SGD(model.parameters(), lr=0.0), batch_of(0))
+        torch.manual_seed(seed)
+        return [step(batch_of(0)).item() for _ in range(3)]
+
+    start = nn.Sequential(nn.Linear(5, 64), nn.Dropout(0.5), nn.Linear(64, 3)).state_dict()
+    first = losses(1)
+    assert first == losses(1)
+    assert len(set(first)) == 3 and not set(first) & set(losses(2))
+
+
+def test_many_steps_keep_no_memory() -> None:
+    def alive() -> int:
+        gc.collect()
+        return sum(type(each) in (Tensor, nn.Parameter) for each in gc.get_objects())
+
+    model = perceptron()
+    step = dlcompiler.train_step(model, squares, torch.optim.Adam(model.parameters()), batch_of(0))
+    batch = batch_of(0)
+    for _ in range(3):
+        step(batch)
+    before = alive()
+    for _ in range(500):
+        step(batch)
+    assert alive() == before
 
 
 def branches_on_data(model: Any, batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from dlcompiler.codegen import cache
+from dlcompiler.codegen.choices import ONE_THREAD
 from dlcompiler.codegen.target import Target, parse_target
 from dlcompiler.runtime import trial
 from hypothesis import given
@@ -111,6 +112,14 @@ def test_noise_decides_nothing_and_is_not_remembered(clock: Clock, tmp_path: Pat
     assert chosen(compiled) == [] and compiled.report().tuning.undecided == 1
     clock.noise = (1.0,)
     assert chosen(compile_tuned(tmp_path)) == ["rows 5"]
+
+
+def test_one_thread_that_is_much_quicker_says_that_others_are_busy(clock: Clock, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(Target, "alternatives", lambda self, question: [ONE_THREAD] if question.kind == "schedule" else [])
+    clock.cost = lambda chosen: 1e-3 if not chosen else 0.9e-3
+    assert compile_tuned(tmp_path).report().tuning.undecided == 1
+    clock.cost = lambda chosen: 5e-5 if not chosen else 4e-5
+    assert chosen(compile_tuned(tmp_path)) == [f"grain {1 << 40}"]
 
 
 def test_a_wrong_result_is_never_kept(clock: Clock, tmp_path: Path, monkeypatch, caplog) -> None:
