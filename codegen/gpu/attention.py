@@ -129,7 +129,7 @@ def problem_of(call: RoutineCall) -> Problem:
         query.dtype, {role: strided(role, view, lead) for role, view in roles.items()},
         tuple(buffer(role, view, "out" if role in writes else "in") for role, view in roles.items()), call.origin,
     )  # fmt: skip
-    return _heads_as_rows(found) if call.op == "attention" else found
+    return found if call.op == "attention_backward" else _heads_as_rows(found)
 
 
 def _heads_as_rows(problem: Problem) -> Problem:
