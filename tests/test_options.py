@@ -30,6 +30,7 @@ VALUES = {
     "dynamic": (True, None, None),
     "cuda_graphs": (False, None, None),
     "gpu_writer": ("cuda", None, None),
+    "float32": ("tf32", None, None),
     "fix_batch": (True, None, None),
 }
 
