@@ -24,6 +24,7 @@ VALUES = {
     "cache_dir": ("/tmp/a", "/tmp/b", "/tmp/b"),
     "cache_bytes": (5, "0", 0),
     "disable_cache": (True, "false", False),
+    "tune_budget": (5.0, "2.5", 2.5),
     "logs": (frozenset({"fusion"}), "cache,memory", frozenset({"cache", "memory"})),
     "progress": (False, "off", False),
     "mode": ("reduce-overhead", None, None),
