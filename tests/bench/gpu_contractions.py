@@ -5,6 +5,10 @@
 A row is a kernel with how often it runs, its schedule, registers of a thread, bytes spilled, shared memory of a program,
 operations, bytes moved at least, and the roofline time on the chip that stands for the architecture: what multiplying takes at
 the peak of the data sheet, or moving the bytes, whichever is longer. Nothing here is measured on a device.
+
+    python -m tests.bench.gpu_contractions --simulate --dtype float16
+
+runs small configurations of the models by Triton's interpreter, and says how far eager and the kernels are from float64.
 """
 
 from __future__ import annotations
@@ -106,6 +110,27 @@ def run(name: str, arch: str, dtype: torch.dtype, size: str) -> None:
     print_table(f"{name} {str(dtype).removeprefix('torch.')} {arch}", rows, seconds)
 
 
+def simulate(name: str, arch: str, dtype: torch.dtype) -> None:
+    """Run a small configuration by Triton's interpreter; both errors are relative to the largest number of the result."""
+    model = build(name, "tiny")
+
+    def inputs(of: torch.dtype) -> tuple[torch.Tensor, ...]:
+        return tuple(x.to(of) if x.is_floating_point() else x for x in model.inputs)
+
+    module = model.module.to(dtype)
+    with torch.no_grad():
+        eager = module(*inputs(dtype))
+        exact = module.double()(*(x.double() if x.is_floating_point() else x for x in inputs(dtype)))
+    compiled = compile_model(module.to(dtype), inputs(dtype), target=f"cuda:{arch}")
+    ours = compiled.simulate(*inputs(dtype))
+
+    def error(results: Any) -> float:
+        pairs = zip(*(r if isinstance(r, tuple | list) else (r,) for r in (results, exact)))
+        return max(float((a.double() - b).abs().max() / b.abs().max()) for a, b in pairs)
+
+    print(f"{name:12} {str(dtype).removeprefix('torch.'):8} eager {error(eager):.1e}  simulated {error(ours):.1e}", flush=True)
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
@@ -113,9 +138,13 @@ def main() -> None:
     parser.add_argument("--arch", default="sm_90")
     parser.add_argument("--dtype", default="float16")
     parser.add_argument("--size", default="real")
+    parser.add_argument("--simulate", action="store_true")
     given = parser.parse_args()
     for name in given.models or MODELS:
-        run(name, given.arch, getattr(torch, given.dtype), given.size)
+        if given.simulate:
+            simulate(name, given.arch, getattr(torch, given.dtype))
+        else:
+            run(name, given.arch, getattr(torch, given.dtype), given.size)
 
 
 if __name__ == "__main__":
