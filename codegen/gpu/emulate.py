@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from dlcompiler.codegen.gpu.scalars import LIBDEVICE
 from dlcompiler.ir.scalar import SCALARS
+from dlcompiler.ir.types import bf16
 
 _BY_NAME = {libdevice: SCALARS[op].numpy for op, libdevice in LIBDEVICE.items()}
 
@@ -40,31 +41,41 @@ _patched = threading.RLock()
 
 @contextmanager
 def completed_interpreter() -> Iterator[None]:
-    """Under this, the interpreter multiplies matrices of bfloat16 as numbers, and reduces whole slices at a time.
+    """Under this, the interpreter rounds to bfloat16 and multiplies it as GPUs do, and reduces whole slices at a time.
 
-    By itself it takes the bits of bfloat16 for integers, and calls a reduction's function for one element after another. That of
-    Triton 3.6 cannot loop up to a number that it computed, since NumPy no longer makes an int of an array of one element.
+    By itself it cuts off the bits that bfloat16 lacks, takes those that it has for integers in products, and calls a reduction's
+    function for one element after another. That of Triton 3.6 cannot loop up to a number that it computed, since NumPy no longer
+    makes an int of an array of one element.
     """
+    from triton import language as tl
     from triton.runtime import interpreter
 
     builder = interpreter.interpreter_builder
     reductions = interpreter.ReduceOps
     generic, patch_tensor = reductions.generic_reduce, interpreter._patch_lang_tensor
+    convert = interpreter._convert_float
 
     def patch_tensor_too(tensor: Any, *rest: Any) -> None:
         patch_tensor(tensor, *rest)
         tensor.__index__ = lambda self: int(self.handle.data.item())
 
+    def convert_rounded(data: Any, source: Any, target: Any, rounding: Any) -> Any:
+        if source is tl.float32 and target is tl.bfloat16:
+            return np.ascontiguousarray(data, np.float32).astype(bf16.numpy).view(np.uint16)
+        return convert(data, source, target, rounding)
+
     with _patched:
         builder.create_dot = lambda a, b, *rest: type(builder).create_dot(builder, _widened(a), _widened(b), *rest)
         reductions.generic_reduce = _reduce_slices
         interpreter._patch_lang_tensor = patch_tensor_too
+        interpreter._convert_float = convert_rounded
         try:
             yield
         finally:
             del builder.create_dot
             reductions.generic_reduce = generic
             interpreter._patch_lang_tensor = patch_tensor
+            interpreter._convert_float = convert
 
 
 def _widened(handle: Any) -> Any:

@@ -235,3 +235,10 @@ def test_the_policy_is_an_option_and_torchs_unless_given():
     finally:
         torch.set_float32_matmul_precision(before)
     assert Options.resolve({"float32": "tf32"}).configure(parse_target("cpu")).float32 == "ieee"
+
+
+def test_simulation_rounds_to_bfloat16_as_gpus_do():
+    """Triton's interpreter by itself cuts the bits off."""
+    x = np.linspace(1, 2, 999, dtype=np.float32).reshape(9, 111)
+    (got,), _ = simulated(graph_of(lambda b, x: b.cast(x, dtype="bf16"), TensorType(f32, x.shape)), [x])
+    np.testing.assert_array_equal(got.view(np.uint16), x.astype(bf16.numpy).view(np.uint16))
