@@ -289,10 +289,11 @@ def schedule_contraction(kernel: K.Kernel, machine: TileMachine, chosen: Answer 
     inner = math.prod(size_estimate(axes[a]) for a in summed)
     tiles = max(1, int(chosen.get("tiles", TILES_AN_ITEM)))
     grain = max(1, GRAIN_PRODUCTS // max(inner * vectors * lanes * min(rows * tiles, size_estimate(height)), 1))
+    sum_block = max(found.depth, min(int(chosen.get("sum_block", SUM_BLOCK)), SUM_BLOCK))
     return ContractionSchedule(
         found, axes, outer, between, row, found.vector, summed, rows, vectors, lanes, rest, found.packed is not None, rows_access,
         columns_access, finishing, finish, sums, found.depth, max(1, int(chosen.get("grain", grain))), guards, tiles,
-        min(int(chosen.get("sum_block", SUM_BLOCK)), SUM_BLOCK), chosen.get("order") == "panels",
+        sum_block - sum_block % found.depth, chosen.get("order") == "panels",
     )  # fmt: skip
 
 

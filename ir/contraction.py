@@ -293,7 +293,8 @@ class Panels:
 
         Within a panel it is linear in the summed axes; which panel it is, is counted apart.
         """
-        load, total = self.load, 0
+        load = self.load
+        total: Dim = 0
         n, k = symbol(self.vector), symbol(self.deep) if self.deep is not None else None
         apart = {modulo(n, self.width), floor_div(n, self.width)}
         for index, stride in zip(load.index, load.buffer.strides):

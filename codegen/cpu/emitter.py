@@ -21,10 +21,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from dlcompiler.codegen.cpu import conversions
 from dlcompiler.codegen.cpu.literals import ELEMENT_BITS, Number, literal
+from dlcompiler.codegen.cpu.loop import Loop
 from dlcompiler.codegen.cpu.machine import Machine
 from dlcompiler.codegen.cpu.value import Operand, Value
 
@@ -35,24 +35,6 @@ PREDICATES = {
     "signed": {"eq": "eq", "ne": "ne", "lt": "slt", "le": "sle", "gt": "sgt", "ge": "sge"},
     "unsigned": {"eq": "eq", "ne": "ne", "lt": "ult", "le": "ule", "gt": "ugt", "ge": "uge"},
 }
-
-
-@dataclass
-class Loop:
-    """An open `for_loop`: read `index` and `carried` inside, call `next` once if values are carried, read `results`
-    after it has closed.
-    """
-
-    index: Value
-    carried: tuple[Value, ...]
-    results: tuple[Value, ...]
-    following: tuple[Value, ...] | None = None
-
-    def next(self, *values: Value) -> None:
-        """Give the carried values of the next iteration (or, after the last, the results)."""
-        if [value.type for value in values] != [value.type for value in self.carried]:
-            raise TypeError(f"the loop carries {[v.type for v in self.carried]}, not {[v.type for v in values]}")
-        self.following = values
 
 
 class Emitter:

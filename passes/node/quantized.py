@@ -15,10 +15,10 @@ overflow 32 bits are left alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 from typing import NamedTuple
 
 import numpy as np
+from dlcompiler.ir.expression import product
 from dlcompiler.ir.graph import Graph, Node
 from dlcompiler.ir.types import f32, i8, i32, u8
 from dlcompiler.passes.context import Context
@@ -101,8 +101,8 @@ class Sum:
     @property
     def length(self) -> int | None:
         """Positions summed, None if that is not known."""
-        sizes = [self.node.inputs[1].shape[d] for d in self.columns_summed]
-        return prod(sizes) if all(isinstance(size, int) for size in sizes) else None
+        length = product(self.node.inputs[1].shape[d] for d in self.columns_summed)
+        return length if isinstance(length, int) else None
 
 
 def as_sum(node: Node) -> Sum:
