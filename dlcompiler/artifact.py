@@ -3,9 +3,9 @@
 A zip of `manifest.json` (what it is, and a SHA-256 of every other member), `graph.txt` (the captured Graph),
 `weights.safetensors`, and for each GPU architecture that it was compiled for its kernels, as `code/sm_90/0000.cubin`. Members are
 stored, not compressed, and the weights begin at a multiple of 64 bytes, so that loading maps them. Kernels for a CPU are rebuilt
-when it is loaded. A file from elsewhere is not trusted: names, sizes, digests, targets and options are checked before use, nothing
-is unpacked to disk, and no option that names a place on this machine is taken from it. A digest finds damage, it does not say who
-made the file.
+when it is loaded. A file from elsewhere is not trusted: names, sizes, digests, targets and options are checked before use,
+nothing is unpacked to disk, and no option that names a place on this machine is taken from it. A digest finds damage, it does not
+say who made the file.
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ def _read_manifest(archive: zipfile.ZipFile, infos: Mapping[str, zipfile.ZipInfo
 
 
 def _check_choices(targets: Sequence[str], options: Mapping[str, Any], where: str) -> None:
-    """The targets and the options that a file asks for: known ones, and none that would write or read at a place of its choice."""
+    """The targets and the options that a file asks for: known ones, and none that would write or read where it chooses."""
     foreign = sorted(set(options) & OF_THIS_MACHINE)
     if foreign:
         raise InvalidModelError(f"{where} sets the option {foreign[0]!r}, which no file may", hint="do not trust it")

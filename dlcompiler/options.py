@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("dlcompiler")
 
-# options that name places of this machine or say how it talks: no file carries them
-OF_THIS_MACHINE = frozenset({"dump_dir", "cache_dir", "cache_bytes", "disable_cache", "logs", "progress"})
+# options that name places of this machine, or say how it talks and how long it may search: no file carries them
+OF_THIS_MACHINE = frozenset({"dump_dir", "cache_dir", "cache_bytes", "disable_cache", "logs", "progress", "tune_budget"})
 LOG_TOPICS = ("fusion", "recompiles", "cache", "memory")
 # What each mode of torch.compile sets here. A CPU program has no launches that a CUDA graph could hold.
 MODES: dict[str, dict[str, Any]] = {

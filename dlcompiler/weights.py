@@ -102,7 +102,7 @@ def _read_header(data: memoryview, where: str) -> tuple[dict[str, Any], int]:
 
 def _checked_entry(name: str, entry: Any, size: int, where: str) -> tuple[DType, tuple[int, ...], int, int]:
     problem = InvalidModelError(f"{where}: the entry of tensor {name!r} is wrong: {str(entry)[:120]}")
-    if not isinstance(entry, dict) or entry.get("dtype") not in DTYPE_OF_NAME:
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str) or entry["dtype"] not in DTYPE_OF_NAME:
         raise problem
     dtype: DType = DTYPE_OF_NAME[entry["dtype"]]
     shape: Any = entry.get("shape")

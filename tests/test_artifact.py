@@ -240,6 +240,7 @@ def test_unknown_target_in_the_manifest(saved: Path) -> None:
         # these would write where the file says, or run machine code that lies there
         ({"dump_dir": "/tmp/evil"}, "sets the option 'dump_dir', which no file may"),
         ({"cache_dir": "/tmp/evil"}, "sets the option 'cache_dir', which no file may"),
+        ({"tune_budget": 1e9}, "sets the option 'tune_budget', which no file may"),
     ],
 )
 def test_options_in_the_manifest_that_are_refused(saved: Path, options: dict[str, object], says: str) -> None:

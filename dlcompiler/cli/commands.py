@@ -128,7 +128,7 @@ _TARGET = click.option(
     help="cpu, cpu:x86-64-v3, cuda, cuda:sm_90 and the like.  [default: what a .dlc says, else cpu]",
 )
 _TARGETS = click.option(
-    "--target", "targets", multiple=True, metavar="TARGET",
+    "--target", "targets", multiple=True, metavar="TARGET", shell_complete=complete_targets,
     help="cpu, cpu:x86-64-v3, cuda, cuda:sm_90 and the like. Repeatable.  [default: what a .dlc says, else cpu]",
 )  # fmt: skip
 _INPUT_SHAPE = click.option(

@@ -72,10 +72,11 @@ def check_node(node: NodeProto, schema: Schema, location: str) -> None:
     if not raw.min_input <= given <= raw.max_input:
         wanted = raw.min_input if raw.min_input == raw.max_input else f"{raw.min_input} to {raw.max_input}"
         raise InvalidModelError(f"{node.op_type} takes {wanted} inputs, not {given}", location=location)
-    for position, name in enumerate(node.input[: len(raw.inputs)]):
-        if not name and raw.inputs[position].option == onnx.defs.OpSchema.FormalParameterOption.Single:
-            formal = raw.inputs[position].name
-            raise InvalidModelError(f"{node.op_type}: the required input {formal} is left out", location=location)
+    single = onnx.defs.OpSchema.FormalParameterOption.Single
+    for side, names, formals in (("input", node.input, raw.inputs), ("output", node.output, raw.outputs)):
+        for name, formal in zip(names, formals):
+            if not name and formal.option == single:
+                raise InvalidModelError(f"{node.op_type}: the required {side} {formal.name} is left out", location=location)
     if not raw.min_output <= len(node.output) <= raw.max_output:
         raise InvalidModelError(f"{node.op_type} does not give {len(node.output)} outputs", location=location)
     seen = set()
