@@ -48,27 +48,40 @@ def order_steps(program: Program) -> Program:
     return program.replace(steps=tuple(program.steps[k] for k in order))
 
 
-def _units(program: Program) -> list[Unit]:
-    values: dict[Slot, int] = {}
+def dependencies(program: Program) -> list[set[int]]:
+    """For each step those before it that must stay so: they touch one slot, one of them writing, or both are ATen calls."""
     written: dict[Slot, int] = {}
     read: dict[Slot, list[int]] = {}
-    last_call: list[int] = []
-    units = []
+    last_call: set[int] = set()
+    found = []
     for number, step in enumerate(program.steps):
         reads = dict.fromkeys(view.slot for view in step.reads)
         writes = dict.fromkeys(view.slot for view in step.writes if view is not None)
         after = {written[slot] for slot in (*reads, *writes) if slot in written}
         after.update(k for slot in writes for k in read.pop(slot, ()))
         if isinstance(step, AtenCall):
-            after.update(last_call)
-            last_call = [number]
-        makes = tuple((values.setdefault(slot, len(values)), _bytes(slot)) for slot in writes if slot not in written)
-        # what is read before anything writes it is there from the beginning, and is not what a later step writes there
-        needs = tuple(values[slot] for slot in reads if slot in written)
-        units.append(Unit(needs, makes, tuple(sorted(after))))
+            after |= last_call
+            last_call = {number}
+        found.append(after)
         written.update(dict.fromkeys(writes, number))
         for slot in reads:
             read.setdefault(slot, []).append(number)
+    return found
+
+
+def _units(program: Program) -> list[Unit]:
+    values: dict[Slot, int] = {}
+    units = []
+    for step, after in zip(program.steps, dependencies(program)):
+        reads = dict.fromkeys(view.slot for view in step.reads)
+        # what is read before anything writes it is there from the beginning, and is not what a later step writes there
+        needs = tuple(values[slot] for slot in reads if slot in values)
+        makes = []
+        for view in step.writes:
+            if view is not None and view.slot not in values:
+                values[view.slot] = len(values)
+                makes.append((values[view.slot], _bytes(view.slot)))
+        units.append(Unit(needs, tuple(makes), tuple(sorted(after))))
     return units
 
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 from dlcompiler.ir.kernel import Kernel, Load
 from dlcompiler.ir.program import AtenCall, Launch, LibraryCall, Program, Slot, Step, View
 from dlcompiler.passes.dataflow.in_place import safe_pairs
+from dlcompiler.passes.dataflow.order import dependencies
 
 
 def write_in_place(program: Program) -> Program:
@@ -45,7 +46,10 @@ class _Search:
             for view in step.writes:
                 if view is not None:
                     self.writers.setdefault(view.slot, []).append(number)
-        self.next = _edges(program)
+        self.next: list[list[int]] = [[] for _ in program.steps]
+        for number, earlier in enumerate(dependencies(program)):
+            for k in earlier:
+                self.next[k].append(number)
         self.shown = {view.slot for view in program.outputs}
         self.safe: dict[Kernel, dict[int, tuple[int, ...]]] = {}
 
@@ -115,28 +119,6 @@ class _Search:
                     seen.add(following)
                     stack.append(following)
         return False
-
-
-def _edges(program: Program) -> list[list[int]]:
-    """For each step those that must run after it: they touch one slot, and one of them writes; or both are ATen calls."""
-    after: list[list[int]] = [[] for _ in program.steps]
-    written: dict[Slot, int] = {}
-    read: dict[Slot, list[int]] = {}
-    last_call: int | None = None
-    for number, step in enumerate(program.steps):
-        reads = dict.fromkeys(view.slot for view in step.reads)
-        writes = dict.fromkeys(view.slot for view in step.writes if view is not None)
-        earlier = {written[slot] for slot in (*reads, *writes) if slot in written}
-        earlier.update(k for slot in writes for k in read.pop(slot, ()))
-        if isinstance(step, AtenCall):
-            earlier.update(() if last_call is None else (last_call,))
-            last_call = number
-        for k in earlier:
-            after[k].append(number)
-        written.update(dict.fromkeys(writes, number))
-        for slot in reads:
-            read.setdefault(slot, []).append(number)
-    return after
 
 
 def _order(following: Sequence[Sequence[int]]) -> list[int]:

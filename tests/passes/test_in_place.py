@@ -8,7 +8,7 @@ from dlcompiler.ir.expression import symbol
 from dlcompiler.ir.graph import Builder
 from dlcompiler.ir.program import Launch, LibraryCall, Program, Slot
 from dlcompiler.ir.types import DType, f16, f32, i32
-from dlcompiler.passes.dataflow.in_place import find_aliases
+from dlcompiler.passes.dataflow.in_place import find_aliases, safe_pairs
 
 M, N = 6, 8
 i, j = symbol("i"), symbol("j")
@@ -149,3 +149,16 @@ def test_a_window_on_a_slot_is_not_the_slot() -> None:
     step = Launch(k, (View(larger, (M, N), (N, 1), 0), target.view()))
     steps = (LibraryCall("make", (), (larger.view(),)), step, LibraryCall("use", (target.view(),), ()))
     assert find_aliases(Program("p", Builder().finish(()), (larger, target), steps, (), ())) == {}
+
+
+def test_an_update_takes_the_place_of_what_it_reads_where_its_sum_ends() -> None:
+    """p[i] - sum(g[i, j]) over j may be written over p, but not if the sum reads p too."""
+    p, g = buffer("p", shape=(M,), strides=(1,)), buffer("g")
+    out, state = (buffer(name, "out", (M,), (1,)) for name in ("y", "z"))
+    total = K.Reduce(f32, "add", load(g, i, j), ("j",))
+    old = load(p, i)
+    two = kernel(K.Store(out, (i,), compute("sub", old, total)), K.Store(state, (i,), total))
+    assert safe_pairs(two)[2] == (two.buffers.index(p),)
+    summed = K.Reduce(f32, "add", compute("mul", load(g, i, j), old), ("j",))
+    near_miss = kernel(K.Store(out, (i,), compute("sub", old, summed)), K.Store(state, (i,), summed))
+    assert safe_pairs(near_miss)[2] == ()
