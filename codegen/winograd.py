@@ -267,8 +267,8 @@ def schedule_winograd(kernel: K.Kernel, machine: TileMachine) -> WinogradSchedul
     )
     products = blocking.block * positions * channels * width
     return WinogradSchedule(
-        found, windows, sizes, matrices, axes, outer, found.vector, channel, channels, blocking.block, blocking.rows, vectors, lanes,
-        load, finishing, finish, sums, max(1, GRAIN_PRODUCTS // products),
+        found, windows, sizes, matrices, axes, outer, found.vector, channel, channels, blocking.block, blocking.rows, vectors,
+        lanes, load, finishing, finish, sums, max(1, GRAIN_PRODUCTS // products),
     )  # fmt: skip
 
 
