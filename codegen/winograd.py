@@ -150,7 +150,9 @@ def choose_blocking(
     for vectors in widths:
         panels = -(-columns // (vectors * lanes))
         most_rows = max(1, min(MOST_ROWS, (machine.registers - 1 - vectors) // vectors))
-        most = min(min(int(SHARE * machine.second_cache), MOST_BYTES) // scratch_bytes(1, positions, channels, vectors * lanes), count)
+        most = min(
+            min(int(SHARE * machine.second_cache), MOST_BYTES) // scratch_bytes(1, positions, channels, vectors * lanes), count
+        )
         if most < 1:
             continue
         least = -(-count // most)
@@ -265,8 +267,8 @@ def schedule_winograd(kernel: K.Kernel, machine: TileMachine) -> WinogradSchedul
     )
     products = blocking.block * positions * channels * width
     return WinogradSchedule(
-        found, windows, sizes, matrices, axes, outer, found.vector, channel, channels, blocking.block, blocking.rows, vectors, lanes, load,
-        finishing, finish, sums, max(1, GRAIN_PRODUCTS // products),
+        found, windows, sizes, matrices, axes, outer, found.vector, channel, channels, blocking.block, blocking.rows, vectors,
+        lanes, load, finishing, finish, sums, max(1, GRAIN_PRODUCTS // products),
     )  # fmt: skip
 
 

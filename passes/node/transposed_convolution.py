@@ -58,9 +58,7 @@ def transposed_convolution(b: GraphRewriter, node: Node) -> Node | None:
     turned = b.permute(turned, dims=(0, *(4 + 2 * d for d in spatial), 2, 1, *(3 + 2 * d for d in spatial)))
     filters = groups * phases * channels
     repeated = [
-        b.reshape(
-            b.expand(b.reshape(values, shape=(groups, 1, channels)), shape=(groups, phases, channels)), shape=(filters,)
-        )
+        b.reshape(b.expand(b.reshape(values, shape=(groups, 1, channels)), shape=(groups, phases, channels)), shape=(filters,))
         for values in bias
     ]
     result = b.convolution(

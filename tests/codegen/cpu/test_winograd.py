@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from dlcompiler.codegen.cpu.machine import MACHINES, Machine
 from dlcompiler.codegen.cpu.winograd import linear_forms
-from dlcompiler.codegen.winograd import Convolution, choose_blocking, choose_sizes, schedule_winograd, scratch_bytes, winograd_width
+from dlcompiler.codegen.winograd import (
+    Convolution,
+    choose_blocking,
+    choose_sizes,
+    schedule_winograd,
+    scratch_bytes,
+    winograd_width,
+)
 from dlcompiler.ir import kernel as K
 from dlcompiler.ir.contraction import find_contraction, pack_columns
 from dlcompiler.ir.expression import evaluate, symbol
@@ -106,7 +113,9 @@ def test_kernels_compute_what_they_mean(data):
     filters = data.draw(st.sampled_from([3, 16, 40, 64]))
     follows = data.draw(st.lists(st.sampled_from(["tanh", "residual", "keep"]), max_size=3))
     is_symbolic = data.draw(st.booleans())
-    kernel = convolution_kernel((batch, channels, *size), filters, taps, padding, follows, symbol("images") if is_symbolic else None)
+    kernel = convolution_kernel(
+        (batch, channels, *size), filters, taps, padding, follows, symbol("images") if is_symbolic else None
+    )
     check(kernel, sizes, {"images": batch} if is_symbolic else {})
 
 
