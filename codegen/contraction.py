@@ -247,7 +247,6 @@ def schedule_contraction(kernel: K.Kernel, machine: TileMachine, chosen: Answer 
     found = find_contraction(kernel)
     if found is None or 0 in kernel.extents.values():
         return None
-    registers = machine.registers_for(found)
     lanes = machine.vector_bytes // found.reduce.dtype.bytes
     if found.packed is None and not (found.is_row_major() and machine.has_masks):
         return None
@@ -273,20 +272,10 @@ def schedule_contraction(kernel: K.Kernel, machine: TileMachine, chosen: Answer 
     if found.outside != 0 and (row is None or found.is_lanewise):
         return None  # what is outside is no reason to skip a position
     height = axes[row] if row is not None else 1
-    if panels is not None:
-        if panels.width % lanes:
-            return None
-        vectors = panels.width // lanes
-        rows = _rows_for(vectors, height, registers)
-    elif found.is_lanewise:
+    if found.is_lanewise and panels is None or panels is not None and panels.width % lanes:
         return None
-    else:
-        rows, vectors = choose_tile(axes[found.vector], height, lanes, registers)
-        if "vectors" in chosen:
-            vectors = min(int(chosen["vectors"]), most_vectors(registers))
-            rows = _rows_for(vectors, height, registers)
-    if row is not None:
-        rows = max(1, min(int(chosen.get("rows", rows)), most_rows(vectors, registers)))
+    packed_vectors = None if panels is None else panels.width // lanes
+    rows, vectors = _tile(packed_vectors, axes[found.vector], height, lanes, machine.registers_for(found), chosen)
     outer = tuple(a for a in axes if a not in summed and a not in (row, found.vector))
     sums = K.Buffer("sums", found.reduce.dtype, (height, axes[found.vector]), (vectors * lanes, 1))
     between = tuple(a for a in outer if columns_access.stride(a) == 0)
@@ -305,6 +294,18 @@ def schedule_contraction(kernel: K.Kernel, machine: TileMachine, chosen: Answer 
         columns_access, finishing, finish, sums, found.depth, max(1, int(chosen.get("grain", grain))), guards, tiles,
         min(int(chosen.get("sum_block", SUM_BLOCK)), SUM_BLOCK), chosen.get("order") == "panels",
     )  # fmt: skip
+
+
+def _tile(packed_vectors: int | None, columns: Dim, height: Dim, lanes: int, registers: int, chosen: Answer) -> tuple[int, int]:
+    """(rows, vectors) of a tile; panels say how many vectors."""
+    if packed_vectors is None and "vectors" not in chosen:
+        rows, vectors = choose_tile(columns, height, lanes, registers)
+    else:
+        vectors = packed_vectors or min(int(chosen["vectors"]), most_vectors(registers))
+        rows = _rows_for(vectors, height, registers)
+    if height == 1:
+        return rows, vectors
+    return max(1, min(int(chosen.get("rows", rows)), most_rows(vectors, registers))), vectors
 
 
 def most_vectors(registers: int) -> int:

@@ -28,8 +28,9 @@ from dlcompiler.ir.winograd import POINTS, Transforms, Window, find_windows, tra
 MOST_ROWS = 14
 # Elements between rows, and between positions, beyond their own: one cache line, for the same reason.
 GAP = 16
-# The part of the second cache that a block takes; the rest is for weights on their way through.
+# The part of the second cache that a block takes; the rest is for weights on their way through. It lies on the stack.
 SHARE = 0.75
+MOST_BYTES = 1 << 20
 # Larger tiles gain less than their transforms and their rounding errors cost.
 LARGEST_SIZE = 5
 SMALL_SIZE = 2
@@ -149,7 +150,7 @@ def choose_blocking(
     for vectors in widths:
         panels = -(-columns // (vectors * lanes))
         most_rows = max(1, min(MOST_ROWS, (machine.registers - 1 - vectors) // vectors))
-        most = min(int(SHARE * machine.second_cache) // scratch_bytes(1, positions, channels, vectors * lanes), count)
+        most = min(min(int(SHARE * machine.second_cache), MOST_BYTES) // scratch_bytes(1, positions, channels, vectors * lanes), count)
         if most < 1:
             continue
         least = -(-count // most)

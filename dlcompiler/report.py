@@ -302,8 +302,8 @@ def record_staged(
     for part in parts:
         library.update(part.library)
         seconds.update({k: v for k, v in part.seconds.items() if k != "total"})
-    calls = Counter(str(node.attributes["target"]) for node in host)
-    first = {str(node.attributes["target"]): node.location for node in reversed(host)}
+    calls = Counter(_host_name(node) for node in host)
+    first = {_host_name(node): node.location for node in reversed(host)}
     peaks = [part for part in parts if part.planned_peak is not None]
     largest = max(peaks, key=lambda part: part.planned_peak or 0, default=None) if len(peaks) == len(parts) else None
     report = Report(
@@ -324,7 +324,7 @@ def record_staged(
         seconds=Timings(seconds).as_dict(),
         refusals=tuple(r for part in parts for r in part.refusals)[:KEPT_REFUSALS],
         dump=next((part.dump for part in parts if part.dump), None),
-        host=tuple(AtenNode(name, count, "run by the host", first[name]) for name, count in calls.most_common()),
+        host=tuple(AtenNode(name, count, reason, first[name, reason]) for (name, reason), count in calls.most_common()),
         pieces=len(parts),
         planned_peak=largest.planned_peak if largest else None,
         lower_bound=largest.lower_bound if largest else None,
@@ -334,6 +334,11 @@ def record_staged(
         _reports.append(report)
     _log(report, options)
     return report
+
+
+def _host_name(node: Node) -> tuple[str, str]:
+    """What a call of the host runs, and why it is no kernel."""
+    return str(node.attributes["target"]), str(node.attributes.get("reason") or "no kernel for it")
 
 
 def record_fallback(name: str, operators: Sequence[str], reason: str, options: Options) -> Report:

@@ -118,16 +118,22 @@ def _checked_entry(name: str, entry: Any, size: int, where: str) -> tuple[DType,
     return dtype, tuple(shape), start, end
 
 
-def _joined_complex(tensors: dict[str, np.ndarray], metadata: Any, where: str) -> dict[str, np.ndarray]:
-    listed = metadata.get("complex") if isinstance(metadata, dict) else None
+def _listed(metadata: Any, key: str, kind: type, where: str) -> Any:
+    """The collection of tensors' names under a key of the metadata, empty if there is none. Raises InvalidModelError."""
+    listed = metadata.get(key) if isinstance(metadata, dict) else None
     if listed is None:
-        return tensors
+        return kind()
     try:
         names = json.loads(listed)
     except (ValueError, TypeError):
         names = None
-    if not isinstance(names, list):
-        raise InvalidModelError(f"{where}: the list of complex tensors is not one")
+    if not isinstance(names, kind):
+        raise InvalidModelError(f"{where}: the list of {key} tensors is not one")
+    return names
+
+
+def _joined_complex(tensors: dict[str, np.ndarray], metadata: Any, where: str) -> dict[str, np.ndarray]:
+    names = _listed(metadata, "complex", list, where)
     for name in names:
         array = tensors.get(name) if isinstance(name, str) else None
         if array is None or array.dtype not in (np.float32, np.float64) or array.ndim == 0 or array.shape[-1] != 2:
@@ -138,15 +144,7 @@ def _joined_complex(tensors: dict[str, np.ndarray], metadata: Any, where: str) -
 
 
 def _narrowed(tensors: dict[str, np.ndarray], metadata: Any, where: str) -> dict[str, np.ndarray]:
-    listed = metadata.get("narrow") if isinstance(metadata, dict) else None
-    if listed is None:
-        return tensors
-    try:
-        names = json.loads(listed)
-    except (ValueError, TypeError):
-        names = None
-    if not isinstance(names, dict):
-        raise InvalidModelError(f"{where}: the list of narrow tensors is not one")
+    names = _listed(metadata, "narrow", dict, where)
     for name, dtype in names.items():
         array, known = tensors.get(name), DTYPES.get(dtype) if isinstance(dtype, str) else None
         if array is None or array.dtype != np.uint8 or known is None or not known.is_narrow:

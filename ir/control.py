@@ -22,7 +22,7 @@ from dlcompiler.ir.errors import InputError, LaunchError
 from dlcompiler.ir.expression import Expression, evaluate, symbol_name, symbols
 from dlcompiler.ir.graph import Graph, Node, reachable
 from dlcompiler.ir.ops import Trait
-from dlcompiler.ir.types import HostType, TensorType, TupleType, Type
+from dlcompiler.ir.types import HostType, TensorType, TupleType, Type, boolean, i64
 
 Run = Callable[[Graph, Sequence[Any]], Sequence[Any]]
 
@@ -38,6 +38,42 @@ def regions(node: Node) -> Iterator[tuple[str, Graph]]:
         for name, value in node.attributes.items():
             if isinstance(value, Graph):
                 yield name, value
+
+
+def misfit(node: Node) -> str | None:
+    """What is wrong with a barrier's regions, operands and results, as a sentence; None if they fit each other."""
+    results = node.type.elements if isinstance(node.type, TupleType) else ()
+    match node.op.name:
+        case "if":
+            wanted = {"then": (len(node.inputs) - 1, len(results)), "else": (len(node.inputs) - 1, len(results))}
+            heads = [(node.inputs[:1], boolean)]
+        case "loop":
+            carried = node.attributes.get("carried")
+            if type(carried) is not int or not 0 <= carried <= min(len(results), len(node.inputs) - 2):
+                return f"carried is {carried!r}"
+            wanted = {"body": (len(node.inputs), 1 + len(results))}
+            heads = [(node.inputs[:1], i64), (node.inputs[1:2], boolean)]
+        case "host.call":
+            named = all(isinstance(node.attributes.get(name), str) for name in ("target", "operator", "domain"))
+            given = node.attributes.get("given")
+            fits = isinstance(given, tuple) and sum(map(bool, given)) == len(node.inputs)
+            return None if named and fits else "it does not say what it calls with which operands"
+        case _:
+            return None
+    for operands, dtype in heads:
+        if not operands or operands[0].type != TensorType(dtype, ()):
+            return f"an operand is no {dtype}[]"
+    for name, (inputs, outputs) in wanted.items():
+        region = node.attributes.get(name)
+        if not isinstance(region, Graph):
+            return f"the region {name} is missing"
+        if len(region.inputs) != inputs or len(region.outputs) != outputs:
+            return (
+                f"the region {name} takes {len(region.inputs)} values and gives {len(region.outputs)}, not {inputs} and {outputs}"
+            )
+        if region.writebacks:
+            return f"the region {name} writes to its inputs"
+    return None
 
 
 def tensor_types(type: Type) -> list[TensorType]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
-from dlcompiler.ir.control import bound_by, regions, symbols_of, tensor_types
+from dlcompiler.ir.control import bound_by, misfit, regions, symbols_of, tensor_types
 from dlcompiler.ir.errors import CompilerError, VerifyError
 from dlcompiler.ir.expression import Dim, Expression, is_size_name, symbol_name, symbols
 from dlcompiler.ir.graph import Graph, Node
@@ -51,6 +51,10 @@ def verify_graph(graph: Graph) -> None:
             _verify_node(graph, node)
             node.__dict__["_verified"] = True  # as cached_property does: facts of an immutable object
         sizes |= bound_by(node) if node.op.name != "aten.call" else symbols_of(node)  # a call may give sizes that its data tells
+        if node.has(Trait.BARRIER):
+            problem = misfit(node)
+            if problem is not None:
+                _fail(graph, node, problem)
         for _, region in regions(node):
             verify_graph(region)
         for dim in _dims(node):

@@ -18,6 +18,7 @@ from dlcompiler.passes.block.merge_linears import merge_linears
 from dlcompiler.passes.block.patterns import match_patterns
 from dlcompiler.passes.block.simplify import simplify
 from dlcompiler.passes.context import Context, DefaultOptions, Fuel, PassOptions, PassTarget
+from dlcompiler.passes.node.attention_parts import split_attention
 from dlcompiler.passes.node.common_subexpressions import merge_common_subexpressions
 from dlcompiler.passes.node.constant_folding import fold_constants
 from dlcompiler.passes.node.dead_code import remove_dead_code
@@ -49,6 +50,7 @@ REPLACE_OPS = Pass("replace-ops", replace_ops, level=2)
 PATTERNS = Pass("patterns", match_patterns, level=2)
 TRANSPOSED_CONVOLUTIONS = Pass("transposed-convolutions", split_transposed_convolutions, level=2)
 WINOGRAD = Pass("winograd", choose_winograd, level=2)
+ATTENTION_PARTS = Pass("attention-parts", split_attention, level=2)
 QUANTIZED = Pass("quantized", sum_integers, level=2)
 MERGE_LINEARS = Pass("merge-linears", merge_linears, level=3)
 DECOMPOSE = Pass("decompose", decompose, level=0)
@@ -81,6 +83,8 @@ PIPELINE: tuple[Pass, ...] = (
     VIEWS,
     # the convolutions are what they will be: this only says how each is computed
     WINOGRAD,
+    # after all that attention is found by
+    ATTENTION_PARTS,
     # last, after everything that makes nodes
     COMMON_SUBEXPRESSIONS,
     DEAD_CODE,

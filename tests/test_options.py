@@ -24,12 +24,14 @@ VALUES = {
     "cache_dir": ("/tmp/a", "/tmp/b", "/tmp/b"),
     "cache_bytes": (5, "0", 0),
     "disable_cache": (True, "false", False),
+    "tune_budget": (5.0, "2.5", 2.5),
     "logs": (frozenset({"fusion"}), "cache,memory", frozenset({"cache", "memory"})),
     "progress": (False, "off", False),
     "mode": ("reduce-overhead", None, None),
     "dynamic": (True, None, None),
     "cuda_graphs": (False, None, None),
     "gpu_writer": ("cuda", None, None),
+    "float32": ("tf32", None, None),
     "fix_batch": (True, None, None),
 }
 

@@ -152,6 +152,21 @@ def test_a_region_is_verified():
         verify_graph(graph)
 
 
+@pytest.mark.parametrize(
+    "text, old, new, said",
+    [
+        (CHOICE, "then = graph a", "other = graph a", "region then is missing"),
+        (CHOICE, "if(%any, %x, %n)", "if(%any, %x)", "region then takes 2 values"),
+        (CHOICE, "if(%any, %x, %n)", "if(%t, %x, %n)", "no bool"),
+        (LOOP, "carried = 1", "carried = 3", "carried is 3"),
+        (LOOP, "    output %sum\n", "", "gives 2"),
+    ],
+)
+def test_regions_that_do_not_fit_are_refused(text, old, new, said):
+    with pytest.raises(VerifyError, match=said):
+        verify_graph(parse_graph(text.replace(old, new)))
+
+
 def test_inputs_are_checked_by_name():
     compiled = dlcompiler.compile(parse_graph(CHOICE))
     with pytest.raises(InputError, match="'x'"):

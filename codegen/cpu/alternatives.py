@@ -65,7 +65,7 @@ def _columns(kernel: K.Kernel, fixed: Set[K.Buffer], chosen: Answer, machine: Ti
     needed = -(-size_estimate(kernel.extents[found.vector]) // lanes)
     changes: list[Answer] = []
     for vectors in (3, 4, 2, 1, 0):
-        if vectors == now or vectors > min(max(needed, 1), most_vectors(machine.registers)):
+        if vectors == now or vectors > min(max(needed, 1), most_vectors(machine.registers_for(found))):
             continue
         tiled = kernel if vectors == 0 else pack_columns(kernel, found, vectors * lanes)[1]
         is_row = vectors == 0 and not found.row_axes and not found.batch_axes
@@ -79,7 +79,7 @@ def _contraction(schedule: ContractionSchedule, machine: TileMachine) -> list[An
     changes: list[Answer] = []
     height = 1 if schedule.row is None else size_estimate(schedule.axes[schedule.row])
     if schedule.row is not None:
-        highest = min(most_rows(schedule.vectors, machine.registers), TALLEST, height)
+        highest = min(most_rows(schedule.vectors, machine.registers_for(schedule.contraction)), TALLEST, height)
         heights = [rows for rows in range(1, highest + 1) if rows != schedule.rows]
         # the fewest rows too many in the last tile, then the tallest
         heights.sort(key=lambda rows: -(-height // rows) * rows / height + 1 / rows)

@@ -67,7 +67,7 @@ class Problem:
     @property
     def narrow(self) -> bool:
         """Whether every distance in elements fits 32 bits; sizes not known now count as large."""
-        return all(_reach(b) is not None and _reach(b) < NARROW_LIMIT // 2 for b in self.buffers)  # type: ignore[operator]
+        return all(_reach(b) is not None and _reach(b) < NARROW_LIMIT // 2 for b in self.buffers)
 
     @property
     def parameters(self) -> K.Kernel:
@@ -87,7 +87,7 @@ class Problem:
 def _reach(buffer: K.Buffer) -> int | None:
     if not all(isinstance(d, int) for d in (*buffer.shape, *buffer.strides)):
         return None
-    return 1 + sum(abs(s) * max(n - 1, 0) for n, s in zip(buffer.shape, buffer.strides))  # type: ignore[operator,arg-type]
+    return 1 + sum(abs(s) * max(n - 1, 0) for n, s in zip(buffer.shape, buffer.strides))
 
 
 def strided(name: str, view: View, lead: tuple[Dim, ...]) -> Strided:
@@ -103,7 +103,7 @@ def strided(name: str, view: View, lead: tuple[Dim, ...]) -> Strided:
 
 def buffer(name: str, view: View, role: str) -> K.Buffer:
     """A parameter."""
-    return K.Buffer(name, view.dtype, view.shape, view.strides, role)  # type: ignore[arg-type]
+    return K.Buffer(name, view.dtype, view.shape, view.strides, role)
 
 
 ROLES = {
@@ -129,7 +129,7 @@ def problem_of(call: RoutineCall) -> Problem:
         query.dtype, {role: strided(role, view, lead) for role, view in roles.items()},
         tuple(buffer(role, view, "out" if role in writes else "in") for role, view in roles.items()), call.origin,
     )  # fmt: skip
-    return _heads_as_rows(found) if call.op == "attention" else found
+    return found if call.op == "attention_backward" else _heads_as_rows(found)
 
 
 def _heads_as_rows(problem: Problem) -> Problem:

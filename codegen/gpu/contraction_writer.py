@@ -233,7 +233,7 @@ class ProductWriter:
         for side, factor, (own,), block, depth in sides:
             assert isinstance(factor, K.Load)
             access = form.accesses[factor]
-            base = t.index(t._part(access.offset, form.batch) + (access.coefficients or {}).get("", 0))
+            base = t.index(t.part(access.offset, form.batch) + (access.coefficients or {}).get("", 0))
             is_deep = access.stride(summed) == 1
             outer, inner = (own, summed) if is_deep else (summed, own)
             shape = f"[{t.index(form.axes[outer])}, {t.index(form.axes[inner])}]"

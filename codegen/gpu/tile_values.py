@@ -12,7 +12,7 @@ from dlcompiler.codegen.gpu import scalars
 from dlcompiler.codegen.gpu.index_text import index_text
 from dlcompiler.codegen.schedule import Access
 from dlcompiler.ir import kernel as K
-from dlcompiler.ir.expression import Dim, symbol, symbols
+from dlcompiler.ir.expression import Dim, linear_coefficients, symbol, symbols
 from dlcompiler.ir.types import i64
 
 
@@ -128,7 +128,7 @@ class TileValues:
             mask = [*mask, self.within(load.guard)]
         if load in self.pointers:
             pointer, done = self.pointers[load]
-            rest = self._part(offset, self.extents.keys() - done)
+            rest = self.part(offset, self.extents.keys() - done)
             address = pointer if rest == 0 else f"{pointer} + ({self.index(rest)})"
         else:
             address = f"{load.buffer.name} + ({self._indirect_text(offset, indirect)})"
@@ -166,12 +166,11 @@ class TileValues:
         access = self.accesses[load]
         if access.coefficients is None or load in self.pointers:
             return
-        part = self._part(access.offset, axes) + access.coefficients.get("", 0)
+        part = self.part(access.offset, axes) + access.coefficients.get("", 0)
         self.pointers[load] = (self.let(f"{load.buffer.name} + ({self.index(part)})", f"{hint}_at"), axes)
 
-    def _part(self, offset: Dim, axes: Iterable[str]) -> Dim:
-        from dlcompiler.ir.expression import linear_coefficients
-
+    def part(self, offset: Dim, axes: Iterable[str]) -> Dim:
+        """The part of a linear offset that these axes make."""
         coefficients = linear_coefficients(offset, self.extents) or {}
         total: Dim = 0
         for axis in axes:

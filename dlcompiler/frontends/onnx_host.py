@@ -1,7 +1,7 @@
 """Operators that the host runs, by the onnx package's reference evaluator: texts, sequences, optionals, what has no kernel.
 
 An operator becomes a `host.call` whose attributes are plain data, so that it prints, is saved and comes back:
-{operator, domain, version, given: which inputs there are, results, attributes: {...}}.
+{operator, domain, version, given: which inputs there are, results, attributes: {...}, reason: why it is no kernel}.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from dlcompiler.frontends.onnx_registry import ELEMENT_TYPES
 from dlcompiler.ir.errors import InputError, UnsupportedError
 from dlcompiler.ir.types import HostType
 
+# what the evaluator answers otherwise than the operators' text and ONNX Runtime in some cases: pools with padding, say
+OTHERWISE = frozenset({"MaxPool", "AveragePool", "LpPool", "ConvTranspose", "GRU", "RNN"})
 _CODES = {name.lower(): code for name, code in TensorProto.DataType.items()}
 _NAMES = {code: name for name, code in _CODES.items()}
 
@@ -30,6 +32,8 @@ def is_implemented(op_type: str, domain: str, version: int) -> bool:
     """Whether we or the reference evaluator have the operator."""
     if (domain, op_type) in OWN:
         return True
+    if domain == "" and op_type in OTHERWISE:
+        return False
     from importlib import import_module
 
     package = {"": "ops", "ai.onnx.ml": "ops.aionnxml", "ai.onnx.preview.training": "ops.aionnx_preview_training"}.get(domain)
@@ -42,8 +46,9 @@ def is_implemented(op_type: str, domain: str, version: int) -> bool:
     return True
 
 
-def host_attributes(node: NodeProto, domain: str, version: int) -> dict[str, Any]:
-    """A node as the attributes of a `host.call`. Raises UnsupportedError for one with graphs inside."""
+def host_attributes(node: NodeProto, domain: str, version: int, reason: str = "") -> dict[str, Any]:
+    """A node as the attributes of a `host.call`; `reason` says why it is no kernel. Raises UnsupportedError for graphs inside."""
+    told = {"reason": reason} if reason else {}
     return {
         "target": f"{domain or 'ai.onnx'}.{node.op_type}",
         "operator": node.op_type,
@@ -52,6 +57,7 @@ def host_attributes(node: NodeProto, domain: str, version: int) -> dict[str, Any
         "given": tuple(bool(name) for name in node.input),
         "results": len(node.output),
         "attributes": {a.name: _plain(a) for a in node.attribute},
+        **told,
     }
 
 

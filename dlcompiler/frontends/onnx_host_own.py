@@ -56,6 +56,22 @@ def _corners(boxes: np.ndarray, by_centre: int) -> tuple[np.ndarray, np.ndarray]
     return np.minimum(first, second), np.maximum(first, second)
 
 
+def slices(
+    x: np.ndarray, starts: np.ndarray, ends: np.ndarray, axes: np.ndarray | None = None, steps: np.ndarray | None = None
+) -> np.ndarray:
+    """`x[start:end:step]` along some axes, where bounds beyond a dimension are brought to its ends, whatever the step's sign."""
+    places = [slice(None)] * x.ndim
+    along = range(len(starts)) if axes is None else axes.tolist()
+    widths = [1] * len(starts) if steps is None else steps.tolist()
+    for axis, start, end, step in zip(along, starts.tolist(), ends.tolist(), widths):
+        size = x.shape[axis]
+        start, end = (bound + size if bound < 0 else bound for bound in (start, end))
+        low, high = (0, size) if step > 0 else (-1, size - 1)
+        start, end = min(max(start, 0), high), min(max(end, low), high)
+        places[axis] = slice(start, None if end < 0 else end, step)
+    return x[tuple(places)]
+
+
 def max_roi_pool(x: np.ndarray, rois: np.ndarray, *, pooled_shape: Any, spatial_scale: float = 1.0) -> np.ndarray:
     """The largest elements of the cells of each region (image, x, y, x, y) of x [N, C, H, W]; 0 of an empty cell."""
     rows, columns = pooled_shape["ints"]
@@ -90,6 +106,7 @@ OWN: Mapping[tuple[str, str], Callable[..., Any]] = {
     ("", "NonMaxSuppression"): non_max_suppression,
     ("", "MaxRoiPool"): max_roi_pool,
     ("", "Multinomial"): multinomial,
+    ("", "Slice"): slices,
     ("", "Optional"): _optional,
     ("", "OptionalGetElement"): _optional,
     ("", "OptionalHasElement"): lambda value=None: np.asarray(value is not None),

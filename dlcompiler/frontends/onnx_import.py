@@ -368,7 +368,8 @@ class _Importer:
             return self._operator(node, scope, inputs, schema, mapped, location)
         except UnsupportedError as error:
             if by_host and schema is not None and not isinstance(error, NeedsValuesError):
-                results = self._host_call(node, scope, inputs, schema, location)
+                reason = error.items[0] if error.items and error.items[0] != described else ""
+                results = self._host_call(node, scope, inputs, schema, location, reason)
                 if results is not None:
                     return results
             reason = error.items[0] if error.items else error.message
@@ -383,7 +384,9 @@ class _Importer:
             open_sizes = _open_sizes(i for i in inputs if isinstance(i, Node))
             # what data tells may fit or broadcast once it is known
             told = open_sizes - self._sizes_of_inputs()
-            results = self._host_call(node, scope, inputs, schema, location) if told and by_host and schema is not None else None
+            results = None
+            if told and by_host and schema is not None:
+                results = self._host_call(node, scope, inputs, schema, location, error.message)
             if results is not None:
                 return results
             if open_sizes:
@@ -527,7 +530,7 @@ class _Importer:
             self.problems, self.wanted, self.only_values_missing = before, wanted, only_values
 
     def _host_call(
-        self, node: NodeProto, scope: Scope, inputs: list[Value], schema: Schema, location: str
+        self, node: NodeProto, scope: Scope, inputs: list[Value], schema: Schema, location: str, reason: str
     ) -> tuple[Value, ...] | None:
         """A call of the host; None where the types of its results cannot be told."""
         domain = _domain(node.domain)
@@ -542,7 +545,7 @@ class _Importer:
             return None
         while resolved.output and not resolved.output[-1]:
             del resolved.output[-1]
-        attributes = host_attributes(resolved, domain, schema.version)
+        attributes = host_attributes(resolved, domain, schema.version, reason)
         self.b.location = location
         made = self.b.make(
             lookup("host.call"), tuple(i for i in inputs if i is not None), attributes, TupleType(types), node.op_type

@@ -11,6 +11,7 @@ what could not be measured because something else was running is looked at again
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Any
 from dlcompiler.codegen.cache import open_store
 from dlcompiler.codegen.choices import Choices, show_answer
 from dlcompiler.codegen.target import Target
+from dlcompiler.ir.errors import UnsupportedError
 from dlcompiler.options import Options
 from dlcompiler.passes.block.fuse import Fusion
 from dlcompiler.runtime.trial import threads
@@ -26,6 +28,8 @@ from dlcompiler.tuner import kept
 from dlcompiler.tuner.kept import Decision
 from dlcompiler.tuner.problem import Problem, find_problems
 from dlcompiler.tuner.search import Search
+
+logger = logging.getLogger("dlcompiler")
 
 # A problem may take so many times its equal share of the time that is left.
 SHARES = 4
@@ -83,6 +87,7 @@ class _Tuner:
         self.store = open_store(options)
         self.decisions: dict[str, Decision] = {}
         self.from_disk: set[str] = set()
+        self.unsteady: set[str] = set()
         self.tried = 0
         self.wrong: list[str] = []
 
@@ -94,7 +99,11 @@ class _Tuner:
         for problem in self.problems:
             if problem.key not in self.decisions and time.perf_counter() < self.deadline:
                 watch(f"tuning {problem.name}")
-                search = Search(problem.graph, self.target, self.options)
+                try:
+                    search = Search(problem.graph, self.target, self.options)
+                except UnsupportedError as error:  # what the whole program may still do in another way
+                    logger.debug("tuner: %s is left out: %s", problem.name, error)
+                    continue
                 searches.append((search.estimate * problem.count, problem, search))
         searches.sort(key=lambda entry: entry[0], reverse=True)
         while searches:
@@ -106,14 +115,16 @@ class _Tuner:
             self._decide(problem, search, min(self.deadline, now + (self.deadline - now) / (len(searches) + 1) * SHARES))
         if time.perf_counter() > self.deadline:
             for problem in self.problems:
-                if problem.key not in self.decisions:
+                if problem.key not in self.decisions and problem.key not in self.unsteady:
                     self._keep(problem, Decision({}, frozenset(), 0.0, 0.0, self.options.tune_budget))
 
     def _decide(self, problem: Problem, search: Search, deadline: float) -> None:
         found = search.run(deadline)
         self.tried += search.tried
         self.wrong += search.wrong
-        if found is not None:
+        if search.is_unsteady:
+            self.unsteady.add(problem.key)
+        elif found is not None:
             self._keep(problem, Decision(found.answers, frozenset(search.base.asked), found.before, found.after))
 
     def _entry(self, problem: Problem) -> str:

@@ -42,7 +42,7 @@ def find_problems(fusion: Fusion) -> list[Problem]:
     layouts = assign_layouts(fusion)
     found: dict[str, Problem] = {}
     for group in fusion.groups:
-        if group.kind == "extern" or all(node in fusion.fixed for node in group.nodes):
+        if group.kind not in ("kernel", "library") or all(node in fusion.fixed for node in group.nodes):
             continue
         graph = cut_out(group, fusion, layouts)
         if graph is None:

@@ -87,6 +87,7 @@ class Search:
         self.graph, self.target, self.options = graph, target, options
         self.tried = 0
         self.wrong: list[str] = []
+        self.is_unsteady = False  # whether times were, so that nothing could be decided
         self.base = self._compile({})
         self._inputs: list[list[Any]] = []
         self._expected: Sequence[Any] = ()
@@ -204,14 +205,15 @@ class Search:
         """
         times = in_turns([self.base.call, best.call], FINAL_ROUNDS, 2 * BURST_SECONDS)
         if not all(is_steady(each) for each in times):
+            self.is_unsteady = True
             return None
         before, after = (statistics.median(each) for each in times)
         if before - after > PLAUSIBLE_SECONDS and self._runs_on_fewer_threads(best):
+            self.is_unsteady = True
             return None
         if is_quicker(*times):
             return Found(best.answers, before, after, self.tried, tuple(self.wrong))
         return Found({}, before, before, self.tried, tuple(self.wrong))
-
 
     def _runs_on_fewer_threads(self, attempt: Attempt) -> bool:
         """Whether some kernel of an attempt leaves to one thread what the cost model shares out."""

@@ -40,9 +40,20 @@ def _fits(layer: nn.Module, x: torch.Tensor) -> bool:
     return all((n - 1) * s - 2 * p + k + extra > 0 for n in x.shape[2:])
 
 
-def test_no_library_call_for_what_is_left_of_them() -> None:
-    layer = nn.ConvTranspose2d(8, 12, 4, 2, 1).eval()
-    x = torch.randn(2, 8, 5, 6)
+@pytest.mark.parametrize(
+    "layer, shape",
+    [
+        (nn.ConvTranspose2d(8, 12, 4, 2, 1), (2, 8, 5, 6)),
+        (nn.ConvTranspose2d(32, 48, 4, 2, 1, groups=2), (2, 32, 5, 6)),
+        (nn.ConvTranspose1d(8, 12, 4, 2, 1), (2, 8, 7)),
+        (nn.Conv1d(12, 20, 5, padding=2, stride=2), (2, 12, 31)),
+        (nn.Conv3d(4, 20, 3, padding=1), (1, 4, 5, 6, 7)),
+    ],
+    ids=str,
+)
+def test_no_library_call_for_what_kernels_of_ours_compute(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    layer.eval()
+    x = torch.randn(shape)
     with torch.no_grad():
         compiled = dlcompiler.compile(layer, (x,))
         torch.testing.assert_close(compiled(x), layer(x))
@@ -65,6 +76,9 @@ KINDS = {
     "line": lambda: (nn.Conv1d(12, 20, 5, padding=2, stride=2), (2, 12, 31)),
     "volume": lambda: (nn.Conv3d(4, 6, 3, padding=1), (1, 4, 5, 6, 7)),
     "transposed groups": lambda: (nn.ConvTranspose2d(8, 12, 4, 2, 1, groups=2), (1, 8, 5, 6)),
+    "line in groups of four": lambda: (nn.Conv1d(32, 32, 3, padding=1, groups=8), (2, 32, 31)),
+    "volume in two groups": lambda: (nn.Conv3d(32, 48, 3, padding=1, groups=2), (1, 32, 4, 5, 6)),
+    "transposed volume": lambda: (nn.ConvTranspose3d(16, 6, 2, 2), (1, 16, 3, 4, 5)),
     "transposed line": lambda: (nn.ConvTranspose1d(8, 12, 4, 2, 1), (1, 8, 5)),
 }
 

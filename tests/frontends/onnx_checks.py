@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from dlcompiler.ir.errors import UnsupportedError
 from dlcompiler.ir.graph import Graph
-from dlcompiler.ir.interpret import interpret_graph
 from dlcompiler.ir.verify import verify_graph
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from dlcompiler.frontends.onnx import NeedsValuesError, import_onnx
+from dlcompiler.reference import run_reference
 
 Feeds = Mapping[str, np.ndarray]
 Oracle = Callable[[ModelProto, Feeds], list[np.ndarray]]
@@ -45,7 +45,7 @@ def model_of(
 def interpret(graph: Graph, feeds: Feeds) -> list[np.ndarray]:
     """The graph's outputs; it is verified first."""
     verify_graph(graph)
-    return interpret_graph(graph, [feeds[node.location or ""] for node in graph.inputs])
+    return run_reference(graph, [feeds[node.location or ""] for node in graph.inputs])
 
 
 def run(model: ModelProto, feeds: Feeds, **settings: Any) -> list[np.ndarray]:

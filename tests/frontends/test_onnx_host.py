@@ -41,6 +41,17 @@ def test_non_max_suppression(centre, seed):
     np.testing.assert_array_equal(ours(node, inputs), by_onnxruntime(node, inputs))
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_slice(seed):
+    random = np.random.default_rng(seed)
+    x = random.standard_normal((4, 5)).astype(np.float32)
+    ends = np.where(random.random(2) < 0.2, 2**62, random.integers(-7, 8, 2))
+    bounds = [random.integers(-7, 8, 2), ends, np.array([0, -1]), random.choice([-3, -1, 1, 2], 2)]
+    node = helper.make_node("Slice", ["x", "s", "e", "a", "t"], ["y"])
+    inputs = [x, *(b.astype(np.int64) for b in bounds)]
+    np.testing.assert_array_equal(ours(node, inputs), by_onnxruntime(node, inputs))
+
+
 def test_max_roi_pool():
     x = RANDOM.standard_normal((2, 3, 9, 11)).astype(np.float32)
     rois = np.array([[0, 1, 2, 7, 6], [1, 0, 0, 10, 8], [1, 5, 5, 5, 5]], np.float32)

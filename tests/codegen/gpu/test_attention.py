@@ -144,3 +144,27 @@ def test_chosen_schedules_assemble_without_spills(arch, op):
     assert assembled.resources.local_bytes == 0
     assert "mma" in assembled.stages["ptx"] and "cp.async" in assembled.stages["ptx"]
     assert next(attention_candidates(problem, device_of(arch), "ieee")).rows == 128
+
+
+@pytest.mark.parametrize("mask", [None, TensorType(boolean, (2, 1, 1, 512)), TensorType(f16, (2, 1, 3, 1, 512))])
+def test_few_rows_over_many_keys_are_done_in_parts(mask):
+    is_grouped = mask is not None and len(mask.shape) == 5
+    q = TensorType(f16, (2, 1, 3, 1, 16) if is_grouped else (2, 3, 1, 16))
+    kv = TensorType(f16, (2, 1, 1, 512, 16) if is_grouped else (2, 3, 512, 16))
+    types = [q, kv, kv] + ([mask] if mask else [])
+    graph = graph_of(lambda b, q, k, v, *m: b.attention(q, k, v, *m, scale=0.25, causal=False), *types)
+    inputs = [numbers(t.shape, t.dtype, k) for k, t in enumerate(types)]
+    if mask is not None and mask.dtype is boolean:
+        inputs[3][0] = False  # a row that sees nothing
+        inputs[3][1, ..., 256:] = False  # and a part
+    got, kernels = simulated(graph, inputs)
+    (first,) = (kernel.kernel for kernel in kernels if "attention of" in kernel.schedule)
+    assert [b.name for b in first.buffers if b.role == "out"] == ["out", "logsumexp"] and 2 in first.buffers[0].shape[:-2]
+    assert_close(got[0], interpret_graph(graph, inputs)[0], 4e-3)
+
+
+def test_many_rows_or_few_keys_are_not():
+    for length, seen in ((64, 512), (1, 256)):
+        types = [TensorType(f16, (2, 3, n, 16)) for n in (length, seen, seen)]
+        program = planned(graph_of(lambda b, q, k, v: b.attention(q, k, v, scale=0.25, causal=False), *types))
+        assert [step.op for step in program.steps if isinstance(step, RoutineCall)] == ["attention"]
