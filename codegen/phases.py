@@ -6,11 +6,23 @@ the sum of the exponentials; the quotients. Every target's writer follows the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
 
-from dlcompiler.codegen.schedule import Schedule
+from dlcompiler.codegen.schedule import Access
 from dlcompiler.ir import kernel as K
-from dlcompiler.ir.expression import symbols
+from dlcompiler.ir.expression import Dim, symbols
+
+
+class Axes(Protocol):
+    """What is asked of a schedule: its axes after merging, those that are reduced, and every access in terms of them."""
+
+    @property
+    def axes(self) -> Mapping[str, Dim]: ...
+    @property
+    def inner(self) -> tuple[str, ...]: ...
+    @property
+    def accesses(self) -> Mapping[object, Access]: ...
 
 
 class Phases:
@@ -20,7 +32,7 @@ class Phases:
     axes_of   value -> the merged axes it depends on
     """
 
-    def __init__(self, kernel: K.Kernel, schedule: Schedule) -> None:
+    def __init__(self, kernel: K.Kernel, schedule: Axes) -> None:
         self.kernel = kernel
         self.schedule = schedule
         self.inner = frozenset(schedule.inner)

@@ -48,7 +48,7 @@ class GpuFrame:
             if place.base >= 0:
                 self._watched.setdefault(place.base, []).append(k)
         self._sections = [self._section(k, section) for k, section in enumerate(plan.sections)]
-        self._preparation = [self._start(p.record) for p in plan.preparation]
+        self._preparation = [self._start(p.record) for p in plan.preparation]  # type: ignore[arg-type]
 
     # -- building --------------------------------------------------------------------------------------------------------------
 
@@ -58,7 +58,7 @@ class GpuFrame:
         return place.constant
 
     def _section(self, number: int, section: Any) -> tuple[list[_Start] | None, Any, tuple[int, ...]]:
-        starts = [self._start(launch) for launch in section.launches] if isinstance(section, Run) else None
+        starts = [self._start(launch) for launch in section.launches] if isinstance(section, Run) else None  # type: ignore[arg-type]
         return starts, section, self.plan.dropped.get(number, ())
 
     def _start(self, launch: GpuLaunch) -> _Start:
@@ -140,7 +140,7 @@ class GpuFrame:
         plan = self.plan
         dtype, shape, strides = plan.externs[base - plan.first_extern]
         if not isinstance(result, Tensor) or result.shape != shape or result.dtype is not dtype:
-            target = plan.program.steps[section.number].target
+            target = plan.program.steps[section.number].target  # type: ignore[union-attr]
             given = f"{result.dtype}{list(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
             raise LaunchError(f"{target} gave {given} where {dtype}{list(shape)} was expected")
         storage = result.untyped_storage().data_ptr()

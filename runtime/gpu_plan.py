@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from dlcompiler.ir.errors import LaunchError
+from dlcompiler.ir.expression import evaluate
 from dlcompiler.ir.program import DeviceCode, DeviceKernel, Launch, Placement, Program, RoutineCall, Slot
 from dlcompiler.runtime.constants import tensor_behind
 from dlcompiler.runtime.device import Device
@@ -59,7 +60,7 @@ class GpuShared:
     def _upload(self, slot: Slot) -> Tensor:
         """The constant on the device, laid out as its slot says."""
         value = program_constant(self.program, slot)
-        shape, strides = tuple(map(int, slot.shape)), tuple(map(int, slot.strides))
+        shape, strides = tuple(evaluate(d, {}) for d in slot.shape), tuple(evaluate(d, {}) for d in slot.strides)
         on_device = torch.empty_strided(shape, strides, dtype=torch_dtype(slot.dtype), device=self.device.torch_device)
         return on_device.copy_(value)
 
@@ -114,12 +115,12 @@ def _version(tensor: Tensor | None) -> int | None:
 class GpuPlan(Plan):
     """As `Plan`, for a device: launches are `GpuLaunch`es."""
 
-    shared: GpuShared
+    shared: GpuShared  # type: ignore[assignment]
     input_alignment = 16  # kernels read vectors of so many bytes
 
     def __init__(self, shared: GpuShared, bindings: Mapping[str, int], placement: Placement) -> None:
         self.device = shared.device.torch_device
-        super().__init__(shared, bindings, placement)
+        super().__init__(shared, bindings, placement)  # type: ignore[arg-type]
 
     def position(self, slot: Slot) -> tuple[int, int]:
         return (PREPARED, self.shared.prepared[slot]) if slot.role == "prepared" else super().position(slot)

@@ -179,7 +179,7 @@ def assemble_kernels(
 ) -> list[AssembledKernel]:
     """Each kernel assembled, in order; equal ones once. `aligned`: names of each one's buffers at multiples of 16; None: all."""
     results = []
-    for kernel, names in zip(kernels, aligned or [frozenset(_parameters(k)) for k in kernels], strict=True):
+    for kernel, names in zip(kernels, aligned or [frozenset(parameter_names(k)) for k in kernels], strict=True):
         key = _key(kernel, target, names, writer)
         with _lock:
             if key not in _assembled:
@@ -235,14 +235,14 @@ def program_files(program: Program) -> dict[str, bytes]:
     return to_files((k.key, k) for k in (*code.preparation, *code.kernels) if isinstance(k, AssembledKernel))
 
 
-def _parameters(kernel: K.Kernel | RoutineCall) -> list[str]:
+def parameter_names(kernel: K.Kernel | RoutineCall) -> list[str]:
     """Names of the parameters that are addresses."""
     return [b.name for b in (routine_parameters(kernel) if isinstance(kernel, RoutineCall) else kernel).buffers]
 
 
 def aligned_buffers(step: Launch | RoutineCall) -> frozenset[str]:
     """Names of the buffers whose addresses are sure to be multiples of 16: memory of its own begins at one, and so do inputs."""
-    names = _parameters(step if isinstance(step, RoutineCall) else step.kernel)
+    names = parameter_names(step if isinstance(step, RoutineCall) else step.kernel)
     return frozenset(name for name, view in zip(names, step.arguments) if _is_aligned(view))
 
 

@@ -85,7 +85,12 @@ class CudaWriter:
         """Whether a group's elements lie side by side in memory, at a multiple of the group's size."""
         access = self.schedule.accesses[statement]
         buffer = access.statement.buffer
-        if width == 1 or access.coefficients is None or buffer.name not in self.aligned or getattr(statement, "guard", ()):
+        if (
+            width == 1
+            or access.coefficients is None
+            or buffer.name not in self.aligned
+            or bool(getattr(statement, "guard", None))
+        ):
             return False
         if access.stride(self.along[-1]) != 1:
             return False

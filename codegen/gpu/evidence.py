@@ -129,7 +129,7 @@ def _phases_that_read(kernel: K.Kernel) -> Mapping[K.Value, int]:
     """In how many phases each load that lies along the reduced axes is needed."""
     axes, accesses = merge_axes(kernel)
     inner = tuple(a for a in axes if a in kernel.reduced_axes)
-    phases = Phases(kernel, _Axes(axes, inner, {a.statement: a for a in accesses}))  # type: ignore[arg-type]
+    phases = Phases(kernel, _Axes(axes, inner, {a.statement: a for a in accesses}))
     count: dict[K.Value, int] = {}
     for phase in range(phases.last + 1):
         reduces, stores = phases.targets(phase)

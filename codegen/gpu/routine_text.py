@@ -9,7 +9,7 @@ from dlcompiler.codegen.gpu.schedule import NARROW_LIMIT
 from dlcompiler.codegen.gpu.standalone import main_section
 from dlcompiler.codegen.gpu.triton_writer import HEADER, LIBDEVICE_HEADER, TritonKernel
 from dlcompiler.ir import kernel as K
-from dlcompiler.ir.expression import Dim, product
+from dlcompiler.ir.expression import Dim, evaluate, product, symbols
 from dlcompiler.ir.program import RoutineCall, View
 
 Strides = Sequence[Dim]
@@ -25,9 +25,10 @@ def parameters(call: RoutineCall) -> K.Kernel:
 def is_narrow(buffers: Sequence[K.Buffer]) -> bool:
     """Whether every distance in elements fits 32 bits; sizes that are not known count as large."""
     for buffer in buffers:
-        if not all(isinstance(d, int) for d in (*buffer.shape, *buffer.strides)):
+        if any(symbols(d) for d in (*buffer.shape, *buffer.strides)):
             return False
-        if 1 + sum(abs(s) * max(n - 1, 0) for n, s in zip(buffer.shape, buffer.strides)) >= NARROW_LIMIT // 2:  # type: ignore[operator,arg-type]
+        reach = (abs(evaluate(s, {})) * max(evaluate(n, {}) - 1, 0) for n, s in zip(buffer.shape, buffer.strides))
+        if 1 + sum(reach) >= NARROW_LIMIT // 2:
             return False
     return True
 

@@ -17,7 +17,7 @@ from dlcompiler.codegen.gpu.index_text import index_text
 from dlcompiler.codegen.gpu.routine_text import broadcast_strides, finished, is_narrow, offset_text, parameters
 from dlcompiler.codegen.gpu.schedule import ceiling, power_of_two
 from dlcompiler.codegen.gpu.triton_writer import TritonKernel
-from dlcompiler.ir.expression import product
+from dlcompiler.ir.expression import evaluate, product
 from dlcompiler.ir.graph import Node
 from dlcompiler.ir.ops.scatter import UPDATES
 from dlcompiler.ir.program import RoutineCall
@@ -38,10 +38,10 @@ def applies(node: Node) -> bool:
     if 0 in node.shape:
         return False
     if node.op.name == "scatter":
-        return node.inputs[2].shape[node.attributes["axis"]] <= MOST_UPDATES
+        return node.inputs[2].tensor.known_shape[node.attributes["axis"]] <= MOST_UPDATES
     if tuple(node.attributes["axes"]) != (0,):
         return False
-    return node.shape[0] * max(math.prod(node.inputs[2].shape), 1) <= MOST_COMPARISONS
+    return node.tensor.known_shape[0] * max(node.inputs[2].tensor.known_numel, 1) <= MOST_COMPARISONS
 
 
 def key(call: RoutineCall) -> str:
@@ -68,7 +68,7 @@ def _index_update(call: RoutineCall, aligned: frozenset[str]) -> TritonKernel:
     x, updates, at = call.reads
     (y,) = call.writes
     assert y is not None
-    rest, count = y.shape[1:], math.prod(at.shape)  # type: ignore[arg-type]
+    rest, count = y.shape[1:], math.prod(evaluate(d, {}) for d in at.shape)
     width, rank = product(rest), len(at.shape)
     assert isinstance(width, int)
     columns = min(COLUMNS, power_of_two(width))

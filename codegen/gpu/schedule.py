@@ -12,6 +12,7 @@ A kernel runs in one of four forms:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -115,7 +116,7 @@ def candidates(kernel: K.Kernel, device: Device) -> Iterator[GpuSchedule]:
 
 
 def _elements(kernel: K.Kernel, rows: tuple[str, ...], common: Mapping, device: Device) -> Iterator[GpuSchedule]:
-    count = product(size_estimate(common["axes"][a]) for a in rows)
+    count = math.prod(size_estimate(common["axes"][a]) for a in rows)
     heavy = sum(4 if isinstance(v, K.Compute) and v.op in EXPENSIVE else 1 for v in kernel.values) > 64
     block = ELEMENTS // 2 if heavy else ELEMENTS
     while block > FEWEST_ELEMENTS and count < 2 * device.multiprocessors * block:
@@ -140,7 +141,7 @@ def _reductions(
     """Whole rows first, from the most elements a thread to the fewest, then loops."""
     extents = [common["axes"][a] for a in inner]
     length = product(extents)
-    count = product(size_estimate(common["axes"][a]) for a in rows)
+    count = math.prod(size_estimate(common["axes"][a]) for a in rows)
 
     def schedule(form: Form, row_block: int, piece: int, warps: int) -> GpuSchedule:
         return GpuSchedule(
