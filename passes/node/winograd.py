@@ -2,11 +2,11 @@
 
     convolution(x, W){strides=(1, 1)}  -->  convolution(x, W){strides=(1, 1), winograd=(4, 4)}
 
-Filters that move in steps of one over a line, an image or a volume, in float32, with weights that stay the same between calls,
-where the target expects to be quicker by it. The node's meaning stays what it was. The rule is approximate: rounding errors are
-up to a few times those of the sum as it stands, and an infinity or NaN in the image reaches all results of the tiles that read it.
-Weights that the graph hands out or writes are a training step's: they change in each call, and transforming them would cost more
-than it gives.
+Filters that move in steps of one over a line, an image or a volume, in float32, with weights that stay the same between
+calls, where the target expects to be quicker by it. The node's meaning stays what it was. The rule is approximate: rounding
+errors are up to a few times those of the sum as it stands, and an infinity or NaN in the image reaches all results of the
+tiles that read it. Weights that the graph hands out or writes are a training step's: they change in each call, and
+transforming them would cost more than it gives.
 """
 
 from __future__ import annotations
