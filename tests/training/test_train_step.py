@@ -82,7 +82,7 @@ def test_every_optimizer_updates_parameters_and_state_as_eager_does(name: str) -
 def test_losses_of_a_tiny_model_follow_eager(name: str) -> None:
     ours, eager = training_zoo.build(name, "tiny"), training_zoo.build(name, "tiny")
     optimizer, reference = ours.make_optimizer(ours.model.parameters()), eager.make_optimizer(eager.model.parameters())
-    step = dlcompiler.train_step(ours.model, ours.loss, optimizer, ours.make_batch(0), options={"strict": False})
+    step = dlcompiler.train_step(ours.model, ours.loss, optimizer, ours.make_batch(0))
     for k in range(4):
         loss = step(ours.make_batch(k))
         torch.testing.assert_close(
@@ -241,7 +241,6 @@ def test_autocast_is_captured_as_the_loss_function_has_it() -> None:
     for k in range(3):
         torch.testing.assert_close(step(batch_of(k)), eager_step(eager, loss, reference, batch_of(k)), rtol=2e-2, atol=2e-2)
     assert_same_state(ours, eager, 2e-2)
-    assert "bf16" in str(step.reports[0].as_dict()) or step.reports[0].native > 0
 
 
 def test_dropout_follows_the_seed_and_differs_from_call_to_call() -> None:
