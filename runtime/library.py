@@ -252,7 +252,8 @@ def _onednn_convolution(call: Call, attributes: dict[str, list[int]]) -> Routine
     strides, padding, dilations = attributes["strides"], attributes["padding"], attributes["dilations"]
     groups = call.attributes["groups"]
     packed = None
-    if weight.constant is not None and len(x.shape) == 4:
+    # oneDNN describes no tensor with a size of more than 31 bits
+    if weight.constant is not None and len(x.shape) == 4 and max(x.shape) < 1 << 31:
         key = ("convolution", weight.constant.data_ptr(), weight.shape, weight.strides, *padding, *strides, *dilations, groups)
         constant = weight.constant
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -210,6 +211,8 @@ def make_inputs(graph: Graph, given: Mapping[str, np.ndarray], session: Session,
             values.append(_size(node.attributes["symbol"], bindings))
         else:
             shape = tuple(_evaluate(dim, bindings, name) for dim in node.shape)
+            if math.prod(d for d in shape if d) * 8 >= 2**63:  # what is random is made in a wider dtype first
+                raise MemoryError(f"input {name!r} of shape {list(shape)} is larger than any memory")
             values.append(filled(node, shape, fill or "zeros", generator))
     return values
 
