@@ -16,6 +16,7 @@ these, 9e-6 with the usual 0, 1, -1, 2, -2, and 6e-7 with F(2x2, 3x3).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -24,7 +25,7 @@ from functools import cache
 import numpy as np
 from dlcompiler.ir import kernel as K
 from dlcompiler.ir.contraction import Contraction, stored, summation_order
-from dlcompiler.ir.expression import Dim, linear_coefficients, product, symbol
+from dlcompiler.ir.expression import Dim, linear_coefficients, symbol
 from dlcompiler.ir.types import DTYPES, contiguous_strides
 
 Matrix = tuple[tuple[float, ...], ...]
@@ -66,7 +67,7 @@ def transforms(results: int, taps: int) -> Transforms:
     data, weights, columns = [], [], []
     for k, point in enumerate(points):
         others = [p for j, p in enumerate(points) if j != k]
-        scale = product(point - p for p in others)
+        scale = math.prod((point - p for p in others), start=Fraction(1))
         data.append((*_coefficients(others), Fraction(0)))
         weights.append([point**power / scale for power in range(taps)])
         columns.append([point**power for power in range(results)])
@@ -151,7 +152,7 @@ def transform_panels(kernel: K.Kernel, found: Contraction, sizes: tuple[int, ...
     channel = next(axis for axis in order if axis not in taps)
     panels = found.packed.buffer
     counts = [kernel.extents[tap] for tap in taps]
-    matrix = np.ones((), np.float64)
+    matrix: np.ndarray = np.ones((), np.float64)
     for size, count in zip(sizes, counts):
         assert isinstance(count, int)
         matrix = np.multiply.outer(matrix, np.array(transforms(size, count).weights))

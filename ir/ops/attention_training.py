@@ -15,9 +15,15 @@ from dlcompiler.ir.ops.rules import require_operands
 from dlcompiler.ir.types import TensorType, TupleType, boolean, compute_dtype, f32
 
 
+def _infer_attention(types, attributes) -> TensorType:
+    out = lookup("attention").infer(types, attributes)
+    assert isinstance(out, TensorType)
+    return out
+
+
 def _infer_forward(types, attributes):
     """As `attention`; also logsumexp f32[..., L]: +inf for a row that sees nothing."""
-    out = lookup("attention").infer(types, attributes)
+    out = _infer_attention(types, attributes)
     return TupleType((out, TensorType(f32, out.shape[:-1])))
 
 
@@ -28,7 +34,7 @@ def _infer_backward(types, attributes):
     """
     require_operands("attention_backward", types, 6, 7)
     grad, q, k, v, logsumexp, delta, *mask = types
-    out = lookup("attention").infer((q, k, v, *mask), attributes)
+    out = _infer_attention((q, k, v, *mask), attributes)
     lead = out.shape[:-2]
     if grad.shape != out.shape or any(t.shape[:-2] != lead for t in (q, k, v)):
         raise ShapeError(f"the gradients of attention of {q}, {k}, {v} from {grad}: sizes do not fit")
