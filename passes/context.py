@@ -34,7 +34,7 @@ class PassTarget(Protocol):
         ...
 
     def winograd_sizes(self, convolution: Node) -> tuple[int, ...] | None:
-        """Results of a tile, along each dimension, by which Winograd's algorithm pays for a plain convolution; None if it does not."""
+        """Results of a tile, along each dimension, with which Winograd's algorithm pays for a plain convolution; None if none."""
         ...
 
 

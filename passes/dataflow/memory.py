@@ -20,7 +20,7 @@ from dlcompiler.ir.expression import Evaluator
 from dlcompiler.ir.graph import Graph, Node
 from dlcompiler.ir.ops import Trait
 from dlcompiler.ir.program import Placement, Program, Slot
-from dlcompiler.ir.types import TensorType
+from dlcompiler.ir.types import TensorType, TupleType
 
 ALIGNMENT = 64
 # How often placements may look at a slot or at a pair alive together, for each slot and in all; about 0.3 us each.
@@ -118,8 +118,8 @@ def eager_peak(graph: Graph, bindings: Mapping[str, int]) -> int:
 
 
 def _result_bytes(node: Node, number: Evaluator) -> int:
-    types = (node.type,) if isinstance(node.type, TensorType) else node.type.elements
-    return sum(number(type.bytes) for type in types if type is not None)
+    types = node.type.elements if isinstance(node.type, TupleType) else (node.type,)
+    return sum(number(type.bytes) for type in types if isinstance(type, TensorType))
 
 
 def largest_live_sum(intervals: Sequence[Interval]) -> int:

@@ -20,7 +20,7 @@ from dlcompiler.ir.graph import Builder, Graph, Node
 from dlcompiler.ir.kernel import Buffer, Kernel
 from dlcompiler.ir.ops import Trait, lookup
 from dlcompiler.ir.ops.view import view_strides
-from dlcompiler.ir.types import TensorType, TupleType, contiguous_strides
+from dlcompiler.ir.types import HostType, TensorType, TupleType, contiguous_strides
 from dlcompiler.ir.winograd import transform_panels
 from dlcompiler.passes.block.fuse import Fusion, Group, fixed_buffers, fuse, is_grouped
 from dlcompiler.passes.block.lower import lower_group
@@ -268,10 +268,10 @@ class _Planner:
         taken = {user.attributes["index"]: user for user in self.graph.users[node]}
         return tuple(self._result(node, k, element, taken.get(k)) for k, element in enumerate(node.type.elements))
 
-    def _result(self, node: Node, index: int, element: TensorType | None, taken: Node | None) -> P.View | None:
+    def _result(self, node: Node, index: int, element: TensorType | HostType | None, taken: Node | None) -> P.View | None:
         if taken is not None:
             return self.slot(taken).view()
-        if node.has(Trait.EXTERN) or element is None:
+        if node.has(Trait.EXTERN) or not isinstance(element, TensorType):
             return None
         return self._scratch(f"{node.name}.unused{index}", element)
 

@@ -43,9 +43,9 @@ class _Search:
         for number, step in enumerate(program.steps):
             for view in step.reads:
                 self.readers.setdefault(view.slot, []).append(number)
-            for view in step.writes:
-                if view is not None:
-                    self.writers.setdefault(view.slot, []).append(number)
+            for written in step.writes:
+                if written is not None:
+                    self.writers.setdefault(written.slot, []).append(number)
         self.next: list[list[int]] = [[] for _ in program.steps]
         for number, earlier in enumerate(dependencies(program)):
             for k in earlier:

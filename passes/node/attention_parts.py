@@ -10,7 +10,10 @@ Flash-Decoding for long-context inference, 2023.)
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+from dlcompiler.ir.expression import known
 from dlcompiler.ir.graph import Graph, Node
 from dlcompiler.ir.types import f32
 from dlcompiler.passes.context import Context
@@ -56,12 +59,12 @@ def _parts(node: Node, wanted: int) -> int:
     seen = node.inputs[1].shape[-2]
     if node.attributes["causal"] or not all(isinstance(size, int) for size in (*lead, length, seen)):
         return 1
-    heads = int(np.prod(lead[: _place(node)], dtype=np.int64))
-    rows = length * int(np.prod(lead[_place(node) :], dtype=np.int64))
+    heads = math.prod(known(size) for size in lead[: _place(node)])
+    rows = known(length) * math.prod(known(size) for size in lead[_place(node) :])
     if rows > FEW_ROWS or not heads:
         return 1
-    parts = 1
-    while parts * heads < wanted and seen % (2 * parts) == 0 and seen // (2 * parts) >= SHORTEST_PART:
+    parts, keys = 1, known(seen)
+    while parts * heads < wanted and keys % (2 * parts) == 0 and keys // (2 * parts) >= SHORTEST_PART:
         parts *= 2
     return parts
 

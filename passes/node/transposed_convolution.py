@@ -11,6 +11,8 @@ its own way with transposed ones.
 
 from __future__ import annotations
 
+import math
+
 from dlcompiler.ir.expression import product
 from dlcompiler.ir.graph import Graph, Node
 from dlcompiler.ir.ops import Trait
@@ -37,10 +39,10 @@ def transposed_convolution(b: GraphRewriter, node: Node) -> Node | None:
             return None
     if not all(isinstance(size, int) for size in (*x.shape[1:], *node.shape[1:], *weight.shape)) or 0 in (*x.shape, *node.shape):
         return None
-    strides, padding, taps, groups = a["strides"], a["padding"], weight.shape[2:], a["groups"]
+    strides, padding, taps, groups = a["strides"], a["padding"], weight.tensor.known_shape[2:], a["groups"]
     spatial = range(len(taps))
     each = [-(-k // s) for k, s in zip(taps, strides)]  # taps of one phase
-    used = product(taps) / product(m * s for m, s in zip(each, strides))
+    used = math.prod(taps) / math.prod(m * s for m, s in zip(each, strides))
     first = [p // s for p, s in zip(padding, strides)]  # the least q that is needed
     pad = [m - 1 - q for m, q in zip(each, first)]
     counts = [n + 2 * p - m + 1 for n, p, m in zip(x.shape[2:], pad, each)]
@@ -49,7 +51,7 @@ def transposed_convolution(b: GraphRewriter, node: Node) -> Node | None:
     if used < MOST_ZEROS or min(pad) < 0 or not reaches:
         return None
     channels_in, channels = weight.shape[0] // groups, weight.shape[1]
-    phases = product(strides)
+    phases = math.prod(strides)
     high = (0, 0, *(m * s - k for m, s, k in zip(each, strides, taps)))
     whole = b.pad(weight, low=(0,) * len(high), high=high, value=0.0) if any(high) else weight
     # [groups, C, O, (taps of a phase, phase)...] --> [groups, phases..., O, C, taps of a phase...]
