@@ -333,7 +333,9 @@ def schedule_kernel(kernel: K.Kernel, vector_bytes: int, cache_bytes: int = 1 <<
         if turned is not None and lanes > 1:
             unroll, unroll_axis = lanes, turned
     rows = tuple(a for a in order if a not in reduced and a != vector)
-    inner = tuple(a for a in order if a in reduced and a != vector) + ((vector,) if vector is not None and vector in reduced else ())
+    inner = tuple(a for a in order if a in reduced and a != vector)
+    if vector is not None and vector in reduced:
+        inner = (*inner, vector)
     if vector is not None and unroll_axis == vector:
         unroll = max(1, min(unroll, -(-size_estimate(axes[vector]) // lanes)))
     block = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dlcompiler.codegen.choices import Answer, Choices, Question
 from dlcompiler.ir.errors import OptionError, UnsupportedError
+from dlcompiler.ir.expression import known
 from dlcompiler.ir.scalar import SCALARS
 from dlcompiler.ir.types import DType, TensorType, compute_dtype
 
@@ -124,12 +125,13 @@ class Target:
 
         if self.kind != "cpu":
             return None
-        (columns, channels, *taps), (batch, _, *results) = convolution.inputs[1].shape, convolution.shape
-        sizes = (*taps, *results, channels, columns)
-        if not all(isinstance(size, int) for size in sizes):
+        weight, (batch, _, *results) = convolution.inputs[1].tensor, convolution.shape
+        if not weight.is_static or not all(isinstance(size, int) for size in results):
             return None
+        columns, channels, *taps = weight.known_shape
         images = batch if isinstance(batch, int) else 1
-        return choose_sizes(Convolution(images, tuple(results), tuple(taps), channels, columns), machine_of(self).tiles)
+        found = Convolution(images, tuple(known(size) for size in results), tuple(taps), channels, columns)
+        return choose_sizes(found, machine_of(self).tiles)
 
     def winograd_width(self, kernel: Kernel, fixed: Set[Buffer], sizes: tuple[int, ...]) -> int | None:
         """How wide panels should be for that; None where this target does not compute the kernel so."""

@@ -20,7 +20,7 @@ from dlcompiler.codegen.contraction import GRAIN_PRODUCTS, LATENCY, TileMachine,
 from dlcompiler.codegen.schedule import Access, Schedule, merge_axes, size_estimate
 from dlcompiler.ir import kernel as K
 from dlcompiler.ir.contraction import Contraction, find_contraction, loads_under, offset_of, pack_columns
-from dlcompiler.ir.expression import Dim, floor_div, linear_coefficients, product, symbol
+from dlcompiler.ir.expression import Dim, floor_div, known, linear_coefficients, product, symbol
 from dlcompiler.ir.types import DTYPES
 from dlcompiler.ir.winograd import POINTS, Transforms, Window, find_windows, transform_panels, transforms
 
@@ -86,16 +86,16 @@ class WinogradSchedule:
     @property
     def positions(self) -> int:
         """Multiplications of a tile, for each channel and column."""
-        return product(t.positions for t in self.transforms)
+        return math.prod(t.positions for t in self.transforms)
 
     @property
     def counts(self) -> tuple[int, ...]:
         """Tiles along each window."""
-        return tuple(-(-self.axes[w.axis] // size) for w, size in zip(self.windows, self.sizes))
+        return tuple(-(-known(self.axes[w.axis]) // size) for w, size in zip(self.windows, self.sizes))
 
     @property
     def tiles(self) -> Dim:
-        return product(self.axes[a] for a in self.outer) * product(self.counts)
+        return product(self.axes[a] for a in self.outer) * math.prod(self.counts)
 
     @property
     def blocks(self) -> Dim:
@@ -103,7 +103,7 @@ class WinogradSchedule:
 
     @property
     def panels(self) -> int:
-        return -(-self.axes[self.column] // self.width)
+        return -(-known(self.axes[self.column]) // self.width)
 
     @property
     def work(self) -> Dim:
@@ -212,7 +212,7 @@ def _tiles(kernel: K.Kernel, found: Contraction, windows: Sequence[Window], size
 
 def _positions(kernel: K.Kernel, windows: Sequence[Window], sizes: Sequence[int]) -> int:
     """Multiplications of a tile."""
-    return product(size + kernel.extents[w.tap] - 1 for w, size in zip(windows, sizes))
+    return math.prod(size + known(kernel.extents[w.tap]) - 1 for w, size in zip(windows, sizes))
 
 
 def transforms_missing(size: int, taps: Dim) -> bool:
@@ -240,8 +240,8 @@ def schedule_winograd(kernel: K.Kernel, machine: TileMachine) -> WinogradSchedul
         return None
     if not isinstance(channels, int) or channels % lanes or any(load.stride(w.axis) != load.stride(w.tap) for w in windows):
         return None
-    known = {found.load: load, found.columns: Access(found.packed, 0, None)}
-    axes, merged = merge_axes(kernel, known, keep=frozenset(kernel.extents))
+    of_loads = {found.load: load, found.packed: Access(found.packed, 0, None)}
+    axes, merged = merge_axes(kernel, of_loads, keep=frozenset(kernel.extents))
     accesses = {access.statement: access for access in merged}
     matrices = tuple(transforms(size, axes[w.tap]) for w, size in zip(windows, sizes))
     positions = _positions(kernel, windows, sizes)
@@ -252,7 +252,7 @@ def schedule_winograd(kernel: K.Kernel, machine: TileMachine) -> WinogradSchedul
     if blocking is None:
         return None
     shape = (*(axes[w.axis] for w in windows), columns)
-    strides = [width * product(sizes[k + 1 :]) for k in range(len(sizes))]
+    strides = [width * math.prod(sizes[k + 1 :]) for k in range(len(sizes))]
     sums = K.Buffer("sums", found.reduce.dtype, shape, (*strides, 1))
     place = (*(symbol(w.axis) for w in windows), symbol(found.vector))
     finishing, finish = finishing_kernel(
@@ -311,8 +311,8 @@ def choose_sizes(convolution: Convolution, machine: TileMachine) -> tuple[int, .
 
 
 def _direct_cycles(c: Convolution, machine: TileMachine) -> float:
-    products = c.batch * product(c.results) * product(c.taps) * c.channels * c.columns
-    return _with_weights(products / _lanes(machine) / DIRECT_SPEED / machine.cores, product(c.taps), c)
+    products = c.batch * math.prod(c.results) * math.prod(c.taps) * c.channels * c.columns
+    return _with_weights(products / _lanes(machine) / DIRECT_SPEED / machine.cores, math.prod(c.taps), c)
 
 
 def _with_weights(cycles: float, positions: int, c: Convolution) -> float:
@@ -324,12 +324,12 @@ def _with_weights(cycles: float, positions: int, c: Convolution) -> float:
 def _cycles(c: Convolution, sizes: tuple[int, ...], machine: TileMachine) -> float:
     """Cycles of all cores together, from transforms, products, and the weights that have to be read."""
     lanes = _lanes(machine)
-    tiles = c.batch * product(-(-count // size) for count, size in zip(c.results, sizes))
-    positions = product(size + taps - 1 for size, taps in zip(sizes, c.taps))
+    tiles = c.batch * math.prod(-(-count // size) for count, size in zip(c.results, sizes))
+    positions = math.prod(size + taps - 1 for size, taps in zip(sizes, c.taps))
     blocking = choose_blocking(tiles, positions, c.channels, c.columns, machine)
     if blocking is None:
         return math.inf
     # loads, stores and additions of one tile for one vector of channels, and of columns; measured
     forward = tiles * c.channels / lanes * positions * 6.0
-    back = tiles * c.columns / lanes * (positions * 4.5 + product(sizes) * 5.0)
+    back = tiles * c.columns / lanes * (positions * 4.5 + math.prod(sizes) * 5.0)
     return _with_weights((blocking.cycles + forward + back) / machine.cores, positions, c)

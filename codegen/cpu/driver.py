@@ -12,7 +12,7 @@ threads of the OpenMP pool that torch uses, in one parallel region for the whole
 Each part of a step has a thread of its own, so that parts may wait for each other (routines/recurrent.py does).
 
 `int64_t unchanged(void **bytes, char *values, int64_t count)` is 1 where `*bytes[k] == values[k]` for every k < count, else 0.
-`void touch(void *memory, int64_t bytes)` makes the system provide that memory and changes nothing in it, whoever else writes there.
+`void touch(void *memory, int64_t bytes)` makes the system provide that memory, and changes nothing there, whoever else writes.
 """
 
 from __future__ import annotations

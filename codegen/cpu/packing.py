@@ -11,6 +11,7 @@ loop to be quick; a work item here is all of a panel at one point of the axes ou
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from dlcompiler.codegen.cpu.emitter import Emitter, Value
 from dlcompiler.codegen.cpu.indexing import IndexWriter, Number
@@ -231,6 +232,9 @@ class PackingWriter:
             assert total is not None
             e.store(total, self._place(column.index, group.index), 0, alignment=self.size)
 
+    def _number(self, column: Number, group: Number, place: int, kind: str) -> list[Value]:
+        return [self.e.load(self._from(column, group, place), 0, kind)]
+
     def _numbers(self, column: Number, end: Number, group: Number, last: Number) -> None:
         """Some columns of some groups, one number after the other; zeros beyond the edges."""
         e, depth, kind = self.e, self.packing.depth, f"i{8 * self.size}"
@@ -240,5 +244,5 @@ class PackingWriter:
             for place in range(depth):
                 position = self.index.plus(self.index.times(j.index, depth), place)
                 holds = e.bit_and(inside, e.compare("lt", self._value(position), self.positions))
-                (number,) = e.if_else(holds, lambda r=place: [e.load(self._from(q.index, j.index, r), 0, kind)], lambda: [zero])
+                (number,) = e.if_else(holds, partial(self._number, q.index, j.index, place, kind), lambda: [zero])
                 e.store(number, self._place(q.index, j.index), place)

@@ -15,6 +15,7 @@ The last part is written by `KernelWriter`, as every kernel is, from a kernel th
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -24,7 +25,7 @@ from dlcompiler.codegen.cpu.machine import Machine
 from dlcompiler.codegen.cpu.writer import KernelWriter
 from dlcompiler.codegen.winograd import WinogradSchedule
 from dlcompiler.ir import kernel as K
-from dlcompiler.ir.expression import Dim, product, substitute
+from dlcompiler.ir.expression import Dim, known, substitute
 from dlcompiler.ir.winograd import Matrix
 
 ELEMENT = "f32"
@@ -114,7 +115,7 @@ class WinogradWriter:
             self.input_plane = block * schedule.input_row + schedule.lanes
             self.inputs = e.scratch(ELEMENT, positions * self.input_plane)
             self.products = e.scratch(ELEMENT, positions * schedule.product_plane)
-            self.sums = e.scratch(ELEMENT, product(schedule.sizes) * schedule.width)
+            self.sums = e.scratch(ELEMENT, math.prod(schedule.sizes) * schedule.width)
             self.places = e.scratch("i64", positions)
             self.zeros = e.scratch(ELEMENT, schedule.channels)
             with e.for_loop(0, schedule.channels, schedule.lanes) as loop:
@@ -164,8 +165,9 @@ class WinogradWriter:
                 rest = e.div(rest, size)
         firsts = []
         for window, size in zip(schedule.windows, schedule.sizes):
-            axes[window.axis] = self._value(self.index.times(axes[window.axis], size))
-            firsts.append(axes[window.axis])
+            first = self._value(self.index.times(axes[window.axis], size))
+            axes[window.axis] = first
+            firsts.append(first)
         return firsts
 
     def _leave_tile(self) -> None:
@@ -205,7 +207,7 @@ class WinogradWriter:
             start = window.start
             if limit is None:
                 # what is read for results that exist is there; what would be for others need not be
-                limit, start = schedule.axes[window.axis] + schedule.axes[window.tap] - 1, 0
+                limit, start = known(schedule.axes[window.axis]) + known(schedule.axes[window.tap]) - 1, 0
             places = [e.add(first, start + k) for k in range(matrices.positions)]
             inside.append([e.compare("ult", place, self._value(self.index.write(limit))) for place in places])
             step = self.index.write(schedule.rows_access.stride(window.axis) or 0)

@@ -189,15 +189,15 @@ class KernelWriter:
         `rows`: each axis with its first value and how many there are, outermost first. What is the same for all rows is computed
         once. Beyond the vector axis' end nothing is done.
         """
-        e, schedule = self.e, self.schedule
+        e, schedule, axis = self.e, self.schedule, self.schedule.lane_axis
         width = vectors * schedule.lanes
-        extent = schedule.axes[schedule.vector]
+        extent = schedule.axes[axis]
         self.scopes.append({})
         if isinstance(extent, int) and extent % width == 0:
             first = begin if isinstance(begin, Value) else e.constant(begin, "i64")
-            self._enter(schedule.vector, begin, Lanes(vectors, schedule.lanes, first))
+            self._enter(axis, begin, Lanes(vectors, schedule.lanes, first))
             self._tile_rows(rows)
-            self._leave(schedule.vector)
+            self._leave(axis)
             self.lanes = Lanes(1, 0)
         else:
             past = self.index.plus(begin, width)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from dlcompiler.codegen.gpu.contraction_schedule import RATES
 from dlcompiler.codegen.gpu.device import Device
@@ -15,7 +16,7 @@ from dlcompiler.codegen.gpu.schedule import NARROW_LIMIT, ceiling, power_of_two
 from dlcompiler.codegen.gpu.triton_writer import TritonKernel
 from dlcompiler.codegen.schedule import size_estimate
 from dlcompiler.ir import kernel as K
-from dlcompiler.ir.expression import Dim, product
+from dlcompiler.ir.expression import Dim, known, product
 from dlcompiler.ir.graph import Node
 from dlcompiler.ir.program import RoutineCall, View
 from dlcompiler.ir.types import DType, bf16, f16, f32
@@ -67,7 +68,7 @@ class Problem:
     @property
     def narrow(self) -> bool:
         """Whether every distance in elements fits 32 bits; sizes not known now count as large."""
-        return all(_reach(b) is not None and _reach(b) < NARROW_LIMIT // 2 for b in self.buffers)
+        return all(reach is not None and reach < NARROW_LIMIT // 2 for reach in map(_reach, self.buffers))
 
     @property
     def parameters(self) -> K.Kernel:
@@ -87,7 +88,7 @@ class Problem:
 def _reach(buffer: K.Buffer) -> int | None:
     if not all(isinstance(d, int) for d in (*buffer.shape, *buffer.strides)):
         return None
-    return 1 + sum(abs(s) * max(n - 1, 0) for n, s in zip(buffer.shape, buffer.strides))
+    return 1 + sum(abs(known(s)) * max(known(n) - 1, 0) for n, s in zip(buffer.shape, buffer.strides))
 
 
 def strided(name: str, view: View, lead: tuple[Dim, ...]) -> Strided:
@@ -101,7 +102,7 @@ def strided(name: str, view: View, lead: tuple[Dim, ...]) -> Strided:
     return Strided(name, view.dtype, tuple(steps[: len(lead)]), rest[0], rest[1] if has_columns else 0)
 
 
-def buffer(name: str, view: View, role: str) -> K.Buffer:
+def buffer(name: str, view: View, role: Literal["in", "out"]) -> K.Buffer:
     """A parameter."""
     return K.Buffer(name, view.dtype, view.shape, view.strides, role)
 
@@ -154,8 +155,8 @@ def applies(node: Node) -> bool:
     query, value = operands["query"], operands["value"]
     mask = [operands["mask"]] if "mask" in operands else []
     sizes = (query.shape[-1], value.shape[-1])
-    known = all(isinstance(size, int) and 0 < size <= WIDEST for size in sizes)
-    return known and query.dtype in (f32, f16, bf16) and all(m.rank > 0 for m in mask)
+    fits = all(isinstance(size, int) and 0 < size <= WIDEST for size in sizes)
+    return fits and query.dtype in (f32, f16, bf16) and all(m.rank > 0 for m in mask)
 
 
 # -- schedules -----------------------------------------------------------------------------------------------------------------

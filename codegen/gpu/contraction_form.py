@@ -45,7 +45,7 @@ class Form:
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     summed: tuple[str, ...]
-    accesses: dict[K.Load | K.Store, Access]
+    accesses: dict[object, Access]
 
     def size(self, names: tuple[str, ...]) -> Dim:
         """Points of several axes."""
@@ -93,7 +93,7 @@ def _look_for_form(kernel: K.Kernel) -> Form | None:
     if any(load.indirect for load in loads_under(times)):
         return None
     axes, accesses = _simple_accesses(kernel)
-    merged = {a.statement: a for a in accesses}
+    merged: dict[object, Access] = {a.statement: a for a in accesses}
     left, right = _in_order(kernel, first, second, merged)
     of_left, of_right = axes_of[left] & outer & axes.keys(), axes_of[right] & outer & axes.keys()
     order = _memory_order(kernel, axes, merged)
@@ -169,12 +169,12 @@ def _narrowed(value: K.Value, dtype: DType) -> K.Value | None:
             return inner
         case K.Compute(op="where"):
             condition, inside, outside = value.inputs
-            inner = _narrowed(inside, dtype)
-            if inner is None or not _is_zero(outside):
+            number = _narrowed(inside, dtype)
+            if number is None or not _is_zero(outside):
                 return None
-            if _is_masked_alike(condition, inner):
-                return inner
-            return K.Compute(dtype, "where", (condition, inner, K.Constant(dtype, 0.0)))
+            if _is_masked_alike(condition, number):
+                return number
+            return K.Compute(dtype, "where", (condition, number, K.Constant(dtype, 0.0)))
     return None
 
 
