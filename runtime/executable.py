@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from dlcompiler.ir.errors import InputError, LaunchError
-from dlcompiler.ir.program import Placement, Program
+from dlcompiler.ir.program import Code, Placement, Program
 from dlcompiler.runtime.binding import Binder
 from dlcompiler.runtime.frame import Frame
 from dlcompiler.runtime.inputs import adapt, describe_mismatch
@@ -42,8 +42,8 @@ class Executable:
     """
 
     def __init__(self, program: Program, place: Place | None = None, *, pack_constants: bool = True) -> None:
-        if program.code is None:
-            raise LaunchError(f"program {program.name} has no code")
+        if not isinstance(program.code, Code):
+            raise LaunchError(f"program {program.name} has no code for a CPU")
         if program.placement is None and place is None:
             raise LaunchError(f"program {program.name} has no memory plan and nothing to make one")
         self.program = program

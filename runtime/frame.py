@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from dlcompiler.ir.errors import LaunchError
-from dlcompiler.runtime.plan import ALIGNMENT, ARENA, Aten, Library, Plan, Run
+from dlcompiler.ir.program import AtenCall
+from dlcompiler.runtime.plan import ALIGNMENT, ARENA, Aten, LaunchRecord, Library, Plan, Run
 from dlcompiler.runtime.prepared import Copy, Fill
 from dlcompiler.runtime.tensors import empty_strided, same_layout, tensor_at
 from torch import Tensor
@@ -37,7 +38,8 @@ class Frame:
         with torch.inference_mode(False):
             self._memory = torch.empty(plan.placement.arena_bytes + ALIGNMENT, dtype=torch.uint8, device="cpu")
             self.arena = -(-self._memory.data_ptr() // ALIGNMENT) * ALIGNMENT
-            self.bases = (ctypes.c_int64 * max(plan.bases, 1))()
+            # an Array[c_int64]; typed so, it would take no list[int] for a slice
+            self.bases: Any = (ctypes.c_int64 * max(plan.bases, 1))()
             self._tables: list[np.ndarray] = []
             self.tensors: list[Any] = [None] * len(plan.places)
             self._make_fixed_tensors()
@@ -50,9 +52,14 @@ class Frame:
         self._sources = _sources(plan)
         self._copy: Copy | None = None
         self.driver: Driver = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(plan.shared.code.driver)
-        # for each section: the run's record in the driver's tables (0 for another section), itself, externs dropped after it
+        # for each section: a run's record in the driver's tables (else 0), a library's routine, a step of ATen; externs to drop
         self._steps = [
-            (self._table(section) if isinstance(section, Run) else 0, section, plan.dropped.get(k, ()))
+            (
+                self._table(section) if isinstance(section, Run) else 0,
+                section.routine if isinstance(section, Library) else None,
+                section if isinstance(section, Aten) else None,
+                plan.dropped.get(k, ()),
+            )
             for k, section in enumerate(plan.sections)
         ]
         # what fills prepared memory: its record in the driver's tables, its number, the inputs it is made from
@@ -81,8 +88,11 @@ class Frame:
         """Address of the run's record, for the driver."""
         launches = run.launches
         words = sum(len(r.words) for r in launches)
-        patched = [(k, word) for k, word in enumerate(w for r in launches for w in r.words)]
-        patches = [(k, word) for k, word in patched if word.base is not None and word.base >= 0]
+        patches = [
+            (k, word.base, word.value)
+            for k, word in enumerate(w for r in launches for w in r.words)
+            if word.base is not None and word.base >= 0
+        ]
         table = np.zeros(RUN_WORDS + STEP_WORDS * len(launches) + PATCH_WORDS * len(patches) + words, dtype=np.int64)
         self._tables.append(table)
         start = table.ctypes.data
@@ -110,10 +120,10 @@ class Frame:
             for word in record.words:
                 table[at] = word.value + (self.arena if word.base == ARENA else 0)
                 at += 1
-        for k, (position, word) in enumerate(patches):
+        for k, (position, base, value) in enumerate(patches):
             table[patch_list + PATCH_WORDS * k : patch_list + PATCH_WORDS * (k + 1)] = (
-                word.base,
-                word.value,
+                base,
+                value,
                 start + 8 * (first_word + position),
             )
         return start
@@ -201,12 +211,12 @@ class Frame:
     def run_steps(self, threads: int) -> None:
         """Run every step on at most so many threads; the addresses of inputs and outputs are set."""
         driver, tensors = self.driver, self.tensors
-        for address, section, dropped in self._steps:
+        for address, routine, section, dropped in self._steps:
             if address:
                 driver(address, threads)
-            elif type(section) is Library:
-                section.routine(tensors)
-            else:
+            elif routine is not None:
+                routine(tensors)
+            elif section is not None:
                 self._run_aten(section)
             for base in dropped:
                 del self.externs[base]
@@ -214,29 +224,24 @@ class Frame:
     def time_steps(self, threads: int) -> list[tuple[int, float]]:
         """As `run_steps`, one launch at a time: (step, seconds) for each."""
         times = []
-        for address, section, dropped in self._steps:
-            parts = [Run((record,)) for record in section.launches] if address else [section]
-            for part in parts:
-                table = self._single(part) if address else 0
-                start = perf_counter()
-                if table:
-                    self.driver(table, threads)
-                elif type(part) is Library:
-                    part.routine(self.tensors)
-                else:
-                    self._run_aten(part)
-                seconds = perf_counter() - start
-                times.append((part.launches[0].number if table else part.number, seconds))
-            for base in dropped:
+        for k, section in enumerate(self.plan.sections):
+            match section:
+                case Run():
+                    for record in section.launches:
+                        times.append((record.number, _seconds(self.driver, self._single(record), threads)))
+                case Library():
+                    times.append((section.number, _seconds(section.routine, self.tensors)))
+                case Aten():
+                    times.append((section.number, _seconds(self._run_aten, section)))
+            for base in self.plan.dropped.get(k, ()):
                 del self.externs[base]
         return times
 
-    def _single(self, run: Run) -> int:
+    def _single(self, record: LaunchRecord) -> int:
         """Address of the record of a run of one launch; made once."""
-        number = run.launches[0].number
-        if number not in self._singles:
-            self._singles[number] = self._table(run)
-        return self._singles[number]
+        if record.number not in self._singles:
+            self._singles[record.number] = self._table(Run((record,)))
+        return self._singles[record.number]
 
     def _run_aten(self, section: Aten) -> None:
         results = section.routine(self.tensors)
@@ -251,8 +256,9 @@ class Frame:
         plan = self.plan
         dtype, shape, strides = plan.externs[base - plan.first_extern]
         if not isinstance(result, Tensor) or result.shape != shape or result.dtype is not dtype:
-            target = plan.program.steps[section.number].target
-            raise LaunchError(f"{target} gave {_describe(result)} where {dtype}{list(shape)} was expected")
+            step = plan.program.steps[section.number]
+            assert isinstance(step, AtenCall)
+            raise LaunchError(f"{step.target} gave {_describe(result)} where {dtype}{list(shape)} was expected")
         storage = result.untyped_storage().data_ptr()
         is_view = any(self.tensors[k].untyped_storage().data_ptr() == storage for k in section.operands)
         if is_view or not same_layout(shape, result.stride(), strides) or result.is_neg() or result.is_conj():
@@ -270,10 +276,11 @@ def _sources(plan: Plan) -> Sources:
     if len(fixed) == len(plan.sources):
         held = fixed, tuple(tensor.data_ptr() for tensor in fixed)
         return lambda inputs, addresses: held
+    positions = [source for source in plan.sources if not isinstance(source, Tensor)]
     numbers = {position: number for number, position in enumerate(plan.tensor_inputs)}
     if not fixed and len(plan.sources) > 1:
-        tensors_of = operator.itemgetter(*plan.sources)
-        addresses_of = operator.itemgetter(*(numbers[s] for s in plan.sources))
+        tensors_of = operator.itemgetter(*positions)
+        addresses_of = operator.itemgetter(*(numbers[p] for p in positions))
         return lambda inputs, addresses: (tensors_of(inputs), addresses_of(addresses))
 
     def read(inputs: Sequence[Any], addresses: Sequence[int]) -> tuple[Sequence[Tensor], Sequence[int]]:
@@ -283,6 +290,12 @@ def _sources(plan: Plan) -> Sources:
         ]
 
     return read
+
+
+def _seconds(run: Callable[..., Any], *arguments: Any) -> float:
+    start = perf_counter()
+    run(*arguments)
+    return perf_counter() - start
 
 
 def _describe(value: Any) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from dlcompiler.ir.expression import known
 from dlcompiler.ir.program import Program
 from dlcompiler.runtime.tensors import torch_dtype
 from torch import Tensor
@@ -32,16 +33,16 @@ def example_inputs(program: Program, seed: int) -> list[Tensor]:
     generator = torch.Generator(device="cpu").manual_seed(seed)
     made = []
     for slot, node in zip(program.inputs, program.graph.inputs, strict=True):
-        assert slot is not None and all(isinstance(size, int) for size in (*slot.shape, *slot.strides)), slot
+        assert slot is not None
         dtype = torch_dtype(slot.dtype)
-        size = int(slot.elements)
+        size = known(slot.elements)
         if dtype.is_floating_point or dtype.is_complex:
-            fan_in = math.prod(node.shape[1:]) if node.attributes.get("parameter") else 1
+            fan_in = math.prod(node.tensor.known_shape[1:]) if node.attributes.get("parameter") else 1
             flat = torch.randn(size, generator=generator, dtype=torch.float32, device="cpu").div_(math.sqrt(max(fan_in, 1)))
             flat = flat.to(dtype)
         else:
             flat = torch.randint(0, 2, (size,), generator=generator, device="cpu").to(dtype)
-        made.append(flat.as_strided(slot.shape, slot.strides))
+        made.append(flat.as_strided([known(size) for size in slot.shape], [known(step) for step in slot.strides]))
     return made
 
 
