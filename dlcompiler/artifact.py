@@ -77,14 +77,13 @@ def save_artifact(path: str | os.PathLike[str], artifact: Artifact) -> None:
 
     def write(file: BinaryIO) -> None:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            members[GRAPH] = _add(archive, file, GRAPH, lambda out: out.write(text.encode()))
+            members[GRAPH] = _add_content(archive, file, GRAPH, text.encode())
             members[WEIGHTS] = _add(archive, file, WEIGHTS, lambda out: write_safetensors(out, weights))
             for arch, files in artifact.code.items():
                 for file_name, content in files.items():
                     name = f"code/{arch}/{file_name}"
-                    members[name] = _add(archive, file, name, lambda out, content=content: out.write(content))
-            manifest = json.dumps(_manifest(artifact, members), indent=1)
-            _add(archive, file, MANIFEST, lambda out: out.write(manifest.encode()))
+                    members[name] = _add_content(archive, file, name, content)
+            _add_content(archive, file, MANIFEST, json.dumps(_manifest(artifact, members), indent=1).encode())
 
     write_atomically(path, write)
 
@@ -139,6 +138,10 @@ def _add(archive: zipfile.ZipFile, file: BinaryIO, name: str, write: Callable[[A
     return {"sha256": digest.sha256.hexdigest(), "bytes": digest.bytes}
 
 
+def _add_content(archive: zipfile.ZipFile, file: BinaryIO, name: str, content: bytes) -> dict[str, Any]:
+    return _add(archive, file, name, lambda out: out.write(content))
+
+
 def load_artifact(path: str | os.PathLike[str]) -> Artifact:
     """Read and check an artefact. Weights are views of the mapped file.
 
@@ -160,7 +163,8 @@ def load_artifact(path: str | os.PathLike[str]) -> Artifact:
     except ZIP_ERRORS as error:
         raise InvalidModelError(f"{where} is no readable .dlc artefact ({error})", hint="compile the model again") from None
     weights = data[offset : offset + infos[WEIGHTS].file_size]
-    for name, content in ((GRAPH, text), (WEIGHTS, weights), *code.items()):
+    members: dict[str, bytes | memoryview] = {GRAPH: text, WEIGHTS: weights, **code}
+    for name, content in members.items():
         _check_digest(manifest, name, content, where)
     try:
         source = text.decode()

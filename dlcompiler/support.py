@@ -75,8 +75,8 @@ def of_onnx(nodes: Iterable[SeenNode], graph: Graph | None, parts: Parts | None)
     """Rows of an ONNX file's nodes. Without parts, since some node is not supported, the others are `supported`."""
     kinds: dict[str, str] = {}
     if graph is not None and parts is not None:
-        for node, kind in _all_kinds(graph, parts).items():
-            _note(kinds, node.location, kind)
+        for imported, kind in _all_kinds(graph, parts).items():
+            _note(kinds, imported.location, kind)
     seen = []
     for node in nodes:
         if node.problem is not None:

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from dlcompiler.frontends.onnx import SeenNode
 
 OPTION_FLAGS = (
-    "optimization_level", "disabled_passes", "fuel", "numerics", "dump_dir", "strict", "disable_cache", "tune_budget", "fix_batch",
+    "optimization_level", "disabled_passes", "fuel", "numerics", "dump_dir", "strict", "disable_cache", "tune_budget",
+    "fix_batch",
 )  # fmt: skip
 
 

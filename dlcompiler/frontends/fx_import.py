@@ -206,7 +206,8 @@ class Importer:
         if isinstance(self.meta, torch.SymFloat):
             expression = self.meta.node.expr
             if str(target) == "aten._local_scalar_dense.default" and expression.is_Symbol:
-                self.floats[expression.name] = self.cast(self.values[node.args[0]], f64)
+                (source,) = node.all_input_nodes
+                self.floats[expression.name] = self.cast(self.values[source], f64)
             return float_of_sizes(self, expression)
         if isinstance(self.meta, torch.SymBool | bool) or str(target) in _SIZE_CHECKS:
             return None

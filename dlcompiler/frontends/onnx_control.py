@@ -115,9 +115,8 @@ class ControlFlow:
             importer.b = outer
         return outputs if all(isinstance(o, Node) for o in outputs) else None
 
-    def _join(self, a: Node | ValueType, b: ValueType, general: set[Dim]) -> ValueType:
+    def _join(self, a: ValueType, b: ValueType, general: set[Dim]) -> ValueType:
         """A type that both values have. Sizes that differ become symbols; `general` holds those made so."""
-        a = a.type if isinstance(a, Node) else a  # type: ignore[assignment]
         if a == b:
             return b
         if isinstance(a, TensorType) and isinstance(b, TensorType):
@@ -177,7 +176,7 @@ class ControlFlow:
         captured = list(dict.fromkeys(n for region in regions for n in region.outside()))
         sizes = sorted(set().union(*(region.needed(captured) for region in regions)))
         general: set[Dim] = set()
-        types = [self._join(a, b.type, general) for a, b in zip(regions[0].outputs, regions[1].outputs)]
+        types = [self._join(_value_type(a), _value_type(b), general) for a, b in zip(regions[0].outputs, regions[1].outputs)]
         attributes = {name: region.close(captured, sizes) for name, region in zip(("then", "else"), regions)}
         operands = (self.importer.b.reshape(condition, shape=()), *captured, *self._sizes(sizes))
         return self._results("if", operands, attributes, self._outside(types, known))
@@ -199,7 +198,7 @@ class ControlFlow:
     def _loop(self, trips: Node, condition: Node, states: Sequence[Node], make) -> tuple[Node, ...] | None:
         importer = self.importer
         known = importer.b.known_symbols()
-        types: list[ValueType] = [state.type for state in states]  # type: ignore[misc]
+        types = [_value_type(state) for state in states]
         general: set[Dim] = set()
         for _ in range(MOST_ATTEMPTS):
             with importer.attempt() as attempt:
@@ -208,7 +207,7 @@ class ControlFlow:
                 outputs = make(builder, inputs)
                 if outputs is None:
                     return None
-                given = [o.type for o in outputs[1 : 1 + len(states)]]
+                given = [_value_type(o) for o in outputs[1 : 1 + len(states)]]
                 joined = [self._join(a, b, general) for a, b in zip(types, given)]
                 if joined == types:
                     break
@@ -312,6 +311,11 @@ def _axis(axis: int, rank: int) -> int:
     if not -rank <= axis < rank:
         raise InvalidModelError(f"Scan: axis {axis} is out of range for rank {rank}")
     return axis % rank
+
+
+def _value_type(value: Node) -> ValueType:
+    assert not isinstance(value.type, TupleType)
+    return value.type
 
 
 def _onnx_name(type: TensorType) -> str:

@@ -395,7 +395,7 @@ class _Importer:
             raise InvalidModelError(f"{self.shown}: {node.op_type}: {error.message}", location=location) from None
 
     def _described(self, node: NodeProto, domain: str, version: int, inputs: Iterable[Value]) -> str:
-        dtypes = [i.dtype.name if isinstance(i.type, TensorType) else i.type.name for i in inputs if isinstance(i, Node)]
+        dtypes = [i.type.name if isinstance(i.type, HostType) else i.dtype.name for i in inputs if isinstance(i, Node)]
         operator = f"{printable(node.op_type)} [{printable(domain) or 'ai.onnx'} {version}"
         return f"{operator}{', ' if dtypes else ''}{' '.join(dtypes)}]"
 

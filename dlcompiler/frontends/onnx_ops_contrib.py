@@ -8,6 +8,7 @@ from __future__ import annotations
 from dlcompiler.frontends.onnx_ops_activation import formula
 from dlcompiler.frontends.onnx_ops_contraction import matrix_product
 from dlcompiler.frontends.onnx_registry import Call, operator
+from dlcompiler.ir.expression import Dim
 from dlcompiler.ir.graph import Node
 from dlcompiler.ir.types import i32, i64, u8
 
@@ -157,7 +158,7 @@ def positions_of(call: Call, given: Node, batch, length) -> Node:
     return call.cast(given, i64)
 
 
-def rotated(call: Call, x: Node, cos: Node, sin: Node, at: Node, width: int, interleaved: bool) -> Node:
+def rotated(call: Call, x: Node, cos: Node, sin: Node, at: Node, width: Dim, interleaved: bool) -> Node:
     """[batch, heads, length, size], the first `width` numbers of each head turned; `at` are positions [batch or 1, length]."""
     last = 3
     size = x.shape[last]

@@ -87,8 +87,11 @@ def _padding(call: Call, mask: _Mask, given: Node, batch: Dim, keys: Dim) -> Non
 
 def _attend(call: Call, q: Node, k: Node, v: Node, mask: _Mask, causal: bool) -> Node:
     """[batch, heads, queries, size] of the result. Causal masks end at the last key."""
-    size = q.shape[-1]
-    scale = call.attribute("scale", 0.0) or 1 / math.sqrt(size)
+    size, scale = q.shape[-1], call.attribute("scale", 0.0)
+    if not scale:
+        if not isinstance(size, int):
+            call.unsupported(f"heads of unknown size, {q.type}")
+        scale = 1 / math.sqrt(size)
     same = q.shape[-2] == k.shape[-2]
     if causal and not same:
         mask.hide(_not_later(call, q.shape[-2], k.shape[-2]))
@@ -111,7 +114,8 @@ def packed_attention(call: Call) -> tuple[Node | None, ...]:
     packed = packed if bias is None else call.b.add(packed, bias)
     hidden = weights.shape[1]
     sizes = call.attribute("qkv_hidden_sizes") or (hidden // 3,) * 3
-    parts, start = [], 0
+    parts: list[Node] = []
+    start: Dim = 0
     for size in sizes:
         parts.append(_split(call, call.slice(packed, 2, start, start + size), heads))
         start += size

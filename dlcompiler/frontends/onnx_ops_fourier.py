@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from dlcompiler.frontends.onnx_registry import Call, element_type, operator
+from dlcompiler.ir.expression import known
 from dlcompiler.ir.graph import Node
 from dlcompiler.ir.types import f64
 
@@ -29,7 +30,7 @@ def transform(call: Call, real: Node, imaginary: Node | None, bins: int, length:
     """The first `bins` of the transform of [..., n] numbers, of which `length` count (zeros behind): real, imaginary."""
     if length > LONGEST:
         call.unsupported(f"a transform of {length} numbers")
-    used = min(length, int(real.shape[-1]))  # type: ignore[call-overload]
+    used = min(length, known(real.shape[-1]))
     last = real.tensor.rank - 1
     cos, sin = _matrices(used, bins, length, inverse, real.dtype.numpy)
     real = call.slice(real, last, 0, used)
@@ -49,7 +50,7 @@ def _parts(call: Call, x: Node) -> tuple[Node, Node | None]:
     width = x.shape[last]
     if width not in (1, 2):
         call.misfit(f"{x.type} is neither real nor complex")
-    parts = [call.reshape(call.slice(x, last, k, k + 1), x.shape[:last]) for k in range(int(width))]
+    parts = [call.reshape(call.slice(x, last, k, k + 1), x.shape[:last]) for k in range(known(width))]
     return parts[0], parts[1] if width == 2 else None
 
 
@@ -89,7 +90,7 @@ def _from_half(call: Call, real: Node, imaginary: Node | None, length: int) -> N
     """The real numbers whose transform begins with these: the other half is its mirror image."""
     if length > LONGEST:
         call.unsupported(f"a transform of {length} numbers")
-    used = min(length // 2 + 1, int(real.shape[-1]))  # type: ignore[call-overload]
+    used = min(length // 2 + 1, known(real.shape[-1]))
     last = real.tensor.rank - 1
     cos, sin = _matrices(used, length, length, True, real.dtype.numpy)
     twice = np.full((used, 1), 2.0)

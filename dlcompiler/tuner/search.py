@@ -23,7 +23,7 @@ from dlcompiler.codegen import emit
 from dlcompiler.codegen.choices import ONE_THREAD, Answer, Choices, Question, show_answer
 from dlcompiler.codegen.target import Target
 from dlcompiler.ir.errors import LaunchError, UnsupportedError
-from dlcompiler.ir.expression import product
+from dlcompiler.ir.expression import known, product
 from dlcompiler.ir.graph import Graph
 from dlcompiler.ir.program import Launch, Program
 from dlcompiler.options import Options
@@ -109,7 +109,8 @@ class Search:
         program = self.base.executable.program
         weights = [n for n, node in enumerate(self.graph.inputs) if node.attributes.get("parameter")]
         first = example_inputs(program, 0)
-        size = sum(int(program.inputs[n].bytes) for n in weights)
+        slots = [program.inputs[n] for n in weights]
+        size = sum(known(slot.bytes) for slot in slots if slot is not None)
         sets = min(max(-(-WEIGHT_BYTES // size), 1), WEIGHT_SETS) if size else 1
         self._inputs = [first]
         for seed in range(1, sets):

@@ -97,8 +97,8 @@ def build(name: str) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
     if name == "whisper-encoder":
         config = transformers.WhisperConfig(
             vocab_size=VOCABULARY, d_model=WIDTH, encoder_layers=2, decoder_layers=1, encoder_attention_heads=4,
-            decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=64, num_mel_bins=8, max_source_positions=20, pad_token_id=0,
-            bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+            decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=64, num_mel_bins=8, max_source_positions=20,
+            pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
         )  # fmt: skip
         return First(transformers.WhisperModel(config).encoder.eval(), "input_features"), (torch.randn(1, 8, 40),)
     config_class, model_class, settings = {**TEXT, **PICTURES}[name]
