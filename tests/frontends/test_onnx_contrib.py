@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from onnx import helper
+from dlcompiler.ir.errors import UnsupportedError
+from onnx import TensorProto, helper
 
 from dlcompiler.frontends.onnx import import_onnx
 from dlcompiler.reference import run_reference
@@ -133,3 +134,16 @@ def test_matmul_n_bits(bits):
     check("MatMulNBits", [floats(3, inner), packed, scales], tolerance=1e-3, **settings)
     zeros = integers(0, 256, columns * -(-blocks * bits // 8), dtype=np.uint8)
     check("MatMulNBits", [floats(3, inner), packed, scales, zeros], tolerance=1e-3, **settings)
+
+
+def test_heads_of_unknown_size_need_a_scale():
+    def model(**attributes):
+        node = helper.make_node("MultiHeadAttention", ["x"], ["y"], domain="com.microsoft", num_heads=2, **attributes)
+        packed = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4, 2, 3, "size"])
+        graph = helper.make_graph([node], "attention", [packed], [helper.make_empty_tensor_value_info("y")])
+        imports = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+        return helper.make_model(graph, opset_imports=imports, ir_version=8)
+
+    with pytest.raises(UnsupportedError, match="heads of unknown size, f32"):
+        import_onnx(model())
+    import_onnx(model(scale=0.5))
