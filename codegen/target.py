@@ -22,14 +22,14 @@ GPU_ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_
 
 # Ops that a library runs whole on each kind of target; everything else becomes kernels of our own.
 LIBRARY_OPS = {
-    "cpu": frozenset({"matmul", "linear", "convolution", "attention", "scan"}),
+    "cpu": frozenset({"matmul", "linear", "block_linear", "convolution", "attention", "scan"}),
     "cuda": frozenset({
         "matmul", "linear", "convolution", "attention", "attention_with_logsumexp", "attention_backward", "lstm", "gru", "rnn",
         "scan",
     }),
 }  # fmt: skip
 # Of these those that no library has: they are written out where no kernel of ours applies.
-ROUTINES_ALONE = frozenset({"attention_with_logsumexp", "attention_backward"})
+ROUTINES_ALONE = frozenset({"block_linear", "attention_with_logsumexp", "attention_backward"})
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class Target:
         routine = find_routine(node, machine)
         if routine is None:
             return None
-        if self.choices is not None and node.op.name in self.library_ops:
+        if self.choices is not None and node.op.name in self.library_ops - ROUTINES_ALONE:
             if self.choices.ask("path", node).get("path") == "library":
                 return None
         return routine.scratch(node, machine)

@@ -10,7 +10,8 @@ from dlcompiler.frontends.onnx_ops_contraction import matrix_product
 from dlcompiler.frontends.onnx_registry import Call, operator
 from dlcompiler.ir.expression import Dim
 from dlcompiler.ir.graph import Node
-from dlcompiler.ir.types import i32, i64, u8
+from dlcompiler.ir.ops.block_scaled import unpack_bits
+from dlcompiler.ir.types import f32, i32, i64, u8
 
 MICROSOFT = "com.microsoft"
 
@@ -186,40 +187,33 @@ def rotated(call: Call, x: Node, cos: Node, sin: Node, at: Node, width: Dim, int
 
 @operator("MatMulNBits", domain=MICROSOFT)
 def matmul_n_bits(call: Call) -> Node:
-    """a @ dequantised(b).T + bias. `b` [N, blocks, bytes] holds 2, 4 or 8 bit numbers, the first in the lowest bits of a byte."""
-    a = call.require_rank(0, 1)
+    """a @ dequantised(b).T + bias. `b` [N, blocks, bytes] holds 2, 4 or 8 bit numbers, the first in the lowest bits of a byte.
+
+    Computed in float32. Zero points take their share off with the sums of `a` over each block: see `ir.ops.block_scaled`.
+    """
+    given = call.require_rank(0, 1)
     inner, columns, bits = (call.attribute(name) for name in ("K", "N", "bits"))
     bits, block = bits or 4, call.attribute("block_size")
-    if bits not in (2, 4, 8) or not block or call.get(4) is not None:
+    if bits not in (2, 4, 8) or not block or block * bits % 8 or call.get(4) is not None:
         call.unsupported(f"{bits} bits in blocks of {block}, or an order of groups")
     blocks = -(-inner // block)
-    codes = unpacked_bits(call, call[1], bits, (columns, blocks, block))
-    scales = call.reshape(call[2], (columns, blocks, 1))
-    wide = call.cast(codes, scales.dtype)
+    a = call.cast(given, f32)
+    if missing := blocks * block - inner:
+        none = (0,) * (a.tensor.rank - 1)
+        a = call.b.pad(a, low=(*none, 0), high=(*none, missing), value=0)
+    scales = call.cast(call.reshape(call[2], (columns, blocks)), f32)
+    codes = call.reshape(call[1], (columns, blocks * (block * bits // 8)))
+    result = call.b.block_linear(a, codes, scales, bits=bits, block=block, columns=columns)
     zero = call.get(3)
-    if zero is None:
-        wide = call.b.sub(wide, float(1 << (bits - 1)))
-    elif zero.dtype is u8:
-        held = -(-blocks * bits // 8) * 8 // bits
-        zeros = call.slice(unpacked_bits(call, zero, bits, (columns, held)), 1, 0, blocks)
-        wide = call.b.sub(wide, call.reshape(call.cast(zeros, scales.dtype), (columns, blocks, 1)))
-    else:
-        wide = call.b.sub(wide, call.reshape(zero, (columns, blocks, 1)))
-    weight = call.reshape(call.b.mul(wide, scales), (columns, blocks * block))
-    weight = call.cast(call.slice(weight, 1, 0, inner), a.dtype)
+    if zero is not None:
+        if zero.dtype is u8:
+            held = -(-blocks * bits // 8) * 8 // bits
+            zero = call.slice(unpack_bits(call.b, zero, bits, (columns, held)), 1, 0, blocks)
+        moved = call.b.sub(call.cast(call.reshape(zero, (columns, blocks)), f32), float(1 << (bits - 1)))
+        parts = call.reshape(a, (*a.shape[:-1], blocks, block))
+        sums = call.b.reduce_sum(parts, axes=(parts.tensor.rank - 1,), keepdims=False)
+        result = call.b.sub(result, call.b.linear(sums, call.b.mul(moved, scales)))
     bias = call.get(5)
-    return call.b.linear(a, weight) if bias is None else call.b.linear(a, weight, bias)
-
-
-def unpacked_bits(call: Call, packed: Node, bits: int, shape: tuple[int, ...]) -> Node:
-    """The numbers in bytes, as u8 of `shape`; the bytes hold them row major, each row beginning a byte of its own."""
-    each = 8 // bits
-    if bits == 8:
-        return call.reshape(packed, shape)
-    numbers = 1
-    for size in shape:
-        numbers *= size
-    flat = call.reshape(packed, (numbers // each, 1))
-    shifts = call.b.constant([bits * k for k in range(each)], u8)
-    moved = call.b.shift_right(flat, call.reshape(shifts, (1, each)))
-    return call.reshape(call.b.bitwise_and(moved, call.number((1 << bits) - 1, moved)), shape)
+    if bias is not None:
+        result = call.b.add(result, call.cast(bias, f32))
+    return call.cast(result, given.dtype)

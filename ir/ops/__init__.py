@@ -93,6 +93,7 @@ def _fill_table() -> None:
     # each module registers its entries when imported
     from dlcompiler.ir.ops import (  # noqa: F401
         attention_training,
+        block_scaled,
         composite,
         contraction,
         control,

@@ -16,7 +16,7 @@ OPS = sorted(RECORDS)
 # an op without an element form cannot be a kernel
 WITHOUT_KERNEL = frozenset(
     "lstm gru rnn lstm_scan gru_scan rnn_scan running_extreme sort topk scatter index_update "
-    "attention_with_logsumexp attention_backward".split()
+    "attention_with_logsumexp attention_backward block_linear".split()
 )
 # relative to the largest element, for sums that may be ordered otherwise
 TOLERANCES = {"float64": 1e-12, "float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2}

@@ -62,11 +62,13 @@ class Packs(Protocol):
 def routines() -> Mapping[str, Routine]:
     """The routine of each op that has one."""
     from dlcompiler.codegen.cpu.routines.attention import Attention
+    from dlcompiler.codegen.cpu.routines.block_linear import BlockLinear
     from dlcompiler.codegen.cpu.routines.indexing import INDEXING
     from dlcompiler.codegen.cpu.routines.recurrent import Recurrent
 
     scan = Recurrent()
-    return {"attention": Attention(), "lstm_scan": scan, "gru_scan": scan, "rnn_scan": scan, **INDEXING}
+    scans = dict.fromkeys(("lstm_scan", "gru_scan", "rnn_scan"), scan)
+    return {"attention": Attention(), "block_linear": BlockLinear(), **scans, **INDEXING}
 
 
 def find_routine(node: Node, machine: Machine) -> Routine | None:
