@@ -575,6 +575,26 @@ _recurrent_scan("gru_scan", 3, 1, True, {})
 _recurrent_scan("rnn_scan", 1, 1, False, *_RNN_KINDS)
 
 
+_BLOCK = {"bits": 4, "block": 8, "columns": 5}
+
+
+@record(
+    "block_linear",
+    ((T(f32, 3, 16), T(u8, 5, 8)), _BLOCK, ShapeError),
+    ((T(f32, 3, 16), T(u8, 5, 8), T(f64, 5, 2)), _BLOCK, DTypeError),
+    ((T(f32, 3, 16), T(i8, 5, 8), T(f32, 5, 2)), _BLOCK, DTypeError),
+    ((T(f32, 3, 15), T(u8, 5, 8), T(f32, 5, 2)), _BLOCK, ShapeError),
+    ((T(f32, 3, 16), T(u8, 5, 7), T(f32, 5, 2)), _BLOCK, ShapeError),
+    ((T(f32, 3, 16), T(u8, 5, 8), T(f32, 5, 2)), _BLOCK | {"columns": 6}, ShapeError),
+    ((T(f32, 3, 16), T(u8, 5, 8), T(f32, 5, 2)), _BLOCK | {"bits": 3}, ShapeError),
+    ((T(f32, 3, 6), T(u8, 5, 3), T(f32, 5, 2)), _BLOCK | {"block": 3}, ShapeError),
+)
+def _():
+    for dtype, bits, lead in itertools.product((f32, f64, bf16), (2, 4, 8), ((3,), (), (2, 0), (2, 1))):
+        x, codes = array(dtype, *lead, 16), array(u8, 5, 2 * bits, high=255)
+        yield Sample("block_linear", (x, codes, array(dtype, 5, 2, seed=1)), _BLOCK | {"bits": bits}, exact=False)
+
+
 # -- order, scans, scatters ------------------------------------------------------------------------------------------------
 
 _SCAN = {"axis": 1, "kind": "add", "exclusive": False, "reverse": False}

@@ -1,4 +1,4 @@
-"""A product with a weight of a few bits a number and one scale for each block of a row: what quantised language models are made of.
+"""A product with a weight of a few bits a number and a scale for each block of a row: what quantised language models are made of.
 
     y = block_linear(x, codes, scales)      weight[n, k] = (code[n, k] - 2 ** (bits - 1)) * scales[n, k div block]
 
@@ -63,7 +63,7 @@ def _expand_block_linear(b, operands, attributes):
     x, codes, scales = operands
     bits, block, columns = (attributes[name] for name in ("bits", "block", "columns"))
     blocks = scales.shape[1]
-    wide = b.cast(unpack_bits(b, codes, bits, (columns, blocks, block)), dtype=x.dtype)
+    wide = b.cast(unpack_bits(b, codes, bits, (columns, blocks, block)), dtype=x.dtype.name)
     weight = b.mul(b.sub(wide, float(1 << (bits - 1))), b.reshape(scales, shape=(columns, blocks, 1)))
     return b.linear(x, b.reshape(weight, shape=(columns, blocks * block)))
 

@@ -133,7 +133,9 @@ def test_matmul_n_bits(bits):
     settings = {"K": inner, "N": columns, "bits": bits, "block_size": block}
     check("MatMulNBits", [floats(3, inner), packed, scales], tolerance=1e-3, **settings)
     zeros = integers(0, 256, columns * -(-blocks * bits // 8), dtype=np.uint8)
-    check("MatMulNBits", [floats(3, inner), packed, scales, zeros], tolerance=1e-3, **settings)
+    check("MatMulNBits", [floats(2, 3, inner), packed, scales, zeros], tolerance=1e-3, **settings)
+    bias = [None, floats(columns)]
+    check("MatMulNBits", [floats(3, inner), packed, scales, zeros, *bias], tolerance=1e-3, **settings)
 
 
 def test_heads_of_unknown_size_need_a_scale():

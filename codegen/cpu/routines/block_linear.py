@@ -1,6 +1,6 @@
 """Products with a weight of 2, 4 or 8 bits a number and a scale for each block: `block_linear`.
 
-Codes lie in panels of words [panels, K / numbers of a word, W columns]: a word holds the next 32 / bits codes of one column, so one
+Codes lie in panels of words [panels, K / numbers of a word, W columns]: a word holds the next 32 / bits codes of one column, so a
 load gives a vector of words, and shifts take that many vectors of numbers out of it. Two ways, by the number of rows:
 
     few    each tile of rows reads the words; products of one block are summed in registers, then scaled once and added to the
@@ -39,6 +39,7 @@ class Form:
 
     rows       of x: all its dimensions but the last
     vectors    of columns in a panel
+    looks_up   whether one instruction finds all lanes' numbers in a register by the lowest four bits of their words
     """
 
     rows: Dim
@@ -49,6 +50,7 @@ class Form:
     lanes: int
     vectors: int
     registers: int
+    looks_up: bool
 
     @property
     def numbers(self) -> int:
@@ -112,7 +114,8 @@ def form_of(x_shape: Sequence[Dim], attributes: Mapping[str, object], machine: M
     assert isinstance(block, int) and isinstance(bits, int) and isinstance(columns, int)
     lanes, registers = machine.lanes(4), machine.vector_registers
     vectors = max(1, min(3 if registers >= 32 else 2, -(-columns // lanes)))
-    return Form(product(x_shape[:-1]), columns, known(x_shape[-1]) // block, block, bits, lanes, vectors, registers)
+    looks_up = bits <= 4 and machine.vector_bytes == 64
+    return Form(product(x_shape[:-1]), columns, known(x_shape[-1]) // block, block, bits, lanes, vectors, registers, looks_up)
 
 
 class BlockLinear:
@@ -167,17 +170,26 @@ class _Writer:
         return self.e.fma(a, b, c) if self.e.machine is None or self.e.machine.has_fma else a * b + c
 
     def _words(self, panel: Value, word: Value) -> list[Value]:
-        """A word of each column, every code less 2 ** (bits - 1), in two's complement."""
+        """A word of each column."""
         e, form = self.e, self.form
-        # the highest bit of each code
+        first = e.offset(panel, word * form.width, "i32")
+        words = [e.load(first, v * form.lanes, "i32", form.lanes, alignment=4) for v in range(form.vectors)]
+        if form.looks_up:
+            return words
+        # the highest bit of each code turned around: the code less 2 ** (bits - 1), in two's complement
         excess = sum(1 << (form.bits * (k + 1) - 1) for k in range(form.numbers))
         flip = e.constant(excess - (1 << 32), "i32", form.lanes)
-        first = e.offset(panel, word * form.width, "i32")
-        return [e.bit_xor(e.load(first, v * form.lanes, "i32", form.lanes, alignment=4), flip) for v in range(form.vectors)]
+        return [e.bit_xor(vector, flip) for vector in words]
 
     def _number(self, words: Value, place: int) -> Value:
         """One number of each word, as float32."""
         e, form = self.e, self.form
+        if form.looks_up:
+            zero = 1 << (form.bits - 1)
+            # bits above a code of two belong to the next one
+            table = e.constant([float(k % (2 * zero) - zero) for k in range(form.lanes)], "f32", form.lanes)
+            below = e.shr(words, form.bits * place, signed=False) if place else words
+            return e.intrinsic("llvm.x86.avx512.permvar.sf.512", table, below, like=table)
         above = 32 - form.bits * (place + 1)
         top = e.shl(words, above) if above else words
         return e.cast("arith.sitofp", e.shr(top, 32 - form.bits, signed=True), "f32")
