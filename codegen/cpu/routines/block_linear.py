@@ -22,13 +22,14 @@ from dlcompiler.codegen.cpu.machine import Machine
 from dlcompiler.codegen.cpu.routines import Written
 from dlcompiler.codegen.cpu.routines.frame import Argument, Frame
 from dlcompiler.codegen.schedule import size_estimate
-from dlcompiler.ir.expression import Dim, known, product, symbols
+from dlcompiler.ir.expression import Dim, floor_div, known, product, symbols
 from dlcompiler.ir.graph import Builder, Node
 from dlcompiler.ir.program import RoutineCall
 from dlcompiler.ir.types import TensorType, f32
 
 MOST_ROWS = 8  # of a tile
 FEW_ROWS = 16  # up to which codes are taken apart for each tile
+ROWS_OF_PART = 32  # for which a panel is written out, where panels alone are too few for all threads
 CHUNK = 256  # summed positions written out at a time, in whole blocks
 PART_WORK = 1 << 16  # multiply-adds that are worth a thread
 
@@ -51,6 +52,7 @@ class Form:
     vectors: int
     registers: int
     looks_up: bool
+    cores: int
 
     @property
     def numbers(self) -> int:
@@ -75,6 +77,11 @@ class Form:
     def chunk(self) -> int:
         """Blocks that are written out at a time."""
         return min(self.blocks, max(1, CHUNK // self.block))
+
+    @property
+    def parts(self) -> Dim:
+        """Parts of the rows that are work items of their own: one where there are a few panels for each core."""
+        return 1 if self.panels >= 4 * self.cores else floor_div(self.rows + ROWS_OF_PART - 1, ROWS_OF_PART)
 
     @cached_property
     def heights(self) -> tuple[int, ...]:
@@ -115,7 +122,8 @@ def form_of(x_shape: Sequence[Dim], attributes: Mapping[str, object], machine: M
     lanes, registers = machine.lanes(4), machine.vector_registers
     vectors = max(1, min(3 if registers >= 32 else 2, -(-columns // lanes)))
     looks_up = bits <= 4 and machine.vector_bytes == 64
-    return Form(product(x_shape[:-1]), columns, known(x_shape[-1]) // block, block, bits, lanes, vectors, registers, looks_up)
+    blocks = known(x_shape[-1]) // block
+    return Form(product(x_shape[:-1]), columns, blocks, block, bits, lanes, vectors, registers, looks_up, machine.cores)
 
 
 class BlockLinear:
@@ -138,11 +146,12 @@ class BlockLinear:
     def write(self, e: Emitter, call: RoutineCall, machine: Machine, name: str) -> Written:
         form = form_of(call.reads[0].shape, call.attributes, machine)
         _Writer(e, form, call, name).write()
-        work = max(1, size_estimate(form.rows)) * form.blocks * form.block * form.width
+        rows = size_estimate(form.rows) if form.parts == 1 else min(size_estimate(form.rows), ROWS_OF_PART)
+        work = max(1, rows) * form.blocks * form.block * form.width
         ways = "/".join(way for way, used in zip(("words", "written out"), form.ways) if used)
         heights = "/".join(map(str, form.heights))
         summary = f"{form.bits} bits in blocks of {form.block}: {form.panels} panels of {form.width} columns, {ways}"
-        return Written(form.panels, -(-PART_WORK // work), f"{summary}; tiles of {heights} rows")
+        return Written(form.panels * form.parts, -(-PART_WORK // work), f"{summary}; tiles of {heights} rows")
 
 
 class _Writer:
@@ -325,8 +334,11 @@ class _Writer:
             x, codes, scales, y = frame.arguments
             rows = frame.size(form.rows)
             buffer = e.scratch("f32", form.chunk * form.block * form.width) if many else None
-            with e.for_loop(low, high) as panels:
-                panel = panels.index
+            parts = frame.size(form.parts)
+            with e.for_loop(low, high) as items:
+                panel = e.div(items.index, parts)
+                first_row: Value = e.rem(items.index, parts) * ROWS_OF_PART
+                rows_here = first_row, rows if form.parts == 1 else e.minimum(first_row + ROWS_OF_PART, rows)
                 words = e.offset(codes.pointer, panel * (form.blocks * form.words * form.width), "i32")
                 factors = e.offset(scales.pointer, panel * (form.blocks * form.width), "f32")
                 column = panel * form.width
@@ -336,7 +348,7 @@ class _Writer:
                     def tile(height: int, addresses: Sequence[Value]) -> None:
                         e.call(f"{self.name}_words{height}", [words, factors, left, *addresses])
 
-                    self._each_tile(frame, x, y, rows, e.constant(0, "i64"), column, tile)
+                    self._each_tile(frame, x, y, rows_here, e.constant(0, "i64"), column, tile)
 
                 def written_out() -> None:
                     assert buffer is not None
@@ -349,7 +361,7 @@ class _Writer:
                         def tile(height: int, addresses: Sequence[Value]) -> None:
                             e.call(f"{self.name}_tile{height}", [buffer, count, begins, left, *addresses])
 
-                        self._each_tile(frame, x, y, rows, first * form.block, column, tile)
+                        self._each_tile(frame, x, y, rows_here, first * form.block, column, tile)
 
                 if few and many:
                     are_few = e.compare("le", rows, FEW_ROWS)
@@ -363,14 +375,14 @@ class _Writer:
                     written_out()
 
     def _each_tile(
-        self, frame: Frame, x: Argument, y: Argument, rows: Value, position: Value, column: Value,
+        self, frame: Frame, x: Argument, y: Argument, rows: tuple[Value, Value], position: Value, column: Value,
         tile: Callable[[int, Sequence[Value]], None],
     ) -> None:  # fmt: skip
-        """`tile(height, addresses)` for tiles that cover all rows: of x at a position, then of the result at a column."""
+        """`tile(height, addresses)` for tiles that cover rows [first, last): of x at a position, then of y at a column."""
         e, form = self.e, self.form
-        low: Value = e.constant(0, "i64")
+        low, end = rows
         for height in form.heights:
-            high = low + e.div(rows - low, height) * height
+            high = low + e.div(end - low, height) * height
             with e.for_loop(low, high, height) as loop:
                 addresses = []
                 for argument, last in ((x, position), (y, column)):

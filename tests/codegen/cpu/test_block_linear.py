@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
@@ -93,7 +94,7 @@ def products(draw) -> tuple[list[np.ndarray], dict[str, int]]:
     bits, block = draw(st.sampled_from(((2, 16), (4, 8), (4, 16), (4, 32), (4, 128), (8, 4), (8, 32))))
     blocks = draw(st.sampled_from((1, 2, 3, 5, 17)))
     columns = draw(st.sampled_from((1, 3, 8, 16, 17, 47, 48, 49, 100)))
-    lead = draw(st.sampled_from(((1,), (2,), (3,), (7,), (16,), (17,), (2, 9), (29,), (0,), (), (3, 1, 2))))
+    lead = draw(st.sampled_from(((1,), (2,), (3,), (7,), (16,), (17,), (2, 9), (29,), (70,), (0,), (), (3, 1, 2))))
     random = np.random.default_rng(draw(st.integers(0, 1000)))
     x = random.standard_normal((*lead, blocks * block)).astype(np.float32)
     if draw(st.booleans()):
@@ -114,9 +115,15 @@ def error_of(actual: np.ndarray, operands: Sequence[np.ndarray], attributes: Map
 
 
 @pytest.mark.parametrize("machine", machines(), ids=lambda m: m.name)
-@settings(max_examples=12, deadline=None, derandomize=True)
-@given(product=products(), cut=st.floats(0, 1), how=st.sampled_from(("plain", "symbolic", "columns outside")))
-def test_products_equal_their_meaning(machine, product, cut, how) -> None:
+@settings(max_examples=16, deadline=None, derandomize=True)
+@given(
+    product=products(),
+    cut=st.floats(0, 1),
+    how=st.sampled_from(("plain", "symbolic", "columns outside")),
+    cores=st.sampled_from((1, 64)),
+)
+def test_products_equal_their_meaning(machine, product, cut, how, cores) -> None:
+    machine = dataclasses.replace(machine, cores=cores)
     operands, attributes = product
     x = operands[0]
     symbolic = how == "symbolic" and x.ndim > 1 and x.flags.c_contiguous and x.shape[0] not in (0, 1)
