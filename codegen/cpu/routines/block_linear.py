@@ -39,6 +39,8 @@ class Form:
     """What the code of one product depends on.
 
     rows       of x: all its dimensions but the last
+    blocks     along K, of `block` positions each: the op's, or equal parts of those that are longer than `CHUNK`
+    shared     blocks that one scale holds for
     vectors    of columns in a panel
     looks_up   whether one instruction finds all lanes' numbers in a register by the lowest four bits of their words
     """
@@ -47,6 +49,7 @@ class Form:
     columns: int
     blocks: int
     block: int
+    shared: int
     bits: int
     lanes: int
     vectors: int
@@ -68,6 +71,11 @@ class Form:
     def width(self) -> int:
         """Columns of a panel."""
         return self.vectors * self.lanes
+
+    @property
+    def scales(self) -> int:
+        """Scales of one column."""
+        return self.blocks // self.shared
 
     @property
     def panels(self) -> int:
@@ -106,8 +114,8 @@ class Form:
         return b.permute(split, dims=(0, 2, 1, 3))
 
     def scale_panels(self, b: Builder, scales: Node) -> Node:
-        """scales[N, blocks] as [panels, blocks, W]."""
-        split = b.reshape(self._padded(b, scales), shape=(self.panels, self.width, self.blocks))
+        """scales[N, count] as [panels, count, W]."""
+        split = b.reshape(self._padded(b, scales), shape=(self.panels, self.width, self.scales))
         return b.permute(split, dims=(0, 2, 1))
 
     def _padded(self, b: Builder, rows: Node) -> Node:
@@ -122,18 +130,22 @@ def form_of(x_shape: Sequence[Dim], attributes: Mapping[str, object], machine: M
     lanes, registers = machine.lanes(4), machine.vector_registers
     vectors = max(1, min(3 if registers >= 32 else 2, -(-columns // lanes)))
     looks_up = bits <= 4 and machine.vector_bytes == 64
-    blocks = known(x_shape[-1]) // block
-    return Form(product(x_shape[:-1]), columns, blocks, block, bits, lanes, vectors, registers, looks_up, machine.cores)
+    summed = min(block, CHUNK)
+    return Form(
+        product(x_shape[:-1]), columns, known(x_shape[-1]) // summed, summed, block // summed, bits, lanes, vectors, registers,
+        looks_up, machine.cores,
+    )  # fmt: skip
 
 
 class BlockLinear:
     """The routine of `block_linear`."""
 
     def applies(self, node: Node, machine: Machine) -> bool:
-        """float32, with sizes of the weight that are known, and blocks of whole words."""
+        """float32, with sizes of the weight that are known, and blocks of whole words, long ones in whole chunks."""
         x, codes = node.inputs[0].tensor, node.inputs[1].tensor
         sizes_known = all(isinstance(size, int) and size > 0 for size in codes.shape)
-        return x.dtype is f32 and sizes_known and node.attributes["block"] * node.attributes["bits"] % 32 == 0
+        block, bits = node.attributes["block"], node.attributes["bits"]
+        return x.dtype is f32 and sizes_known and block * bits % 32 == 0 and (block <= CHUNK or block % CHUNK == 0)
 
     def scratch(self, node: Node, machine: Machine) -> Sequence[TensorType]:
         return []
@@ -150,7 +162,9 @@ class BlockLinear:
         work = max(1, rows) * form.blocks * form.block * form.width
         ways = "/".join(way for way, used in zip(("words", "written out"), form.ways) if used)
         heights = "/".join(map(str, form.heights))
-        summary = f"{form.bits} bits in blocks of {form.block}: {form.panels} panels of {form.width} columns, {ways}"
+        summary = (
+            f"{form.bits} bits in blocks of {form.block * form.shared}: {form.panels} panels of {form.width} columns, {ways}"
+        )
         return Written(form.panels * form.parts, -(-PART_WORK // work), f"{summary}; tiles of {heights} rows")
 
 
@@ -208,6 +222,11 @@ class _Writer:
         e, form = self.e, self.form
         start = e.offset(pointer, first, "f32")
         return [e.load(start, v * form.lanes, "f32", form.lanes, alignment=4) for v in range(form.vectors)]
+
+    def _factors(self, scales: Value, block: Value) -> list[Value]:
+        """The scales of a block."""
+        number = self.e.div(block, self.form.shared) if self.form.shared > 1 else block
+        return self._vectors(scales, number * self.form.width)
 
     def _multiply(self, sums: list[Value], rows: Sequence[Value], k: Value, columns: Sequence[Value]) -> None:
         """Add the products of the rows' numbers at k, in place."""
@@ -277,7 +296,7 @@ class _Writer:
                 sums = list(words.results)
                 if sets == 2:
                     sums = [e.add(a, b) for a, b in zip(sums[:count], sums[count:])]
-                factors = self._vectors(scales, blocks.index * form.width)
+                factors = self._factors(scales, blocks.index)
                 totals = blocks.carried
                 blocks.next(*(self._multiply_add(sums[k], factors[k % form.vectors], totals[k]) for k in range(count)))
             for k, total in enumerate(blocks.results):
@@ -291,7 +310,7 @@ class _Writer:
         arguments = [("panel", "ptr"), ("scales", "ptr"), ("target", "ptr"), ("first", "i64"), ("last", "i64")]
         with e.func(f"{self.name}_unpack", arguments, inline=False) as (panel, scales, target, first, last):
             with e.for_loop(first, last) as blocks:
-                factors = self._vectors(scales, blocks.index * form.width)
+                factors = self._factors(scales, blocks.index)
                 start = blocks.index * form.words
                 with e.for_loop(start, start + form.words) as words:
                     position = (words.index - first * form.words) * form.numbers
@@ -309,10 +328,10 @@ class _Writer:
         arguments = [("panel", "ptr"), ("count", "i64"), ("begins", "i1"), ("left", "i64"), *pointers]
         with e.func(f"{self.name}_tile{height}", arguments, inline=False) as (panel, count, begins, left, *given):
             rows, results = given[:height], given[height:]
-            unroll = 2 if form.block % 2 == 0 else 1
-            with e.for_loop(0, count, unroll, carried=self._zeros(sums_count)) as loop:
+            # words hold four numbers or more, so the count is even
+            with e.for_loop(0, count, 2, carried=self._zeros(sums_count)) as loop:
                 sums = list(loop.carried)
-                for k in range(unroll):
+                for k in range(2):
                     position = loop.index + k if k else loop.index
                     self._multiply(sums, rows, position, self._vectors(panel, position * form.width))
                 loop.next(*sums)
@@ -340,7 +359,7 @@ class _Writer:
                 first_row: Value = e.rem(items.index, parts) * ROWS_OF_PART
                 rows_here = first_row, rows if form.parts == 1 else e.minimum(first_row + ROWS_OF_PART, rows)
                 words = e.offset(codes.pointer, panel * (form.blocks * form.words * form.width), "i32")
-                factors = e.offset(scales.pointer, panel * (form.blocks * form.width), "f32")
+                factors = e.offset(scales.pointer, panel * (form.scales * form.width), "f32")
                 column = panel * form.width
                 left = form.columns - column
 
