@@ -8,7 +8,7 @@ load gives a vector of words, and shifts take that many vectors of numbers out o
     many   some blocks of a panel are written out as float32 into a core's cache, scaled, and all rows multiplied with them: so
            codes are taken apart once, not once a tile. Totals lie in the result meanwhile
 
-Both sum in parts: a block, or `CHUNK` products.
+Both sum in parts: a block, or `CHUNK` products. Threads divide the panels, and where these are few for them also the rows.
 """
 
 from __future__ import annotations
