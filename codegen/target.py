@@ -87,6 +87,11 @@ class Target:
         return self.kind == "cuda"
 
     @property
+    def counts_bytes(self) -> bool:
+        """Whether groups are revised so that less is moved between steps: what a launch and device memory cost, not a core's cache."""
+        return self.kind == "cuda"
+
+    @property
     def parallel_rows(self) -> int:
         """How many independent pieces of work keep the target busy: a reduction with fewer results is split."""
         return 16 if self.kind == "cpu" else 512

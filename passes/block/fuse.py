@@ -5,7 +5,7 @@
 Nodes are taken in order. A compute node joins the groups of its producers if the nodes together still make one good kernel
 (`lower.lower_group` says so, or gives the reason why not) and no path leads from the group out and back in. Views are members
 of no group: whoever reads them turns them into index arithmetic. Library and extern nodes stand alone. Every refusal is kept as
-a sentence.
+a sentence. Where bytes are what costs (`Target.counts_bytes`), the groups are revised in the end: see `regroup`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dlcompiler.ir.kernel_builder import Refusal
 from dlcompiler.ir.ops import Trait
 from dlcompiler.ir.types import TensorType, contiguous_strides
 from dlcompiler.passes.block.lower import lower_group
+from dlcompiler.passes.block.regroup import Regrouping
 from dlcompiler.passes.block.signature import signature
 from dlcompiler.passes.fixed import fixed_nodes
 from dlcompiler.passes.strides import (
@@ -386,8 +387,10 @@ class _Fuser:
     # -- the result ------------------------------------------------------------------------------------------------------------
 
     def _finish(self) -> Fusion:
-        groups = {self._resolve(g) for g in self.group_of.values()}
-        ordered = _topological(sorted(groups, key=lambda g: g.first), self._resolve)
+        groups = sorted({self._resolve(g) for g in self.group_of.values()}, key=lambda g: g.first)
+        if self.target.counts_bytes:
+            groups = self._regroup(groups)
+        ordered = _topological(groups, self._resolve)
         stored: set[Node] = set(self.graph.inputs)
         stored.update(n for n in self.graph.nodes if n.op.name == "constant" and not is_virtual(n))
         stored.update(n for n in self.graph.nodes if n.op.name == "tuple.get")
@@ -397,6 +400,20 @@ class _Fuser:
         for closed_group in closed:
             stored.update(closed_group.outputs)
         return Fusion(self.graph, tuple(closed), frozenset(stored), tuple(self.refusals), self.fixed)
+
+    def _regroup(self, groups: list[_Open]) -> list[_Open]:
+        """Groups with nodes moved to where they save bytes or steps: see `regroup`."""
+
+        def fits(nodes: Sequence[Node]) -> bool:
+            return len(nodes) <= MAXIMUM_NODES and self._why_no_kernel(nodes, self._outputs(nodes)) is None
+
+        regrouping = Regrouping(self.graph, groups, self.bases, self._is_inlined, self._outputs, fits, self.fixed, self.tiled)
+        left = regrouping.run()
+        self.group_of = dict(regrouping.home)
+        for group in left:
+            group.first, group.last = self.position[group.nodes[0]], self.position[group.nodes[-1]]
+            group.producers = {self.group_of[b] for n in group.nodes for b in self.bases[n] if b in self.group_of} - {group}
+        return sorted(left, key=lambda g: g.first)
 
     def _close(self, group: _Open) -> list[Group]:
         """The finished group; its nodes one by one should they not make a kernel after all, now that all readers are known."""
