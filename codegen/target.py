@@ -88,7 +88,7 @@ class Target:
 
     @property
     def counts_bytes(self) -> bool:
-        """Whether groups are revised so that less is moved between steps: what a launch and device memory cost, not a core's cache."""
+        """Whether groups of ops are revised in the end so that less is moved, and by fewer launches."""
         return self.kind == "cuda"
 
     @property

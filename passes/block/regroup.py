@@ -3,9 +3,12 @@
     {%1 = linear(%x, %w); %2 = mul(%1, %a)}  stores both; {reduce_sum(%2)}  -->  {linear} stores %1; {mul, reduce_sum}
     {reduce_sum(%1)}; {reduce_sum(%2 = mul(%1, %b))}                        -->  {both}: one step, which reads %1 once
 
-Fusion takes nodes in order, so pointwise ops between a product and a reduction of its results join the product, and all of them that
-the reduction reads are stored. The first rule moves such a tail of a group to the group that reads it, if the two then read and
-write fewer bytes. The second joins reductions of the same values that do not depend on each other.
+Fusion takes nodes in order, so pointwise ops between a product and a reduction of its results join the product, and all of them
+that the reduction reads are stored. The first rule moves such a tail of a group to the group that alone reads it, if the two then
+read and write fewer bytes, or as many and write fewer of them. The second joins reductions of the same values that do not depend
+on each other.
+
+Neither makes a cycle: the reader of a tail came after that group anyway, and siblings are joined only if no step lies between them.
 """
 
 from __future__ import annotations
