@@ -8,7 +8,7 @@ that the reduction reads are stored. The first rule moves such a tail of a group
 read and write fewer bytes, or as many and write fewer of them. The second joins reductions of the same values that do not depend
 on each other.
 
-Neither makes a cycle: the reader of a tail came after that group anyway, and siblings are joined only if no step lies between them.
+Neither makes a cycle: the reader of a tail came after that group anyway, and siblings are joined only if nothing lies between.
 """
 
 from __future__ import annotations
