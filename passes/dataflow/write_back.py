@@ -52,6 +52,7 @@ class _Search:
                 self.next[k].append(number)
         self.shown = {view.slot for view in program.outputs}
         self.safe: dict[Kernel, dict[int, tuple[int, ...]]] = {}
+        self.placed: set[Slot] = set()  # sources that have an input's place; they are copied to any other that they belong in
 
     def run(self) -> list[tuple[int, Slot, Slot]]:
         found = []
@@ -59,6 +60,7 @@ class _Search:
             pair = self._pair(number, step)
             if pair is not None:
                 found.append((number, *pair))
+                self.placed.add(pair[0])
         return found
 
     def _pair(self, number: int, step: Step) -> tuple[Slot, Slot] | None:
@@ -68,7 +70,7 @@ class _Search:
         source, target = step.arguments
         if target.slot.role != "input" or source.slot.role != "intermediate" or not (source.is_whole and target.is_whole):
             return None
-        if source.strides != target.strides or source.slot.dtype is not target.slot.dtype:
+        if source.slot in self.placed or source.strides != target.strides or source.slot.dtype is not target.slot.dtype:
             return None
         if target.slot in self.shown or self.writers[target.slot] != [number]:
             return None

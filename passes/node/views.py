@@ -76,6 +76,8 @@ def slice_slice(b: GraphRewriter, node: Node) -> Node | None:
             return None  # where the last element lies depends on a size
         step = outer[2] * own[2]
         start = own[0] + outer[0] * own[2]
+        if size == 0:
+            start = 0  # where nothing is taken may lie beyond the end of the dimension
         starts.append(start)
         steps.append(step)
         limits.append(start + (size if step == 1 else (size - 1) * step + 1 if size else 0))

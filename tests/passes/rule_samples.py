@@ -53,6 +53,8 @@ FIRES: dict[str, tuple[str, ...]] = {
         %y = slice(%s) {starts = (1, 1), limits = (6, 4), steps = (2, 1)}""",
         "input %x : f32[9]; %s = slice(%x) {starts = (1,), limits = (8,), steps = (2,)}; "
         "%y = slice(%s) {starts = (2,), limits = (2,), steps = (5,)}",
+        "input %x : f32[2]; %s = slice(%x) {starts = (0,), limits = (2,), steps = (3,)}; "
+        "%y = slice(%s) {starts = (1,), limits = (1,), steps = (1,)}",
         "input %x : f32[N, 8]; %s = slice(%x) {starts = (0, 2), limits = (N, 8), steps = (1, 1)}; "
         "%y = slice(%s) {starts = (1, 3), limits = (N, 5), steps = (1, 1)}",
     ),

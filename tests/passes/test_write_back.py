@@ -51,3 +51,11 @@ def test_a_result_that_depends_on_the_update_and_on_the_old_contents_needs_a_cop
     last_read = max(k for k, step in enumerate(program.steps) if any(v.slot.name == "p" for v in step.reads))
     first_write = min(k for k, step in enumerate(program.steps) if any(v and v.slot.name == "p" for v in step.writes))
     assert written == {"p"} and first_write >= last_read
+
+
+def test_a_value_with_two_places_is_computed_in_one_and_copied_to_the_other() -> None:
+    b = Builder()
+    p, q, g = (b.input(name, SHAPE) for name in "pqg")
+    new = b.sub(p, g)
+    program, written = planned(b.finish((), writebacks=((new, p), (new, q))))
+    assert len(program.steps) == 2 and written == {"p", "q"}
