@@ -17,7 +17,7 @@ from dlcompiler.ir.errors import InputError, LaunchError
 from dlcompiler.ir.program import Code, Placement, Program
 from dlcompiler.runtime.binding import Binder
 from dlcompiler.runtime.frame import Frame
-from dlcompiler.runtime.inputs import adapt, describe_mismatch
+from dlcompiler.runtime.inputs import adapt, describe_mismatch, finish_writes
 from dlcompiler.runtime.plan import Plan, Result, Shared
 from dlcompiler.runtime.tensors import empty_strided, guard_like
 from torch import Tensor
@@ -159,7 +159,7 @@ class _Runner:
             else:
                 times += frame.time_steps(threads)
             if replaced or self.plan.written_inputs:
-                self._finish_writes(inputs, replaced)
+                finish_writes(self.plan.written_inputs, inputs, replaced)
             return [self._result(r, frame, inputs, replaced, outputs) for r in self.plan.results]
         finally:
             if prepared:
@@ -213,16 +213,6 @@ class _Runner:
             if guard is not None:
                 self.guards.insert(0, guard)
         return replaced
-
-    def _finish_writes(self, inputs: Sequence[Any], replaced: Mapping[int, Tensor]) -> None:
-        """Arguments that the program has written to: copied back where a copy was written, and counted as changed."""
-        with torch.no_grad():
-            for position in self.plan.written_inputs:
-                tensor = inputs[position]
-                if position in replaced:
-                    tensor.copy_(replaced[position])
-                elif not tensor.is_inference():
-                    torch.autograd.graph.increment_version(tensor)
 
     def _result(
         self, result: Result, frame: Frame, inputs: Sequence[Any], replaced: Mapping[int, Tensor], outputs: Sequence[Tensor]

@@ -20,7 +20,7 @@ from dlcompiler.runtime.device import Device, open_device, require_memory
 from dlcompiler.runtime.gpu_frame import GpuFrame, set_call
 from dlcompiler.runtime.gpu_graph import Recorder, is_recordable
 from dlcompiler.runtime.gpu_plan import GpuPlan, GpuShared, state_of
-from dlcompiler.runtime.inputs import adapt, describe_mismatch
+from dlcompiler.runtime.inputs import adapt, describe_mismatch, finish_writes
 from dlcompiler.runtime.plan import Result
 from torch import Tensor
 
@@ -144,7 +144,7 @@ class _Runner:
                 externs: dict[int, Tensor] = {}
             else:
                 outputs, externs = self._run(frame, given, times)
-            self._finish_writes(inputs, replaced)
+            finish_writes(self.plan.written_inputs, inputs, replaced)
             return [self._result(r, given, outputs, externs) for r in self.plan.results]
 
     def _run(
@@ -198,15 +198,6 @@ class _Runner:
         frame.prepare()
         self.device.synchronize()
         shared.prepared_from = state
-
-    def _finish_writes(self, inputs: Sequence[Any], replaced: Mapping[int, Tensor]) -> None:
-        with torch.no_grad():
-            for position in self.plan.written_inputs:
-                tensor = inputs[position]
-                if position in replaced:
-                    tensor.copy_(replaced[position])
-                elif not tensor.is_inference():
-                    torch.autograd.graph.increment_version(tensor)
 
     def _result(
         self, result: Result, given: Mapping[int, Tensor], outputs: Sequence[Tensor], externs: Mapping[int, Tensor]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -59,3 +59,14 @@ def check_input(plan: Plan, position: int, layout: Layout, value: Any) -> None:
         raise InputError(f"{_name(plan, position)} has dtype {given}, not {expected}")
     if value.shape != layout.shape:
         raise InputError(f"{_name(plan, position)} has shape {list(value.shape)}, not {list(layout.shape)}")
+
+
+def finish_writes(written: Iterable[int], inputs: Sequence[Any], replaced: Mapping[int, Tensor]) -> None:
+    """Arguments that a program has written to, by position: copied back where a copy was written, and counted as changed."""
+    with torch.no_grad():
+        for position in written:
+            tensor = inputs[position]
+            if position in replaced:
+                tensor.copy_(replaced[position])
+            elif not tensor.is_inference():
+                torch.autograd.graph.increment_version(tensor)

@@ -89,6 +89,7 @@ class Inductor:
         from functorch.compile import make_boxed_func
         from torch._inductor import config
         from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+        from torch._inductor.exc import InductorError
         from torch._inductor.graph import GraphLowering
 
         def codegen(graph: Any) -> Any:
@@ -102,7 +103,7 @@ class Inductor:
             original, GraphLowering.codegen = GraphLowering.codegen, codegen
             try:
                 compile_fx_inner(part, given, **keywords)
-            except Exception:
+            except (InductorError, _Counted):  # Inductor wraps what its own stages raise
                 if len(self.counts) == before:
                     raise
             finally:
