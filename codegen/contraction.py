@@ -251,7 +251,7 @@ def schedule_contraction(kernel: K.Kernel, machine: TileMachine, chosen: Answer 
     if found.packed is None and not (found.is_row_major() and machine.has_masks):
         return None
     loads = {found.load: _access(found.load, offset_of(found.load), kernel)}
-    columns, panels = found.columns_load, find_panels(found.columns)
+    columns, panels = found.columns_load, find_panels(found.columns, found.reduce.over)
     assert columns is not None
     offset = offset_of(columns) if panels is None else panels.linear_offset()
     loads[columns] = _access(columns, offset, kernel)

@@ -16,7 +16,7 @@ column lie side by side in them: together they are as wide as a sum, and one lan
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -115,21 +115,23 @@ def _look_for_contraction(kernel: K.Kernel, fixed: frozenset[K.Buffer]) -> Contr
         if summed & (axes_of[store.value].union(*map(symbols, store.index))):
             return None
     left, right = product.inputs
-    for rows, columns in _orders(kernel, left, right, fixed):
+    for rows, columns in _orders(kernel, reduce, left, right, fixed):
         found = _as_contraction(kernel, reduce, rows, columns)
         if found is not None:
             return found
     return None
 
 
-def _orders(kernel: K.Kernel, left: K.Value, right: K.Value, fixed: frozenset[K.Buffer]) -> list[tuple[K.Value, K.Value]]:
+def _orders(
+    kernel: K.Kernel, reduce: K.Reduce, left: K.Value, right: K.Value, fixed: frozenset[K.Buffer]
+) -> list[tuple[K.Value, K.Value]]:
     """(rows, columns) to try: what is packed or fixed as columns, else what runs through the result without gaps."""
 
     def columns_first(factor: K.Value) -> tuple[bool, bool, bool]:
         loads = loads_under(factor)
         axes = kernel.axes_of[factor]
         return (
-            find_panels(factor) is not None,
+            find_panels(factor, reduce.over) is not None,
             bool(loads) and all(load.buffer in fixed for load in loads),
             _innermost(kernel, frozenset(axes)) is not None and _innermost(kernel, frozenset(kernel.extents)) in axes,
         )
@@ -151,7 +153,7 @@ def _as_contraction(kernel: K.Kernel, reduce: K.Reduce, rows: K.Value, columns: 
     of_rows, of_columns = axes_of[rows] & outer, axes_of[columns] & outer
     both = of_rows & of_columns
     column_axes = of_columns - both
-    panels = find_panels(columns)
+    panels = find_panels(columns, reduce.over)
     vector = panels.vector if panels is not None else _innermost(kernel, column_axes or both)
     if vector is None or vector not in (column_axes or both):
         return None
@@ -310,21 +312,23 @@ class Panels:
         return next(stride for index, stride in zip(self.load.index, self.load.buffer.strides) if index == which)
 
 
-def find_panels(columns: K.Value) -> Panels | None:
+def find_panels(columns: K.Value, summed: Collection[str]) -> Panels | None:
     """How the columns lie in panels: the last index of their load is n mod width, or the last two n mod width and k mod depth.
 
-    n div width and k div depth are other indices. None where they do not.
+    n div width and k div depth are other indices, k is `summed` and n is not. None where they do not. A tensor of a model's own
+    may be indexed like panels: it is some only if it lies as `pack_columns` would store it.
     """
     load = stored_load(columns)
-    if load is None or len(load.index) < 3:
+    if load is None or len(load.index) < 3 or load.buffer.strides[-1] != 1:
         return None
     last, before = _digit(load, -1), _digit(load, -2)
-    if last is None:
-        return None
-    if before is None:
+    if last is not None and last not in summed:
         return Panels(load, last, None, 1)
+    if last is None or before is None or before in summed:
+        return None
     depth = load.buffer.shape[-1]
-    assert isinstance(depth, int)
+    if depth != group_size(load.dtype, columns.dtype) or load.buffer.strides[-2] != depth:
+        return None
     return Panels(load, before, last, depth)
 
 

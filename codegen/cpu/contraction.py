@@ -36,7 +36,7 @@ class ContractionWriter:
         self.load = schedule.contraction.load
         columns = schedule.contraction.columns_load
         assert columns is not None
-        self.columns, self.panels = columns, find_panels(schedule.contraction.columns)
+        self.columns, self.panels = columns, find_panels(schedule.contraction.columns, schedule.contraction.reduce.over)
         self.is_lanewise = schedule.contraction.is_lanewise
         self.edge: Number | None = None  # columns that exist, where a tile may reach beyond them
         # what is not the same for all rows, or cannot be skipped as zeros can, is read from a row of what is outside

@@ -122,6 +122,26 @@ def test_matrix_products_in_any_layout(rows, inner, columns, data):
     check(kernel, fixed=lambda buffer: buffer.name == "x1", pack=data.draw(st.booleans()), must=False)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "rows", "depth", "permuted"), [(f32, 16, 16, False), (f32, 16, 16, True), (bf16, 16, 2, True), (f16, 48, 2, False)]
+)
+def test_heads_that_are_indexed_as_panels_are(dtype, rows, depth, permuted):
+    """x[b, h, t, d] read as rows (b, t) and sums (h, d), as after attention: its last indices are t mod T and d mod D."""
+    b = Builder("g")
+    x = b.input("x", TensorType(dtype, (3, 2, rows, depth)))
+    w = b.input("w", TensorType(dtype, (33, 2 * depth)))
+    joined = b.reshape(b.permute(x, dims=(0, 2, 1, 3)), shape=(3 * rows, 2 * depth))
+    node = b.linear(joined, w)
+
+    def strides(n: Node):
+        return (2 * rows * depth, depth, 2 * depth, 1) if permuted and n is x else contiguous_strides(n.shape)
+
+    views = [node.inputs[0], node.inputs[0].inputs[0]]
+    kernel = lowered([*views, node], [node], strides, inlined=views)
+    for pack in (True, False):
+        check(kernel, fixed=lambda buffer: buffer.shape == w.shape, pack=pack, must=False)
+
+
 @settings(max_examples=20, derandomize=True, deadline=None)
 @given(data=st.data())
 def test_convolutions_of_images(data):
