@@ -22,7 +22,9 @@ GPU_ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_
 
 # Ops that a library runs whole on each kind of target; everything else becomes kernels of our own.
 LIBRARY_OPS = {
-    "cpu": frozenset({"matmul", "linear", "block_linear", "convolution", "attention", "scan"}),
+    "cpu": frozenset({
+        "matmul", "linear", "block_linear", "convolution", "attention", "attention_with_logsumexp", "attention_backward", "scan",
+    }),
     "cuda": frozenset({
         "matmul", "linear", "convolution", "attention", "attention_with_logsumexp", "attention_backward", "lstm", "gru", "rnn",
         "scan",

@@ -33,7 +33,12 @@ def is_channels_last(shape: tuple[Dim, ...], strides: Strides) -> bool:
 
 def heads_are_inside(node: Node) -> bool:
     """Whether a node writes its heads next to each other for each position, so that joining them is no copy."""
-    return node.op.name == "attention" and node.tensor.rank >= 4
+    if node.tensor.rank < 4:
+        return False
+    if node.op.name == "tuple.get":
+        source, index = node.inputs[0].op.name, node.attributes["index"]
+        return source == "attention_backward" or (source == "attention_with_logsumexp" and index == 0)
+    return node.op.name == "attention"
 
 
 def wants_channels_last(node: Node) -> bool:

@@ -501,7 +501,8 @@ _QKV = T(f32, 2, 3, 4), T(f32, 2, 5, 4), T(f32, 2, 5, 6)
 def _():
     for dtype in (f32, f64, f16, bf16):
         qkv = array(dtype, 2, 5, 4), array(dtype, 2, 7, 4, seed=1), array(dtype, 2, 7, 6, seed=2)
-        rows = array(f32, 2, 5, seed=4) + np.float32(4), array(f32, 2, 5, seed=5)
+        wide = f64 if dtype is f64 else f32
+        rows = array(wide, 2, 5, seed=4) + wide.numpy.type(4), array(wide, 2, 5, seed=5)
         for attributes in (_ATTENTION, {"scale": 0.3, "causal": True}):
             yield Sample("attention_backward", (array(dtype, 2, 5, 6, seed=3), *qkv, *rows), attributes, exact=False)
 

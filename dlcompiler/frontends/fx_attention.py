@@ -16,7 +16,7 @@ from dlcompiler.frontends.fx_rules import NoRule, rule
 from dlcompiler.frontends.fx_view import expand, reshape
 from dlcompiler.ir.expression import Dim
 from dlcompiler.ir.graph import Node
-from dlcompiler.ir.types import boolean, f32
+from dlcompiler.ir.types import boolean, compute_dtype
 
 
 def attention(i: Any, q, k, v, mask, dropout: float, causal: bool, scale: Any, grouped: bool) -> Node:
@@ -62,25 +62,8 @@ def _scaled_dot_product_attention(i, q, k, v, mask=None, dropout=0.0, causal=Fal
     return attention(i, q, k, v, mask, dropout, causal, scale, enable_gqa)
 
 
-@rule("_scaled_dot_product_flash_attention_for_cpu.default")
-def _flash_attention_cpu(i, q, k, v, dropout=0.0, causal=False, attn_mask=None, scale=None):
-    if i.uses(1):
-        raise NoRule("the log-sum-exp that attention's backward reads")
-    return attention(i, q, k, v, attn_mask, dropout, causal, scale, False), None
-
-
-@rule("_scaled_dot_product_attention_math.default")
-def _attention_math(i, q, k, v, mask=None, dropout=0.0, causal=False, dropout_mask=None, scale=None, enable_gqa=False):
-    if i.uses(1) or dropout_mask is not None:
-        raise NoRule("the weights of attention")
-    return attention(i, q, k, v, mask, dropout, causal, scale, enable_gqa), None
-
-
-# -- NVIDIA GPUs ---------------------------------------------------------------------------------------------------------------
-
-
 def _forward(i: Any, q: Node, k: Node, v: Node, mask: Node | None, dropout: float, causal: bool, scale: Any) -> list[Any]:
-    """Output and, if somebody reads it, the logarithms of sums f32[N, H, L]."""
+    """Output and, if somebody reads it, the logarithms of sums [N, H, L], f32 (f64 of f64)."""
     k, v = (_repeat_heads(i, x, q.shape[-3]) for x in (k, v))
     if not i.uses(1):
         return [attention(i, q, k, v, mask, dropout, causal, scale, False), None]
@@ -97,7 +80,9 @@ def _backward(
     own, heads = k.shape[-3], q.shape[-3]
     wide = [_repeat_heads(i, x, heads) for x in (k, v)]
     masks, attributes = _settings(i, q, mask, dropout, causal, scale)
-    delta = i.b.reduce_sum(i.b.mul(i.cast(grad, f32), i.cast(out, f32)), axes=(out.tensor.rank - 1,), keepdims=False)
+    wide_dtype = compute_dtype(q.dtype)
+    products = i.b.mul(i.cast(grad, wide_dtype), i.cast(out, wide_dtype))
+    delta = i.b.reduce_sum(products, axes=(out.tensor.rank - 1,), keepdims=False)
     gradients = i.b.attention_backward(grad, q, *wide, logsumexp, delta, *masks, **attributes)
     results = [i.b("tuple.get", gradients, index=index) for index in range(3)]
     if own == heads:
@@ -108,8 +93,28 @@ def _backward(
 def _sum_groups(i: Any, x: Node, heads: Dim) -> Node:
     """[..., H, S, E] --> [..., heads, S, E], each the sum of those next to each other."""
     *lead, many, length, width = x.shape
-    grouped = reshape(i, i.cast(x, f32), (*lead, heads, many // heads, length, width))
+    grouped = reshape(i, i.cast(x, compute_dtype(x.dtype)), (*lead, heads, many // heads, length, width))
     return i.cast(i.b.reduce_sum(grouped, axes=(len(lead) + 1,), keepdims=False), x.dtype)
+
+
+@rule("_scaled_dot_product_flash_attention_for_cpu.default")
+def _flash_attention_cpu(i, q, k, v, dropout=0.0, causal=False, attn_mask=None, scale=None):
+    return tuple(_forward(i, q, k, v, attn_mask, dropout, causal, scale))
+
+
+@rule("_scaled_dot_product_flash_attention_for_cpu_backward.default")
+def _flash_attention_cpu_backward(i, grad, q, k, v, out, logsumexp, dropout, causal, attn_mask=None, scale=None):
+    return tuple(_backward(i, grad, q, k, v, attn_mask, out, logsumexp, dropout, causal, scale))
+
+
+@rule("_scaled_dot_product_attention_math.default")
+def _attention_math(i, q, k, v, mask=None, dropout=0.0, causal=False, dropout_mask=None, scale=None, enable_gqa=False):
+    if i.uses(1) or dropout_mask is not None:
+        raise NoRule("the weights of attention")
+    return attention(i, q, k, v, mask, dropout, causal, scale, enable_gqa), None
+
+
+# -- NVIDIA GPUs ---------------------------------------------------------------------------------------------------------------
 
 
 def _zeros(i: Any, index: int) -> Node | None:

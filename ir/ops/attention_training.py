@@ -12,7 +12,7 @@ import numpy as np
 from dlcompiler.ir.errors import ShapeError
 from dlcompiler.ir.ops import Trait, lookup, register
 from dlcompiler.ir.ops.rules import require_operands
-from dlcompiler.ir.types import TensorType, TupleType, boolean, compute_dtype, f32
+from dlcompiler.ir.types import TensorType, TupleType, boolean, compute_dtype
 
 
 def _infer_attention(types, attributes) -> TensorType:
@@ -22,15 +22,15 @@ def _infer_attention(types, attributes) -> TensorType:
 
 
 def _infer_forward(types, attributes):
-    """As `attention`; also logsumexp f32[..., L]: +inf for a row that sees nothing."""
+    """As `attention`; also logsumexp[..., L], f32 (f64 of f64): +inf for a row that sees nothing."""
     out = _infer_attention(types, attributes)
-    return TupleType((out, TensorType(f32, out.shape[:-1])))
+    return TupleType((out, TensorType(compute_dtype(out.dtype), out.shape[:-1])))
 
 
 def _infer_backward(types, attributes):
-    """grad[..., L, F], q[..., L, E], k[..., S, E], v[..., S, F], logsumexp and delta f32[..., L], mask?; nothing broadcast.
+    """grad[..., L, F], q[..., L, E], k[..., S, E], v[..., S, F], logsumexp and delta[..., L], mask?; nothing broadcast.
 
-    The results are like q, k and v. attributes as of `attention`.
+    logsumexp and delta are f32, or f64 of f64. The results are like q, k and v. attributes as of `attention`.
     """
     require_operands("attention_backward", types, 6, 7)
     grad, q, k, v, logsumexp, delta, *mask = types
@@ -38,8 +38,9 @@ def _infer_backward(types, attributes):
     lead = out.shape[:-2]
     if grad.shape != out.shape or any(t.shape[:-2] != lead for t in (q, k, v)):
         raise ShapeError(f"the gradients of attention of {q}, {k}, {v} from {grad}: sizes do not fit")
-    if any(t.dtype is not f32 or t.shape != out.shape[:-1] for t in (logsumexp, delta)):
-        raise ShapeError(f"attention_backward takes f32{list(out.shape[:-1])} for each row, not {logsumexp} and {delta}")
+    rows = TensorType(compute_dtype(q.dtype), out.shape[:-1])
+    if any(t != rows for t in (logsumexp, delta)):
+        raise ShapeError(f"attention_backward takes {rows}, one number a row, not {logsumexp} and {delta}")
     return TupleType((q, k, v))
 
 
@@ -66,7 +67,7 @@ def _evaluate_forward(operands, attributes):
     out = np.matmul(weights / np.where(is_blind, 1, total), v.astype(weights.dtype))
     with np.errstate(divide="ignore"):
         logsumexp = np.where(is_blind, np.inf, np.log(total) + shift)[..., 0]
-    return out.astype(q.dtype), logsumexp.astype(np.float32)
+    return out.astype(q.dtype), logsumexp
 
 
 def _evaluate_backward(operands, attributes):
@@ -119,7 +120,7 @@ def _expand_forward(b, operands, attributes):
     is_blind = b.eq(total, zero)
     out = b.matmul(b.cast(b.div(weights, b.where(is_blind, one, total)), dtype=v.dtype.name), v)
     logsumexp = b.where(is_blind, b.constant(np.inf, dtype), b.add(b.log(total), shift))
-    return out, b.cast(b.reshape(logsumexp, shape=scores.shape[:-1]), dtype="f32")
+    return out, b.reshape(logsumexp, shape=scores.shape[:-1])
 
 
 def _expand_backward(b, operands, attributes):

@@ -21,6 +21,8 @@ from dlcompiler.passes.rewrite import GraphRewriter, RuleTable, apply_rules, rul
 
 # Query rows of a head, or of heads that share keys, that one program takes anyway.
 FEW_ROWS = 16
+# What a target keeps busy at least for parts to pay: the cores of a CPU have enough in a few heads.
+MANY_ROWS = 64
 # Keys of a part: enough to be worth a program.
 SHORTEST_PART = 256
 
@@ -31,7 +33,7 @@ def split_attention(graph: Graph, context: Context) -> Graph:
     @rule("attention-parts", "attention", exact=False)
     def attention_parts(b: GraphRewriter, node: Node) -> Node | None:
         """attention(q, k, v) --> a sum of attention over parts of the keys"""
-        if "attention_with_logsumexp" not in context.target.library_ops:
+        if "attention_with_logsumexp" not in context.target.library_ops or context.target.parallel_rows < MANY_ROWS:
             return None
         parts = _parts(node, context.target.parallel_rows)
         if parts == 1:

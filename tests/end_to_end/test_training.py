@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+import dlcompiler
 from tests import zoo
 from tests.end_to_end.support import assert_near, compile_with, random_tensor
 
@@ -107,6 +108,31 @@ def test_gradient_with_respect_to_inputs() -> None:
     judge = input_gradients(function, torch.float64)
     for mine, theirs, exact in zip(input_gradients(compiled, torch.float32), input_gradients(function, torch.float32), judge):
         assert_near(mine, theirs, exact)
+
+
+@pytest.mark.parametrize("kind", ["causal", "bool", "added", "grouped", "float64"])
+def test_gradients_of_attention_are_kernels(kind: str) -> None:
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        given = None if mask is None or mask.dtype is torch.bool else mask.to(q.dtype)
+        return functional.scaled_dot_product_attention(
+            q, k, v, mask if given is None else given, is_causal=kind == "causal", enable_gqa=kind == "grouped"
+        )
+
+    def input_gradients(candidate: Callable[..., Tensor], dtype: torch.dtype) -> list[Tensor]:
+        heads = 2 if kind == "grouped" else 4
+        q, k, v = (random_tensor(2, n, 19, 8, seed=n).to(dtype).requires_grad_() for n in (4, heads, heads))
+        out = candidate(q, k, v, mask)
+        (out * torch.linspace(-1, 1, out.numel(), dtype=dtype).view(out.shape)).sum().backward()
+        return [out.detach(), *(x.grad for x in (q, k, v) if x.grad is not None)]
+
+    mask = {"bool": random_tensor(2, 1, 19, 19) > -1, "added": random_tensor(19, 19)}.get(kind)
+    compiled = compile_with("torch.compile", attend)
+    judge = input_gradients(attend, torch.float64)
+    dtype = torch.float64 if kind == "float64" else torch.float32
+    for mine, theirs, exact in zip(input_gradients(compiled, dtype), input_gradients(attend, dtype), judge):
+        assert_near(mine.contiguous(), theirs.contiguous(), exact)
+    forward, backward = dlcompiler.reports()[-2:]
+    assert not forward.aten and not backward.aten
 
 
 def test_double_backward_is_right_or_refused() -> None:

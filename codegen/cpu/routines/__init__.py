@@ -62,13 +62,18 @@ class Packs(Protocol):
 def routines() -> Mapping[str, Routine]:
     """The routine of each op that has one."""
     from dlcompiler.codegen.cpu.routines.attention import Attention
+    from dlcompiler.codegen.cpu.routines.attention_backward import AttentionBackward
     from dlcompiler.codegen.cpu.routines.block_linear import BlockLinear
     from dlcompiler.codegen.cpu.routines.indexing import INDEXING
     from dlcompiler.codegen.cpu.routines.recurrent import Recurrent
 
     scan = Recurrent()
     scans = dict.fromkeys(("lstm_scan", "gru_scan", "rnn_scan"), scan)
-    return {"attention": Attention(), "block_linear": BlockLinear(), **scans, **INDEXING}
+    forward = Attention()
+    return {
+        "attention": forward, "attention_with_logsumexp": forward, "attention_backward": AttentionBackward(),
+        "block_linear": BlockLinear(), **scans, **INDEXING,
+    }  # fmt: skip
 
 
 def find_routine(node: Node, machine: Machine) -> Routine | None:

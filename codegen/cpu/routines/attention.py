@@ -1,5 +1,7 @@
 """Attention as one kernel: `softmax(scale * q @ k.T + mask) @ v`, the scores never in memory as a whole.
 
+For training it also writes the logarithm of each row's sum of exponentials, from which `attention_backward` makes scores again.
+
 A work item is one head and a block of query rows. It walks over blocks of keys and keeps, for each row, the largest score so
 far, the sum of exponentials and the weighted sum of values; when a block brings a larger score, what was summed before is scaled
 down (the online softmax of Milakov and Gimelshein, Online normalizer calculation for softmax, 2018; tiled as in Dao et al.,
@@ -19,11 +21,10 @@ from dlcompiler.codegen.cpu.emitter import Emitter, Value
 from dlcompiler.codegen.cpu.routines.attention_problem import Numbers, Problem
 from dlcompiler.codegen.cpu.routines.attention_rows import write_rows
 from dlcompiler.codegen.cpu.routines.attention_tiles import write_tiles
-from dlcompiler.ir.expression import floor_div, product
+from dlcompiler.ir.expression import Dim, floor_div, product
 from dlcompiler.ir.types import TensorType, f16
 
 if TYPE_CHECKING:
-    from dlcompiler.codegen.cpu.indexing import Number
     from dlcompiler.codegen.cpu.machine import Machine
     from dlcompiler.codegen.cpu.routines import Written
     from dlcompiler.ir.graph import Node
@@ -37,8 +38,15 @@ MAXIMUM_WIDTH = 256
 GUESS = 128
 
 
+def suits(node: Node, machine: Machine, widths: Sequence[Dim]) -> bool:
+    """Whether heads of these widths and the operands' types are what the kernels of attention are written for."""
+    halves = any(operand.tensor.dtype is f16 for operand in node.inputs)
+    known = all(isinstance(size, int) and 0 < size <= MAXIMUM_WIDTH for size in widths)
+    return known and machine.has_fma and (machine.has_half_conversion or not halves)
+
+
 class Attention:
-    """The routine of the op `attention`."""
+    """The routine of the ops `attention` and `attention_with_logsumexp`."""
 
     def applies(self, node: Node, machine: Machine) -> bool:
         """Heads of a known width up to 256, in float types that the machine converts, where there are fused multiply-adds.
@@ -47,12 +55,7 @@ class Attention:
         library held to SSE 4.2: 1.8 ms), since the exponential asks the C library for each one.
         """
         query, _, value, *mask = (operand.tensor for operand in node.inputs)
-        halves = any(operand.tensor.dtype is f16 for operand in node.inputs)
-        if not machine.has_fma or (halves and not machine.has_half_conversion):
-            return False
-        sizes = (query.shape[-1], value.shape[-1])
-        known = all(isinstance(size, int) and 0 < size <= MAXIMUM_WIDTH for size in sizes)
-        return known and all(operand.rank > 0 for operand in mask)
+        return suits(node, machine, (query.shape[-1], value.shape[-1])) and all(operand.rank > 0 for operand in mask)
 
     def scratch(self, node: Node, machine: Machine) -> Sequence[TensorType]:
         """None: what a thread needs lies on its stack."""
@@ -93,17 +96,7 @@ def _work_item(n: Numbers, words: Value, pointers: Sequence[Value], item: Value,
         # first and last in turns, so that any half of the items is about half of the work
         half = block >> 1
         block = e.select(e.compare("eq", block & 1, 0), half, blocks - 1 - half)
-    offsets: list[Number] = [0] * len(pointers)
-    for dimension in reversed(range(len(problem.lead))):
-        size = problem.lead[dimension]
-        if size == 1:
-            continue
-        digit = e.rem(rest, n.value(size))
-        rest = e.div(rest, n.value(size))
-        for position, operand in enumerate(problem.arguments):
-            step = n.index.times(digit, n.index.write(operand.lead[dimension]))
-            offsets[position] = n.index.plus(offsets[position], step)
-    starts = [e.offset(p, o, operand.memory) for p, o, operand in zip(pointers, offsets, problem.arguments)]
+    starts = n.heads(rest, pointers)
     row = block * problem.item_rows
     arguments = [words, *starts, row, e.minimum(length - row, problem.item_rows)]
     if many is None or few is None:

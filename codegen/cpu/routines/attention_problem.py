@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from dlcompiler.codegen.cpu.emitter import Emitter, Value
@@ -36,14 +36,21 @@ class Strided:
     column: Dim
 
 
-def _strided(view: View, lead: tuple[Dim, ...]) -> Strided:
+def strided(view: View, lead: tuple[Dim, ...]) -> Strided:
+    """A matrix for each of the leading dimensions, some of which it may lack."""
     shape, strides = view.shape, view.strides
     missing = len(lead) + 2 - len(shape)
     steps = [*(0,) * missing, *(0 if size == 1 else step for size, step in zip(shape, strides))]
     return Strided(element_name(view.dtype), tuple(steps[:-2]), steps[-2], steps[-1])
 
 
-def _broadcast(machine: Machine) -> int:
+def of_rows(view: View) -> Strided:
+    """One number for each row: a single column."""
+    *lead, row = view.strides
+    return Strided(element_name(view.dtype), tuple(lead), row, 0)
+
+
+def broadcast_numbers(machine: Machine) -> int:
     """As many numbers as leave registers for the sums, and without fused multiply-adds for products."""
     if machine.vector_registers >= 32:
         return 8
@@ -76,6 +83,7 @@ class Problem:
     value: Strided
     mask: Strided | None
     out: Strided
+    logsumexp: Strided | None  # of each row, if it is asked for
     sizes: tuple[str, ...]
     vectors: int
     broadcast: int
@@ -86,7 +94,7 @@ class Problem:
     @staticmethod
     def of(call: RoutineCall, machine: Machine) -> Problem:
         q, k, v, *mask = call.reads
-        (out,) = (view for view in call.writes if view is not None)
+        out, *sums = (view for view in call.writes if view is not None)
         lead = out.shape[:-2]
         wide = q.dtype.name == "f64"
         width, depth = q.shape[-1], v.shape[-1]
@@ -97,12 +105,12 @@ class Problem:
         problem = Problem(
             machine, "f64" if wide else "f32", lanes, lead, q.shape[-2], k.shape[-2],
             width, depth, float(call.attributes["scale"]), bool(call.attributes["causal"]),
-            _strided(q, lead), _strided(k, lead), _strided(v, lead), _strided(mask[0], lead) if mask else None,
-            _strided(out, lead), call.size_symbols,
-            vectors=vectors, broadcast=_broadcast(machine), keys=KEYS // part, few=FEW_ROWS,
+            strided(q, lead), strided(k, lead), strided(v, lead), strided(mask[0], lead) if mask else None,
+            strided(out, lead), of_rows(sums[0]) if sums else None, call.size_symbols,
+            vectors=vectors, broadcast=broadcast_numbers(machine), keys=KEYS // part, few=0 if sums else FEW_ROWS,
             groups=max(1, ROWS // part // (vectors * lanes)),
         )  # fmt: skip
-        return problem._heads_as_rows()
+        return problem if sums else problem._heads_as_rows()
 
     def _heads_as_rows(self) -> Problem:
         """With one query row a head, heads that share keys and values are rows of one head, so that these are read once."""
@@ -123,7 +131,7 @@ class Problem:
     @property
     def arguments(self) -> tuple[Strided, ...]:
         """Operands and result in the order of the call's words."""
-        return tuple(x for x in (self.query, self.key, self.value, self.mask, self.out) if x is not None)
+        return tuple(x for x in (self.query, self.key, self.value, self.mask, self.out, self.logsumexp) if x is not None)
 
     @property
     def group_rows(self) -> int:
@@ -151,13 +159,14 @@ class Problem:
     @property
     def argument_names(self) -> list[tuple[str, str]]:
         """The arguments of a function for one work item, as `Emitter.func` takes them."""
-        names = ["words", "query", "key", "value", *(["mask"] if self.mask is not None else []), "out"]
+        masks, sums = (["mask"] if self.mask is not None else []), (["logsumexp"] if self.logsumexp is not None else [])
+        names = ["words", "query", "key", "value", *masks, "out", *sums]
         return [*((name, "ptr") for name in names), ("row", "i64"), ("rows", "i64")]
 
     def may_be_few(self) -> bool:
         """Whether there may be so few query rows that each is worked on alone."""
         few = not isinstance(self.length, int) or self.length <= self.few
-        return few and self.suits_rows
+        return few and self.few > 0 and self.suits_rows
 
     @property
     def suits_rows(self) -> bool:
@@ -173,7 +182,7 @@ class Problem:
 
     def may_be_many(self) -> bool:
         """Whether there may be too many query rows for that."""
-        return not self.suits_rows or not isinstance(self.length, int) or self.length > self.few
+        return not self.few or not self.suits_rows or not isinstance(self.length, int) or self.length > self.few
 
     @property
     def mask_of_keys(self) -> bool:
@@ -194,6 +203,21 @@ class Numbers:
         """A size or stride as an i64."""
         number = self.index.write(dim)
         return number if isinstance(number, Value) else self.e.constant(number, "i64")
+
+    def heads(self, item: Value, pointers: Sequence[Value]) -> list[Value]:
+        """The addresses of the matrices of head number `item`."""
+        e, problem = self.e, self.problem
+        offsets: list[Number] = [0] * len(pointers)
+        for dimension in reversed(range(len(problem.lead))):
+            size = problem.lead[dimension]
+            if size == 1:
+                continue
+            digit = e.rem(item, self.value(size))
+            item = e.div(item, self.value(size))
+            for position, operand in enumerate(problem.arguments):
+                step = self.index.times(digit, self.index.write(operand.lead[dimension]))
+                offsets[position] = self.index.plus(offsets[position], step)
+        return [e.offset(p, o, operand.memory) for p, o, operand in zip(pointers, offsets, problem.arguments)]
 
     def place(self, strides: tuple[Dim, Dim], row: Number, column: Number) -> Number:
         """Elements from the first to the one at (row, column)."""

@@ -10,58 +10,33 @@ last row repeat that row and are not stored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from dlcompiler.codegen.cpu.emitter import Emitter, Value
-from dlcompiler.codegen.cpu.exponential import exp_in
 from dlcompiler.codegen.cpu.indexing import Number
-from dlcompiler.codegen.cpu.routines.attention_problem import NEGATIVE_INFINITY, Numbers, Problem, Strided
-
-# (row, column) -> elements beyond a pointer
-Place = Callable[[Number, Number], Number]
+from dlcompiler.codegen.cpu.logarithm import log
+from dlcompiler.codegen.cpu.routines.attention_lanes import Place, RowLanes, write_turn
+from dlcompiler.codegen.cpu.routines.attention_problem import NEGATIVE_INFINITY, Problem
 
 
 def write_tiles(e: Emitter, problem: Problem, name: str) -> None:
     """A function for the rows of one work item."""
-    _write_turn(e, problem, f"{name}.turn")
+    write_turn(e, problem, f"{name}.turn")
     with e.func(name, problem.argument_names, inline=False) as (words, query, key, value, *rest):
-        *mask, out, row, rows = rest
-        _Tiles(e, problem, words, f"{name}.turn").write(query, key, value, mask[0] if mask else None, out, row, rows)
+        *pointers, row, rows = rest
+        mask = pointers.pop(0) if problem.mask is not None else None
+        _Tiles(e, problem, words, f"{name}.turn").write(query, key, value, mask, pointers, row, rows)
 
 
-def _write_turn(e: Emitter, problem: Problem, name: str) -> None:
-    """A function that transposes one tile of lanes by lanes: `name(source, its stride, target, its stride)`."""
-    lanes = problem.lanes
-    arguments = [("source", "ptr"), ("source_stride", "i64"), ("target", "ptr"), ("target_stride", "i64")]
-    with e.func(name, arguments, inline=False) as (source, source_stride, target, target_stride):
-        rows = [e.load(source, source_stride * k, problem.element, lanes) for k in range(lanes)]
-        for k, row in enumerate(turn(e, rows)):
-            e.store(row, target, target_stride * k)
-
-
-def turn(e: Emitter, rows: list[Value]) -> list[Value]:
-    """Transpose n vectors of n lanes by log2(n) rounds of interleaving the two halves of the list."""
-    count = len(rows)
-    low = [lane // 2 + (lane % 2) * count for lane in range(count)]
-    high = [lane + count // 2 for lane in low]
-    for _ in range(count.bit_length() - 1):
-        half = count // 2
-        rows = [e.shuffle(rows[k // 2], rows[k // 2 + half], high if k % 2 else low) for k in range(count)]
-    return rows
-
-
-class _Tiles:
+class _Tiles(RowLanes):
     def __init__(self, e: Emitter, problem: Problem, words: Value, turn_function: str) -> None:
-        self.e, self.problem, self.turn_function = e, problem, turn_function
-        self.n = Numbers(e, problem, words)
-        self.lanes, self.vectors = problem.lanes, problem.vectors
-        self.rows = problem.group_rows  # the width of matrices whose lanes are rows
+        super().__init__(e, problem, words, turn_function)
         self.most_keys = self._padded(problem.keys + problem.broadcast)
 
-    def _padded(self, width: int) -> int:
-        return -(-width // self.lanes) * self.lanes
-
-    def write(self, query: Value, key: Value, value: Value, mask: Value | None, out: Value, row: Value, rows: Value) -> None:
+    def write(
+        self, query: Value, key: Value, value: Value, mask: Value | None, results: Sequence[Value], row: Value, rows: Value
+    ) -> None:
+        """`results`: the output and, if it is asked for, the logarithms of the sums."""
         e, n, problem = self.e, self.n, self.problem
         self._make_scratch(mask)
         groups = e.div(rows + (self.rows - 1), self.rows)
@@ -83,7 +58,7 @@ class _Tiles:
                 with e.if_then(e.compare("gt", seen, 0)):
                     self._block(loop.index, keys, key_place, values, value_place, mask, first, row + rows, start, seen)
         with e.for_loop(0, groups) as loop:
-            self._finish_group(loop.index, out, row, rows)
+            self._finish_group(loop.index, results, row, rows)
 
     def _make_scratch(self, mask: Value | None) -> None:
         e, problem = self.e, self.problem
@@ -109,49 +84,6 @@ class _Tiles:
 
     # -- rows in and out ---------------------------------------------------------------------------------------------------
 
-    def _copy(
-        self, count: Number, width: Number, contiguous: bool, source: Value, place: Place, memory: str,
-        target: Value, target_place: Place, target_memory: str, change: Callable[[Value], Value] = lambda x: x,
-    ) -> None:  # fmt: skip
-        """target[r, c] = change(source[r, c]) of `count` rows; whole vectors where both are contiguous along a row."""
-        e, n = self.e, self.n
-
-        def move(row: Number, column: Number, lanes: int) -> None:
-            x = change(e.load(source, place(row, column), memory, lanes))
-            e.store(e.convert(x, target_memory), target, target_place(row, column))
-
-        with e.for_loop(0, count) as loop:
-            if contiguous:
-                n.windows(width, self.lanes, lambda column, size: move(loop.index, column, size if size > 1 else 0))
-            else:
-                with e.for_loop(0, width) as column:
-                    move(loop.index, column.index, 0)
-
-    def _row_major(self, width: int) -> Place:
-        return lambda row, column: self.n.index.plus(self.n.index.times(row, width), column)
-
-    def _turn(
-        self, count: Number, source: Value, source_width: int, along_source: bool, target: Value, target_width: int
-    ) -> None:
-        """Transpose a strip of tiles: `count` columns of the source, or with `along_source` false as many rows of it."""
-        e = self.e
-        groups = self.rows // self.lanes
-        with e.for_loop(0, count, self.lanes) as loop:
-            for group in range(groups):
-                across = group * self.lanes
-                wide, tall = (source_width, target_width) if along_source else (target_width, source_width)
-                row_major, turned = loop.index + across * wide, loop.index * tall + across
-                source_at, target_at = (row_major, turned) if along_source else (turned, row_major)
-                e.call(
-                    self.turn_function,
-                    [
-                        e.offset(source, source_at, self.problem.element),
-                        e.constant(source_width, "i64"),
-                        e.offset(target, target_at, self.problem.element),
-                        e.constant(target_width, "i64"),
-                    ],
-                )
-
     def _begin_group(self, group: Value, query: Value, row: Value, rows: Value) -> None:
         """q.T, scaled, beyond the last row that row again; nothing seen so far."""
         e, n, problem, q = self.e, self.n, self.problem, self.problem.query
@@ -170,7 +102,7 @@ class _Tiles:
         self._store_vectors([n.splat(NEGATIVE_INFINITY)] * self.vectors, self.largest, group)
         self._store_vectors([n.splat(0.0)] * self.vectors, self.totals, group)
 
-    def _finish_group(self, group: Value, out: Value, row: Value, rows: Value) -> None:
+    def _finish_group(self, group: Value, results: Sequence[Value], row: Value, rows: Value) -> None:
         """Divide by the sums, turn, and store the rows that there are."""
         e, n, problem, o = self.e, self.n, self.problem, self.problem.out
         factors = [n.reciprocal(total) for total in self._vectors_at(self.totals, group)]
@@ -183,27 +115,23 @@ class _Tiles:
         self._copy(
             e.minimum(rows - first, self.rows), problem.depth, o.column == 1,
             self.buffer, self._row_major(self.buffer_width), problem.element,
-            out, lambda r, c: n.place((o.row, o.column), e.add(row + first, r), c), o.memory,
+            results[0], lambda r, c: n.place((o.row, o.column), e.add(row + first, r), c), o.memory,
         )  # fmt: skip
+        if problem.logsumexp is not None:
+            self._write_logsumexp(group, results[1], row + first, e.minimum(rows - first, self.rows))
 
-    def _as_it_is_or_copied(
-        self, target: Value | None, operand: Strided, pointer: Value, width: int, start: Value, count: Value
-    ) -> tuple[Value, Place]:
-        """Keys (or values) of a block: where they are, or a copy; and the place of (key in the block, column)."""
-        n = self.n
-        pointer = self.e.offset(pointer, n.index.times(start, n.index.write(operand.row)), operand.memory)
-
-        def place(row: Number, column: Number) -> Number:
-            return n.place((operand.row, operand.column), row, column)
-
-        if target is None:
-            return pointer, place
-        target_place = self._row_major(width)
-        self._copy(
-            count, width, operand.column == 1, pointer, place, operand.memory, target, target_place, self.problem.element,
-            lambda x: self.e.convert(x, self.problem.element),
-        )  # fmt: skip
-        return target, target_place
+    def _write_logsumexp(self, group: Value, target: Value, first: Value, count: Value) -> None:
+        """largest + log(sum of exponentials) of the group's rows; +inf for those that see nothing."""
+        e, n, place = self.e, self.n, self.problem.logsumexp
+        assert place is not None
+        found = []
+        for total, largest in zip(self._vectors_at(self.totals, group), self._vectors_at(self.largest, group)):
+            is_blind = e.compare("eq", total, 0.0)
+            found.append(e.select(is_blind, float("inf"), log(e, total) + n.finite_maximum(largest)))
+        self._store_vectors(found, self.totals, group)
+        with e.for_loop(0, count) as loop:
+            value = e.load(self.totals, group * self.rows + loop.index, self.problem.element)
+            e.store(value, target, n.place((place.row, 0), first + loop.index, 0))
 
     # -- one block of keys ---------------------------------------------------------------------------------------------------
 
@@ -241,88 +169,20 @@ class _Tiles:
             enough = enough and isinstance(problem.length, int) and min(problem.length, self.rows) >= problem.broadcast
         return enough
 
-    def _exp(self, x: Value) -> Value:
-        """e^x of an x up to 0, or NaN."""
-        return exp_in(self.e, x, self.problem.element)
-
     def _scores(self, query: Value, key: Value, place: Place, mask: Value | None, start: Value, at: Number, size: int) -> None:
         """scores.T of `size` keys from `at` on in the block, masked."""
-        e, n, problem = self.e, self.n, self.problem
-        pointers = [e.offset(key, place(n.index.plus(at, j), 0), problem.element) for j in range(size)]
-        zeros = [n.splat(0.0)] * (size * self.vectors)
-        with e.for_loop(0, problem.width, 1, zeros) as loop:
-            queries = self._vectors_at(query, loop.index)
-            column = place(0, loop.index)
-            sums = []
-            for j, pointer in enumerate(pointers):
-                number = e.broadcast(e.load(pointer, column, problem.element), self.lanes)
-                sums += [n.multiply_add(number, q, loop.carried[j * self.vectors + v]) for v, q in enumerate(queries)]
-            loop.next(*sums)
-        for j in range(size):
-            scores = loop.results[j * self.vectors : (j + 1) * self.vectors]
-            in_block = n.index.plus(at, j)
+        for j, scores in enumerate(self._rows_times(key, place, at, size, query, self.problem.width)):
+            in_block = self.n.index.plus(at, j)
             self._store_vectors(self._masked(scores, mask, start, in_block), self.scores, in_block)
 
-    def _vectors_at(self, pointer: Value, line: Number) -> list[Value]:
-        """One line of a scratch matrix of rows side by side."""
-        first = self.n.index.times(line, self.rows)
-        return [
-            self.e.load(pointer, self.n.index.plus(first, v * self.lanes), self.problem.element, self.lanes)
-            for v in range(self.vectors)
-        ]
-
-    def _store_vectors(self, vectors: Sequence[Value], pointer: Value, line: Number) -> None:
-        first = self.n.index.times(line, self.rows)
-        for v, vector in enumerate(vectors):
-            self.e.store(vector, pointer, self.n.index.plus(first, v * self.lanes))
-
     # -- masks ---------------------------------------------------------------------------------------------------------------
-
-    def _masked(self, scores: Sequence[Value], pointer: Value | None, start: Value, in_block: Number) -> list[Value]:
-        e, n, mask = self.e, self.n, self.problem.mask
-        if mask is None or pointer is None:
-            return list(scores)
-        if self.masks is not None:
-            addends = self._vectors_at(self.masks, in_block)
-            if mask.memory == "i1":
-                return [e.select(e.compare("eq", a, 0.0), score, NEGATIVE_INFINITY) for a, score in zip(addends, scores)]
-            return [a + score for a, score in zip(addends, scores)]
-        place = n.place((mask.row, mask.column), 0, n.index.plus(start, in_block))
-        if mask.memory == "i1":
-            kept = e.broadcast(e.load(pointer, place, "i1"), self.lanes)
-            return [n.hidden(kept, score) for score in scores]
-        addend = e.broadcast(n.load(pointer, place, mask.memory), self.lanes)
-        return [addend + score for score in scores]
-
-    def _turn_mask(self, pointer: Value, target: Value, first: Value, last: Value, start: Value, count: Value) -> None:
-        """mask.T of the group's rows and the block's keys as what is added: for a bool mask 0 or -inf."""
-        e, n, problem, mask = self.e, self.n, self.problem, self.problem.mask
-        assert mask is not None
-
-        def addend(x: Value) -> Value:
-            if x.element != "i1":
-                return e.convert(x, problem.element)
-            return e.select(x, e.constant(0.0, problem.element, x.lanes), NEGATIVE_INFINITY)
-
-        self._copy(
-            self.rows, count, mask.column == 1,
-            pointer, lambda r, c: n.place((mask.row, mask.column), e.minimum(e.add(first, r), last - 1), e.add(start, c)),
-            mask.memory, self.buffer, self._row_major(self.buffer_width), problem.element, addend,
-        )  # fmt: skip
-        self._turn(count, self.buffer, self.buffer_width, True, target, self.rows)
 
     def _hide_later(self, row: Value, start: Value, count: Value) -> None:
         """-inf where the key comes after the row: of the keys beyond the first row."""
         e, n = self.e, self.n
-        integer = "i32" if self.problem.element == "f32" else "i64"
-        first = e.maximum(row + 1 - start, 0)
-        with e.for_loop(first, count) as loop:
-            later = e.convert(start + loop.index - row, integer)
+        with e.for_loop(e.maximum(row + 1 - start, 0), count) as loop:
             scores = self._vectors_at(self.scores, loop.index)
-            kept = [
-                e.compare("ge", e.constant([v * self.lanes + k for k in range(self.lanes)], integer, self.lanes), later)
-                for v in range(self.vectors)
-            ]
+            kept = self._not_before(start + loop.index - row)
             self._store_vectors([n.hidden(k, s) for k, s in zip(kept, scores)], self.scores, loop.index)
 
     # -- softmax and values --------------------------------------------------------------------------------------------------
@@ -353,18 +213,8 @@ class _Tiles:
     def _weigh_columns(
         self, result: Value, value: Value, place: Place, column: Number, size: int, count: Value, factors: Sequence[Value]
     ) -> None:
-        e, n, problem = self.e, self.n, self.problem
-        pointers = [e.offset(value, place(0, n.index.plus(column, j)), problem.element) for j in range(size)]
-        with e.for_loop(0, count, 1, [n.splat(0.0)] * (size * self.vectors)) as loop:
-            weights = self._vectors_at(self.scores, loop.index)
-            line = place(loop.index, 0)
-            sums = []
-            for j, pointer in enumerate(pointers):
-                number = e.broadcast(e.load(pointer, line, problem.element), self.lanes)
-                sums += [n.multiply_add(number, w, loop.carried[j * self.vectors + v]) for v, w in enumerate(weights)]
-            loop.next(*sums)
-        for j in range(size):
-            found = loop.results[j * self.vectors : (j + 1) * self.vectors]
+        n = self.n
+        for j, found in enumerate(self._columns_times(value, place, column, size, self.scores, count)):
             line = n.index.plus(column, j)
             before = self._vectors_at(result, line)
             after = [n.multiply_add(b, factor, f) for b, factor, f in zip(before, factors, found)]

@@ -129,6 +129,36 @@ def vector_loop(e: Emitter, count: Number, lanes: int, body: Callable[[Value, in
         body(loop.index, 0)
 
 
+def vectors_of(e: Emitter, width: int, lanes: int) -> list[tuple[int, Value | None]]:
+    """Where the vectors of a row of `width` elements begin, and which lanes exist: None for all."""
+    left = width % lanes
+    whole: list[tuple[int, Value | None]] = [(first, None) for first in range(0, width - left, lanes)]
+    return [*whole, (width - left, e.create_mask(left, lanes))] if left else whole
+
+
+def load_spread(e: Emitter, pointer: Value, at: Number, step: Number, element: str, lanes: int, mask: Value | None) -> Value:
+    """A vector of elements `step` apart from `at` on, 0 where the mask does not hold."""
+    if step == 1 and mask is None:
+        return e.load(pointer, at, element, lanes)
+    zero = e.constant(0, element, lanes)
+    if step == 1 and mask is not None:
+        return e.masked_load(pointer, at, mask, zero)
+    every = e.constant(True, "i1", lanes) if mask is None else mask
+    return e.gather(pointer, at, e.mul(e.iota(lanes), step), every, zero)
+
+
+def store_spread(e: Emitter, value: Value, pointer: Value, at: Number, step: Number, mask: Value | None) -> None:
+    """Write a vector's elements `step` apart from `at` on, where the mask holds."""
+    if step == 1:
+        if mask is None:
+            e.store(value, pointer, at)
+        else:
+            e.masked_store(value, pointer, at, mask)
+        return
+    every = e.constant(True, "i1", value.lanes) if mask is None else mask
+    e.scatter(value, pointer, at, e.mul(e.iota(value.lanes), step), every)
+
+
 def elements(shape: Sequence[Dim]) -> Dim:
     """How many elements a box has."""
     return product(shape)

@@ -2,117 +2,43 @@
 
 from __future__ import annotations
 
-import ctypes
 import itertools
-import mmap
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import pytest
 from dlcompiler.codegen.cpu.compile import write_kernel
-from dlcompiler.codegen.cpu.jit import compile_mlir
 from dlcompiler.codegen.cpu.machine import Machine
 from dlcompiler.codegen.cpu.routines import find_routine
-from dlcompiler.ir.expression import Dim, evaluate, symbol
+from dlcompiler.ir.expression import Dim, symbol
 from dlcompiler.ir.graph import Builder
-from dlcompiler.ir.interpret import interpret_graph
-from dlcompiler.ir.program import RoutineCall, Slot, View
-from dlcompiler.ir.types import DType, TensorType, bf16, boolean, contiguous_strides, dtype_of, f16, f32, f64
+from dlcompiler.ir.program import RoutineCall, Slot
+from dlcompiler.ir.types import DType, TensorType, bf16, boolean, contiguous_strides, f16, f32, f64
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from tests.codegen.cpu.attention_runs import assert_close, guarded, laid_out, meanings, random, run_routine
 from tests.codegen.cpu.run import machines
 
 every_machine = pytest.mark.parametrize("described", machines(), ids=lambda m: m.name)
 # no multiple of any machine's lanes but the shortest
 WIDTH = 20
-# largest error of a result, as a part of the largest result
-TOLERANCE = {f32: 1e-5, f64: 1e-13, f16: 1e-3, bf16: 8e-3}
-
-
-# -- operands ----------------------------------------------------------------------------------------------------------------
-
-
-def laid_out(array: np.ndarray, order: Sequence[int], step: int = 1) -> np.ndarray:
-    """The same elements in memory where dimensions follow each other in `order` and the innermost has stride `step`."""
-    memory = np.zeros([array.shape[d] * (step if d == order[-1] else 1) for d in order], array.dtype)
-    slices = [slice(None, None, step if d == order[-1] else None) for d in order]
-    result = memory[tuple(slices)].transpose(np.argsort(order))
-    result[...] = array
-    return result
-
-
-def guarded(array: np.ndarray, at_end: bool) -> np.ndarray:
-    """A row major copy whose last byte (or first) lies beside a page that no one may touch."""
-    page = mmap.PAGESIZE
-    size = -(-max(array.nbytes, 1) // page) * page
-    memory = mmap.mmap(-1, size + 2 * page)
-    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    protect = ctypes.CDLL(None, use_errno=True).mprotect
-    protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    for beside in (start, start + page + size):
-        if protect(beside, page, 0):
-            raise OSError(ctypes.get_errno(), "mprotect")
-    offset = page + (size - array.nbytes if at_end else 0)
-    copy = np.frombuffer(memory, array.dtype, array.size, offset).reshape(array.shape)
-    copy[...] = array
-    return copy
-
-
-def element_strides(array: np.ndarray) -> tuple[int, ...]:
-    return tuple(step // array.itemsize for step in array.strides)
-
-
-def random(rng: np.random.Generator, shape: Sequence[int], dtype: DType) -> np.ndarray:
-    if dtype is boolean:
-        return rng.random(tuple(shape)) < 0.6
-    return rng.standard_normal(tuple(shape)).astype(np.float32).astype(dtype.numpy)
-
-
 # -- running -----------------------------------------------------------------------------------------------------------------
 
 
-@cache
-def compiled(text: str):
-    """The entry point of a module; many calls differ in their numbers only."""
-    return compile_mlir(text, ["kernel"]).function("kernel")
-
-
 def run(
-    operands: Sequence[np.ndarray],
-    out: np.ndarray,
-    described: Machine,
-    scale: float = 0.3,
-    causal: bool = False,
-    views: Sequence[tuple[tuple[Dim, ...], tuple[Dim, ...]]] = (),
-    sizes: Mapping[str, int] | None = None,
-    parts: int = 3,
+    operands: Sequence[np.ndarray], out: np.ndarray, described: Machine, scale: float = 0.3, causal: bool = False, **settings
 ) -> None:
-    """Run the routine over its whole range in `parts` calls. `views` are symbolic shapes and strides, for all arrays or none."""
-    arrays = [*operands, out]
-    shown = views or [(a.shape, element_strides(a)) for a in arrays]
-    slots = [View(Slot(f"x{k}", dtype_of(a), *v, "intermediate"), *v) for k, (a, v) in enumerate(zip(arrays, shown))]
-    call = RoutineCall("attention", tuple(slots[:-1]), (slots[-1],), {"scale": scale, "causal": causal})
-    text, written = write_kernel(call, described)
-    function = compiled(text)
-    numbers = [(sizes or {})[name] for name in call.size_symbols]
-    words = (ctypes.c_int64 * (len(arrays) + len(numbers)))(*(a.ctypes.data for a in arrays), *numbers)
-    work = evaluate(written.work, sizes or {})
-    ends = [work * k // parts for k in range(parts + 1)]
-    for low, high in zip(ends, ends[1:]):
-        function(ctypes.addressof(words), low, high)
+    """Run the routine; `settings` as of `run_routine`."""
+    run_routine("attention", operands, [out], described, {"scale": scale, "causal": causal}, **settings)
 
 
 def meaning(operands: Sequence[np.ndarray], scale: float = 0.3, causal: bool = False) -> np.ndarray:
     """What the op's definition gives, in float64."""
-    b = Builder()
-    wide = [x if x.dtype == bool else x.astype(np.float64) for x in operands]
-    inputs = [b.input(f"x{k}", TensorType(dtype_of(x), x.shape)) for k, x in enumerate(wide)]
-    (result,) = interpret_graph(b.finish([b.attention(*inputs, scale=scale, causal=causal)]), wide)
-    return np.asarray(result)
+    (result,) = meanings("attention", operands, {"scale": scale, "causal": causal})
+    return result
 
 
 def check(operands: Sequence[np.ndarray], described: Machine, out: np.ndarray | None = None, **settings) -> None:
@@ -121,14 +47,6 @@ def check(operands: Sequence[np.ndarray], described: Machine, out: np.ndarray | 
         out = np.zeros(want.shape, operands[0].dtype)
     run(operands, out, described, **settings)
     assert_close(out, want)
-
-
-def assert_close(out: np.ndarray, want: np.ndarray) -> None:
-    got = out.astype(np.float64)
-    np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
-    known = ~np.isnan(want)
-    error = np.abs(got - want)[known].max(initial=0) / (np.abs(want[known]).max(initial=0) + 1e-30)
-    assert error <= TOLERANCE[dtype_of(out)], f"relative error {error:.2g}"
 
 
 # -- properties --------------------------------------------------------------------------------------------------------------
