@@ -2,6 +2,10 @@
 
 loss, gradients  -->  loss; parameter <- update(parameter, gradient, state, numbers), state <- ...
 loss, gradients  -->  loss; sum of gradients <- sum + gradient / n          (while gradients are accumulated)
+
+Scaled gradients are divided by their scale first, and if one of them is not finite, everything keeps its value:
+
+parameter <- update(parameter, ...)  -->  parameter <- where(finite, update(parameter, ...), parameter)
 """
 
 from __future__ import annotations
@@ -42,6 +46,7 @@ class Assembler:
         self.parameters = [graph.inputs[k] for k in trained]
         self.gradients = [joint.gradients[k] for k in trained]
         self.accumulate = accumulate
+        self.scaled = joint.scaled
         self.writebacks = list(graph.writebacks)
         self.outputs: list[Node] = list(graph.outputs)
 
@@ -58,20 +63,42 @@ class Assembler:
         """The graph that updates parameters.
 
         Inputs after those of the loss: `sums` (empty unless gradients were accumulated), the tensors of `states` in order, and a
-        vector for each class of the division. Outputs: the loss, and the gradients' norm if it is limited.
+        vector for each class of the division; and, of a scaled loss, the inverse of the scale. Outputs: the loss, of a scaled
+        loss whether all gradients were finite, and the gradients' norm if it is limited.
         """
         gradients = self._with_sums(self._inputs("sum", sums)) if sums else self.gradients
         state_nodes = [dict(zip(state, self._inputs("state", list(state.values())))) for state in states]
         numbers = [self._numbers(k, each) for k, each in enumerate(division.classes)]
-        gradients = self._clipped([self._wide(g) for g in gradients], clipping)
+        gradients = [self._wide(g) for g in gradients]
+        finite = None
+        if self.scaled:
+            gradients, finite = self._unscaled(gradients)
+        gradients = self._clipped(gradients, clipping)
         for parameter, gradient, state, k in zip(self.parameters, gradients, state_nodes, division.of):
             dtype = gradient.dtype
             old = {name: self._cast(node, dtype) for name, node in state.items()}
             switches = division.classes[k].switches
             new, new_state = rule.update(self.b, self._cast(parameter, dtype), gradient, old, numbers[k], switches)
-            self.writebacks.append((self._cast(new, parameter.dtype), parameter))
-            self.writebacks += [(self._cast(value, state[name].dtype), state[name]) for name, value in new_state.items()]
+            self._write(new, parameter, finite)
+            for name, value in new_state.items():
+                self._write(value, state[name], finite)
         return self._finish()
+
+    def _write(self, value: Node, target: Node, finite: Node | None) -> None:
+        value = self._cast(value, target.dtype)
+        self.writebacks.append((value if finite is None else self.b.where(finite, value, target), target))
+
+    def _unscaled(self, gradients: Sequence[Node]) -> tuple[list[Node], Node]:
+        """The gradients of the loss itself, and whether every number in them is finite."""
+        b = self.b
+        inverse = b.input("inverse_scale", TensorType(f32, ()))
+        gradients = [b.mul(g, self._cast(inverse, g.dtype)) for g in gradients]
+        finite = [b.reduce_all(b.isfinite(g), axes=tuple(range(g.tensor.rank))) for g in gradients]
+        whole = finite[0]
+        for each in finite[1:]:
+            whole = b.bitwise_and(whole, each)
+        self.outputs.append(whole)
+        return gradients, whole
 
     def _inputs(self, name: str, tensors: Sequence[Tensor]) -> list[Node]:
         return [self.b.input(name, type_of_fake(t), strides_of_fake(t)) for t in tensors]

@@ -32,23 +32,28 @@ class Joint:
     """The Graph's inputs are those of Dynamo's graph, in order; its one output is the loss, its writebacks are those of buffers.
 
     gradients   position of an input -> the node that is the loss's derivative with respect to it
+    scaled      whether one more input of the loss's type says by what all gradients are multiplied
     """
 
     graph: Graph
     gradients: Mapping[int, Node]
+    scaled: bool = False
 
 
-def joint_graph(module: torch.fx.GraphModule, inputs: Sequence[Any], trained: Sequence[int], name: str) -> Joint:
+def joint_graph(
+    module: torch.fx.GraphModule, inputs: Sequence[Any], trained: Sequence[int], name: str, scaled: bool = False
+) -> Joint:
     """Differentiate a captured loss function and import the result.
 
     trained   positions of the inputs whose gradients are wanted
+    scaled    whether the derivative is that of the loss times a number that each call gives
     Raises InputError if the function does not return one number that depends on such an input, UnsupportedError for what a Graph
     cannot hold.
     """
     keep_recurrent_layers_whole(module)
     with ExitStack() as stack, torch.enable_grad():
         traced = aot_export_joint_with_descriptors(stack, module, tuple(inputs), decompositions=decompositions())
-    found = _Results(traced.graph_module, set(trained))
+    found = _Results(traced.graph_module, set(trained), scaled)
     graph = import_fx(
         found.module,
         name=name,
@@ -57,13 +62,13 @@ def joint_graph(module: torch.fx.GraphModule, inputs: Sequence[Any], trained: Se
         mutations=found.mutations,
     )
     loss, *gradients = (_without_copy(node) for node in graph.outputs)
-    return Joint(graph.replace(outputs=(loss,), output_strides=()), dict(zip(found.gradients, gradients, strict=True)))
+    return Joint(graph.replace(outputs=(loss,), output_strides=()), dict(zip(found.gradients, gradients, strict=True)), scaled)
 
 
 class _Results:
     """Reads the descriptors of a joint graph, and leaves of its results the loss, the gradients wanted, and mutations."""
 
-    def __init__(self, module: torch.fx.GraphModule, trained: set[int]) -> None:
+    def __init__(self, module: torch.fx.GraphModule, trained: set[int], scaled: bool) -> None:
         self.module = module
         placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
         names = {n.meta["desc"].idx: str(n.target) for n in placeholders if isinstance(n.meta["desc"], PlainAOTInput)}
@@ -75,7 +80,7 @@ class _Results:
         self.gradients: list[int] = []
         self._keep(trained, names)
         for node in placeholders:
-            if isinstance(node.meta["desc"], TangentAOTInput):
+            if isinstance(node.meta["desc"], TangentAOTInput) and not scaled:
                 self.constants[str(node.target)] = self._tangent(node.meta["val"])
 
     def _keep(self, trained: set[int], names: Mapping[int, str]) -> None:

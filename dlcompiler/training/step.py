@@ -10,6 +10,8 @@ update is appended (`assemble`). The program writes into the user's own paramete
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor
 
 from dlcompiler.codegen.target import Target, parse_target
+from dlcompiler.frontends.fx_types import TO_TORCH
 from dlcompiler.ir.errors import CompilerError, InputError, OptionError, UnsupportedError
 from dlcompiler.ir.graph import Graph
 from dlcompiler.options import Options
@@ -26,6 +29,7 @@ from dlcompiler.training.assemble import Assembler, Clipping
 from dlcompiler.training.hyperparameters import Division, Hyperparameters
 from dlcompiler.training.joint import Joint, joint_graph
 from dlcompiler.training.optimizers import new_state, unsupported
+from dlcompiler.training.scaling import Scaling, refusals
 
 LossFunction = Callable[[Any, Any], Tensor]
 
@@ -41,6 +45,7 @@ def train_step(
     clip_norm: float | None = None,
     clip_value: float | None = None,
     accumulate: int = 1,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> TrainStep:
     """Compile a training step. Nothing is trained before the result is called.
 
@@ -51,6 +56,8 @@ def train_step(
     clip_norm      limit of the 2-norm of all gradients together, as `torch.nn.utils.clip_grad_norm_`
     clip_value     limit of each number in them, as `torch.nn.utils.clip_grad_value_`
     accumulate     update in every so manieth call, with the mean of the gradients of these calls
+    scaler         of a loss under float16 autocast. A call does `scale`, `unscale_`, `step` and `update` of it: where a gradient
+                   is not finite, nothing is updated and the scale falls. One that is not enabled changes nothing
 
     Raises UnsupportedError, before anything has run, for what cannot be one program: another optimizer, hooks on parameters or on
     the optimizer, sparse or complex parameters, a loss function that Dynamo cannot capture whole.
@@ -58,17 +65,23 @@ def train_step(
     resolved = Options.resolve(options)
     if accumulate < 1:
         raise OptionError(f"accumulate takes an integer of at least 1, not {accumulate!r}")
-    _refuse(model, optimizer)
-    settings = _Settings(resolved, None if target is None else parse_target(target), Clipping(clip_norm, clip_value), accumulate)
+    if scaler is not None and not scaler.is_enabled():
+        scaler = None
+    _refuse(model, optimizer, scaler)
+    clipping = Clipping(clip_norm, clip_value)
+    scaling = None if scaler is None else Scaling(scaler)
+    settings = _Settings(resolved, None if target is None else parse_target(target), clipping, accumulate, scaling)
     step = TrainStep(model, loss_fn, optimizer, settings)
     step.prepare(example_batch)
     return step
 
 
-def _refuse(model: Any, optimizer: torch.optim.Optimizer) -> None:
+def _refuse(model: Any, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None) -> None:
     """Raises UnsupportedError for what would make a compiled step differ from an eager one."""
     reasons = list(unsupported(optimizer))
-    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    reasons += [] if scaler is None else refusals(scaler, parameters)
+    for parameter in parameters:
         if parameter.is_complex():
             reasons.append("complex parameters")
         if parameter.is_sparse or not parameter.is_floating_point():
@@ -97,6 +110,7 @@ class _Settings:
     target: Target | None
     clipping: Clipping
     accumulate: int
+    scaling: Scaling | None = None
 
 
 class TrainStep:
@@ -135,11 +149,12 @@ class TrainStep:
 
     def _call(self, batch: Any) -> Tensor:
         try:
-            # Dynamo leaves the layers of nn.LSTM and its kin alone otherwise
-            with torch._dynamo.config.patch(allow_rnn=True), torch.enable_grad():
+            # Dynamo leaves the layers of nn.LSTM and its kin alone otherwise, and gives up at a logger
+            settings = {"allow_rnn": True, "ignore_logging_functions": _logging_functions()}
+            with torch._dynamo.config.patch(settings), torch.enable_grad():
                 return self._run(self.model, batch)
         except torch._dynamo.exc.Unsupported as error:
-            reason = str(error).strip().partition("\n")[0]
+            reason = _reason(error)
             raise UnsupportedError(
                 f"the loss function cannot be captured whole: {reason}", items=(reason,), hint="compile the model instead"
             ) from error
@@ -197,7 +212,8 @@ class _Captured:
         if not candidates:
             raise InputError("the loss function uses no parameter of the optimizer")
         with self.timings.stage("capture"):
-            self.joint: Joint = joint_graph(module, inputs, candidates, _name_of(step.model))
+            scaled = self.settings.scaling is not None
+            self.joint: Joint = joint_graph(module, inputs, candidates, _name_of(step.model), scaled)
         self.trained = sorted(self.joint.gradients)
         self.hyperparameters = Hyperparameters(step.optimizer, [inputs[k] for k in self.trained])
         self.rule = self.hyperparameters.rule
@@ -217,25 +233,43 @@ class _Captured:
     def accumulate(self, arguments: Sequence[Any]) -> Tensor:
         """Add the gradients of one batch to `parameter.grad`; the loss."""
         sums = self._sums([arguments[k] for k in self.trained])
-        (loss,) = self._accumulating(sums).executable([*arguments, *sums])
+        (loss,) = self._accumulating(sums).executable([*arguments, *self._scale(), *sums])
         return loss
 
     def update(self, arguments: Sequence[Any]) -> list[Tensor]:
         """Train on one batch; the loss, and the norm of the gradients if it is limited."""
         parameters = [arguments[k] for k in self.trained]
         division, numbers = self.hyperparameters.divide(parameters)
+        scaling, known = self.settings.scaling, self.step.optimizer.state
+        before = {p: dict(known[p]) for p in parameters if p in known} if scaling else {}
         states = self._states(parameters)
         sums = self._sums(parameters) if self.settings.accumulate > 1 else []
         program = self._updating(division, states, sums)
         for vector, values in zip(program.vectors, numbers):
             vector.copy_(torch.tensor(list(values.values()), dtype=torch.float64))
         tensors = [tensor for state in states for tensor in state.values()]
-        results = program.executable([*arguments, *sums, *tensors, *program.vectors])
-        self._count(parameters)
+        inverse = [torch.tensor(scaling.factors()[1])] if scaling else []
+        results = program.executable([*arguments, *self._scale(), *sums, *tensors, *program.vectors, *inverse])
+        skipped = scaling is not None and not results.pop(1)
+        if scaling is not None:
+            scaling.update(skipped)
+        if skipped:
+            for parameter in parameters:  # their state begins with the first update
+                del known[parameter]
+            known.update(before)
+        else:
+            self._count(parameters)
         if sums:
             for parameter in parameters:
                 parameter.grad = None
         return results
+
+    def _scale(self) -> list[Tensor]:
+        """What the loss's derivative is multiplied by, if it is, as the graph's input wants it."""
+        if self.settings.scaling is None:
+            return []
+        given = self.joint.graph.inputs[-1].tensor
+        return [torch.full(given.shape, self.settings.scaling.factors()[0], dtype=TO_TORCH[given.dtype])]
 
     def _sums(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         for parameter in parameters:
@@ -292,6 +326,23 @@ class _Captured:
             executable, report = compile_recorded(graph, target, self.settings.options, timings=Timings(self.timings.seconds))
         self.step.reports.append(report)
         return _Program(executable)
+
+
+def _reason(error: Exception) -> str:
+    """What Dynamo says in its first line, and what it found there."""
+    text = str(error).strip()
+    found = re.search(r"Developer debug context: (.+)", text)
+    first = text.partition("\n")[0]
+    return f"{first}: {found[1].strip()}" if found else first
+
+
+def _logging_functions() -> set[Callable[..., Any]]:
+    """What loss functions may call to log: left out of a step, as torch.export leaves it out.
+
+    Among them what other packages have added to Logger, as transformers did with `warning_once`.
+    """
+    functions = {value for name, value in vars(logging.Logger).items() if callable(value) and not name.startswith("_")}
+    return functions | torch._dynamo.config.ignore_logging_functions
 
 
 def _name_of(model: Any) -> str:

@@ -4,7 +4,7 @@
     %1 = div(%x, 8.0)   -->  %1 = mul(%x, 0.125)
     %1 = index(%x, 0)   -->  %1 = slice(%x)
 
-See also the rules in `contractions` and `reductions`, which are in this pass's table.
+See also the rules in `contractions`, `dropped_rows` and `reductions`, which are in this pass's table.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from dlcompiler.ir.graph import Graph, Node
 from dlcompiler.passes.context import Context
-from dlcompiler.passes.node import contractions, reductions
+from dlcompiler.passes.node import contractions, dropped_rows, reductions
 from dlcompiler.passes.pattern import algebra
 from dlcompiler.passes.rewrite import GraphRewriter, RuleTable, apply_rules, rule
 
@@ -95,7 +95,9 @@ POWERS = (
     algebra("pow-minus-one", "pow(x, -1) --> 1 / x", takes="float", exact=False),
 )
 
-RULES = RuleTable((*POWERS, div_power_of_two, div_constant, index_slice, *contractions.RULES, *reductions.RULES))
+RULES = RuleTable(
+    (*POWERS, div_power_of_two, div_constant, index_slice, *contractions.RULES, *dropped_rows.RULES, *reductions.RULES)
+)
 
 
 def replace_ops(graph: Graph, context: Context) -> Graph:

@@ -114,6 +114,31 @@ FIRES: dict[str, tuple[str, ...]] = {
         """input %a : f32[2, 3]; input %c : f32[3, 4]; %x = neg(%a); %w = neg(%c); input %b : f32[4]; %l = matmul(%x, %w);
         %y = add(%l, %b)""",
     ),
+    "slice-update-pad": (
+        """input %x : f32[2, 3]; %c = constant -1.5 : f32[]; %e = expand(%c) {shape = (4, 3)};
+        %y = slice_update(%e, %x) {starts = (1, 0), steps = (1, 1)}""",
+        """input %x : i64[2, 0]; %c = constant 7 : i64[]; %e = expand(%c) {shape = (2, 5)};
+        %y = slice_update(%e, %x) {starts = (0, 2), steps = (1, 1)}""",
+        """input %x : bf16[N, 3]; %c = constant 0.0 : bf16[]; %e = expand(%c) {shape = (N, 4)};
+        %y = slice_update(%e, %x) {starts = (0, 1), steps = (1, 1)}""",
+    ),
+    "slice-linear": (
+        """input %x : f32[2, 5, 3]; input %w : f32[4, 3]; input %b : f32[4]; %l = linear(%x, %w, %b);
+        %y = slice(%l) {starts = (0, 1, 0), limits = (2, 5, 4), steps = (1, 2, 1)}""",
+        """input %x : f64[N, 5, 3]; input %w : f64[4, 3]; %l = linear(%x, %w);
+        %y = slice(%l) {starts = (0, 0, 0), limits = (N, 4, 4), steps = (1, 1, 1)}""",
+    ),
+    "linear-pad": (
+        """input %x : f32[2, 5, 3]; input %w : f32[4, 3]; %p = pad(%x) {low = (0, 1, 0), high = (0, 2, 0), value = 0.0};
+        %y = linear(%p, %w)""",
+    ),
+    "padded-sum": (
+        """input %g : f32[2, 3, 7]; input %x : f32[2, 4, 5]; %p = pad(%g) {low = (0, 0, 0), high = (0, 1, 0), value = 0.0};
+        %q = reshape(%p) {shape = (8, 7)}; %r = reshape(%x) {shape = (8, 5)}; %s = permute(%q) {dims = (1, 0)};
+        %t = permute(%r) {dims = (1, 0)}; %y = linear(%s, %t)""",
+        """input %g : f32[3, 7]; input %x : f32[5, 2]; %p = pad(%g) {low = (2, 0), high = (0, 0), value = 0.0};
+        %s = permute(%p) {dims = (1, 0)}; %t = permute(%x) {dims = (1, 0)}; %y = linear(%t, %s)""",
+    ),
     "reshape-linear-reshape": (
         """input %x : f32[2, N, 3]; input %w : f32[4, 3]; input %b : f32[4]; %r = reshape(%x) {shape = (2*N, 3)};
         %l = linear(%r, %w, %b); %y = reshape(%l) {shape = (2, N, 4)}""",
@@ -344,6 +369,31 @@ MISSES: dict[str, tuple[str, ...]] = {
         "input %x : f32[1, 3]; input %w : f32[4, 3]; input %b : f32[2, 4]; %l = linear(%x, %w); %y = add(%l, %b)",
         """input %x : f32[2, 3]; input %w : f32[4, 3]; input %b : f32[4]; %l = linear(%x, %w); %a = add(%l, %b);
         %y = mul(%a, %l)  # => read twice""",
+    ),
+    "slice-update-pad": (
+        """input %x : f32[2, 3]; %c = constant -1.5 : f32[]; %e = expand(%c) {shape = (4, 3)};
+        %y = slice_update(%e, %x) {starts = (0, 0), steps = (2, 1)}  # => every other row""",
+        """input %x : f32[2, 3]; input %e : f32[4, 3]; %y = slice_update(%e, %x) {starts = (0, 0), steps = (1, 1)}""",
+    ),
+    "slice-linear": (
+        """input %x : f32[2, 3]; input %w : f32[4, 3]; %l = linear(%x, %w);
+        %y = slice(%l) {starts = (0, 1), limits = (2, 4), steps = (1, 1)}  # => a part of each row""",
+        """input %x : f32[2, 3]; input %w : f32[4, 3]; %l = linear(%x, %w);
+        %s = slice(%l) {starts = (0, 0), limits = (1, 4), steps = (1, 1)}; %y = add(%s, %l)  # => all rows are read""",
+    ),
+    "linear-pad": (
+        """input %x : f32[2, 3]; input %w : f32[4, 3]; %p = pad(%x) {low = (0, 0), high = (1, 0), value = 1.0};
+        %y = linear(%p, %w)  # => rows of ones""",
+        """input %x : f32[2, 3]; input %w : f32[4, 5]; %p = pad(%x) {low = (0, 1), high = (1, 1), value = 0.0};
+        %y = linear(%p, %w)  # => more columns""",
+        """input %x : f32[2, 3]; input %w : f32[4, 3]; input %b : f32[4];
+        %p = pad(%x) {low = (0, 0), high = (1, 0), value = 0.0}; %y = linear(%p, %w, %b)  # => the bias is in each row""",
+    ),
+    "padded-sum": (
+        """input %g : f32[3, 7]; input %x : f32[5, 2]; %p = pad(%g) {low = (2, 0), high = (0, 0), value = 1.0};
+        %s = permute(%p) {dims = (1, 0)}; %t = permute(%x) {dims = (1, 0)}; %y = linear(%t, %s)  # => rows of ones""",
+        """input %g : f32[3, 7]; input %x : f32[5, 7]; %p = pad(%g) {low = (2, 0), high = (0, 0), value = 0.0};
+        %y = linear(%x, %p)  # => not summed over rows""",
     ),
     "reshape-linear-reshape": (
         """input %x : f32[6, 4]; input %w : f32[4, 3]; %r = reshape(%x) {shape = (8, 3)}; %l = linear(%r, %w);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,30 @@ from torch import Tensor, nn
 
 import dlcompiler
 from tests import training_zoo
+
+logger = logging.getLogger(__name__)
+
+
+def tokens() -> dict[str, Tensor]:
+    ids = torch.randint(0, 61, (2, 7))
+    return {"input_ids": ids, "labels": ids}
+
+
+def labelled_gpt2() -> tuple[nn.Module, dict[str, Tensor]]:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    rates = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    return GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=61, n_positions=8, **rates)), tokens()
+
+
+def labelled_t5() -> tuple[nn.Module, dict[str, Tensor]]:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2, "vocab_size": 61}
+    return T5ForConditionalGeneration(T5Config(dropout_rate=0.0, decoder_start_token_id=0, **sizes)), tokens()
+
+
+LABELLED = {"gpt2": labelled_gpt2, "t5": labelled_t5}
 
 Optimizers = dict[str, Callable[[Any], torch.optim.Optimizer]]
 
@@ -241,6 +266,63 @@ def test_autocast_is_captured_as_the_loss_function_has_it() -> None:
     for k in range(3):
         torch.testing.assert_close(step(batch_of(k)), eager_step(eager, loss, reference, batch_of(k)), rtol=2e-2, atol=2e-2)
     assert_same_state(ours, eager, 2e-2)
+
+
+def test_a_scaler_leaves_out_updates_that_are_not_finite() -> None:
+    def loss(model: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.float16):
+            predicted = model(batch[0])
+        return functional.mse_loss(predicted.float(), batch[1])
+
+    ours = perceptron()
+    eager = copy.deepcopy(ours)
+    optimizer, reference = (torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9, dampening=0.5) for m in (ours, eager))
+    # the first scale is too large for float16, by more than one halving
+    scaler, expected = (torch.amp.GradScaler("cpu", init_scale=2.0**18, growth_interval=3) for _ in range(2))
+    step = dlcompiler.train_step(ours, loss, optimizer, batch_of(0), scaler=scaler, clip_norm=0.5)
+    scales = []
+    for k in range(5):
+        reference.zero_grad()
+        scaled = loss(eager, batch_of(k))
+        expected.scale(scaled).backward()
+        expected.unscale_(reference)
+        nn.utils.clip_grad_norm_(eager.parameters(), 0.5)
+        expected.step(reference)
+        expected.update()
+        torch.testing.assert_close(step(batch_of(k)), scaled.detach(), rtol=2e-3, atol=2e-3)
+        assert scaler.get_scale() == expected.get_scale()
+        scales.append(scaler.get_scale())
+        assert_same_state(optimizer, reference, 2e-3)
+    assert_same_state(ours, eager, 2e-3)
+    assert min(scales) < 2.0**17 and any(after > before for before, after in zip(scales, scales[1:]))
+    narrow = nn.Linear(2, 2).half()
+    with pytest.raises(UnsupportedError, match="torch.float16"):
+        dlcompiler.train_step(narrow, squares, torch.optim.SGD(narrow.parameters()), batch_of(0), scaler=scaler)
+
+
+def test_what_a_loss_function_logs_is_left_out() -> None:
+    def loss(model: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
+        logger.warning("said while %s", "captured")
+        return squares(model, batch)
+
+    model = perceptron()
+    step = dlcompiler.train_step(model, loss, torch.optim.SGD(model.parameters(), lr=0.1), batch_of(0))
+    torch.testing.assert_close(step(batch_of(0)), squares(perceptron(), batch_of(0)).detach())
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_losses_that_transformers_computes_from_labels(name: str) -> None:
+    def loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
+        return model(**batch).loss
+
+    torch.manual_seed(0)
+    ours, batch = LABELLED[name]()
+    eager = copy.deepcopy(ours.train())
+    optimizer, reference = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (ours, eager))
+    step = dlcompiler.train_step(ours, loss, optimizer, batch)
+    for _ in range(2):
+        torch.testing.assert_close(step(batch), eager_step(eager, loss, reference, batch), rtol=1e-4, atol=1e-5)
+    assert_same_state(ours, eager, 1e-4)
 
 
 def test_dropout_follows_the_seed_and_differs_from_call_to_call() -> None:
