@@ -56,6 +56,7 @@ class Artifact:
 
     target  the first of the targets that it was compiled for; `others` are the rest
     code    architecture -> name of a file -> its contents: kernels for that GPU
+    digest  of all that was read, once it was
     """
 
     graph: Graph
@@ -64,6 +65,7 @@ class Artifact:
     structure: Mapping[str, Any] = field(default_factory=dict)
     others: tuple[str, ...] = ()
     code: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
+    digest: str | None = None
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -142,17 +144,51 @@ def _add_content(archive: zipfile.ZipFile, file: BinaryIO, name: str, content: b
     return _add(archive, file, name, lambda out: out.write(content))
 
 
+@dataclass(frozen=True)
+class _Contents:
+    """What a file holds, its digests checked. `digest` tells it apart from every other."""
+
+    manifest: dict[str, Any]
+    graph: bytes
+    weights: memoryview
+    code: Mapping[str, bytes]
+    digest: str
+
+
 def load_artifact(path: str | os.PathLike[str]) -> Artifact:
     """Read and check an artefact. Weights are views of the mapped file.
 
     Raises InvalidModelError with one line for a file that is missing, damaged, unsafe, or of another format version.
     """
     where = os.fspath(path)
+    contents = _read_contents(path)
+    try:
+        source = contents.graph.decode()
+    except UnicodeDecodeError:
+        raise InvalidModelError(f"{where}: {GRAPH} is not UTF-8") from None
+    manifest = contents.manifest
+    graph = graph_from_text(source, read_safetensors(contents.weights, f"{where}: {WEIGHTS}"), f"{where}: {GRAPH}")
+    target, *others = manifest["targets"]
+    by_arch: dict[str, dict[str, bytes]] = {}
+    for name, content in contents.code.items():
+        _, arch, file_name = name.split("/")
+        by_arch.setdefault(arch, {})[file_name] = content
+    return Artifact(graph, target, manifest["options"], manifest["structure"], tuple(others), by_arch, contents.digest)
+
+
+def content_digest(path: str | os.PathLike[str]) -> str:
+    """`Artifact.digest` of a file, read and checked as `load_artifact` does, without its graph. Raises InvalidModelError."""
+    return _read_contents(path).digest
+
+
+def _read_contents(path: str | os.PathLike[str]) -> _Contents:
+    where = os.fspath(path)
     try:
         data = map_file(path)
         with zipfile.ZipFile(path) as archive:
             infos = _checked_infos(archive, where)
-            manifest = _read_manifest(archive, infos, where)
+            manifest_text = _read_member(archive, infos[MANIFEST], where)
+            manifest = _checked_manifest(manifest_text, where)
             text = _read_member(archive, infos[GRAPH], where)
             code = {name: _read_member(archive, info, where) for name, info in infos.items() if CODE.fullmatch(name)}
             offset = _data_offset(data, infos[WEIGHTS], where)
@@ -166,17 +202,9 @@ def load_artifact(path: str | os.PathLike[str]) -> Artifact:
     members: dict[str, bytes | memoryview] = {GRAPH: text, WEIGHTS: weights, **code}
     for name, content in members.items():
         _check_digest(manifest, name, content, where)
-    try:
-        source = text.decode()
-    except UnicodeDecodeError:
-        raise InvalidModelError(f"{where}: {GRAPH} is not UTF-8") from None
-    graph = graph_from_text(source, read_safetensors(weights, f"{where}: {WEIGHTS}"), f"{where}: {GRAPH}")
-    target, *others = manifest["targets"]
-    by_arch: dict[str, dict[str, bytes]] = {}
-    for name, content in code.items():
-        _, arch, file_name = name.split("/")
-        by_arch.setdefault(arch, {})[file_name] = content
-    return Artifact(graph, target, manifest["options"], manifest["structure"], tuple(others), by_arch)
+    # the manifest holds the members' digests; where the weights begin is for who maps them without reading the rest
+    digest = hashlib.sha256(b"%d\n" % offset + manifest_text).hexdigest()
+    return _Contents(manifest, text, weights, code, digest)
 
 
 def _checked_infos(archive: zipfile.ZipFile, where: str) -> dict[str, zipfile.ZipInfo]:
@@ -212,12 +240,10 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) ->
     return content
 
 
-def _read_manifest(archive: zipfile.ZipFile, infos: Mapping[str, zipfile.ZipInfo], where: str) -> dict[str, Any]:
+def _checked_manifest(text: bytes, where: str) -> dict[str, Any]:
     try:
-        manifest = json.loads(_read_member(archive, infos[MANIFEST], where))
+        manifest = json.loads(text)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, InvalidModelError):
-            raise
         raise InvalidModelError(f"{where}: {MANIFEST} is not JSON ({error})") from None
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if version != FORMAT_VERSION or isinstance(version, bool):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dlcompiler.ir.graph import Graph
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dlcompiler.ir.graph import Graph
 
 
 def names_of_inputs(graph: Graph) -> tuple[str, ...]:

@@ -153,9 +153,29 @@ def _narrowed(tensors: dict[str, np.ndarray], metadata: Any, where: str) -> dict
     return tensors
 
 
+class MappedFile(mmap.mmap):
+    """A file's bytes in memory; `path` is where it lies."""
+
+    path: str
+
+
 def map_file(path: str | os.PathLike[str]) -> memoryview:
     """A file's bytes, mapped and not read. The mapping is private: writing to it changes no file. Raises OSError."""
     with open(path, "rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
             return memoryview(b"")
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+        mapped = MappedFile(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    mapped.path = os.path.realpath(path)
+    return memoryview(mapped)
+
+
+def place_in_file(array: np.ndarray) -> tuple[str, int] | None:
+    """The file that an array's memory is mapped from, and how many bytes into it that begins; None for other memory."""
+    owner: object = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    mapped = owner.obj if isinstance(owner, memoryview) else owner
+    if not isinstance(mapped, MappedFile):
+        return None
+    start = np.frombuffer(mapped, np.uint8).__array_interface__["data"][0]
+    return mapped.path, array.__array_interface__["data"][0] - start

@@ -82,6 +82,15 @@ class Executable:
         values = tuple((bindings or {})[name] for name in self._binder.names)
         return self._runner(values).plan.placement
 
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """Names of the sizes that a call binds, in the order of `sizes`."""
+        return self._binder.names
+
+    def sizes(self, inputs: Sequence[Any]) -> tuple[int, ...]:
+        """What these inputs bind the symbols to. Raises InputError for one that has no such size."""
+        return self._binder(inputs)
+
     def close(self) -> None:
         """Free all arenas and packed weights that no call in progress uses. A later call makes what it needs again."""
         with self._lock:

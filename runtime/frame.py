@@ -16,13 +16,11 @@ import numpy as np
 import torch
 from dlcompiler.ir.errors import LaunchError
 from dlcompiler.ir.program import AtenCall
-from dlcompiler.runtime.plan import ALIGNMENT, ARENA, Aten, LaunchRecord, Library, Plan, Run
+from dlcompiler.runtime.plan import Aten, Library, Plan, Run
 from dlcompiler.runtime.prepared import Copy, Fill
+from dlcompiler.runtime.tables import ALIGNMENT, ARENA, LaunchRecord, driver_table
 from dlcompiler.runtime.tensors import empty_strided, same_layout, tensor_at
 from torch import Tensor
-
-# As codegen's driver reads them: function, words, work, grain, multiple; base, bytes, address; six words a run.
-STEP_WORDS, PATCH_WORDS, RUN_WORDS = 5, 3, 6
 
 Driver = Callable[[int, int], None]
 # (inputs, addresses of those that are tensors) -> what prepared memory is made from, and its addresses
@@ -86,47 +84,9 @@ class Frame:
 
     def _table(self, run: Run) -> int:
         """Address of the run's record, for the driver."""
-        launches = run.launches
-        words = sum(len(r.words) for r in launches)
-        patches = [
-            (k, word.base, word.value)
-            for k, word in enumerate(w for r in launches for w in r.words)
-            if word.base is not None and word.base >= 0
-        ]
-        table = np.zeros(RUN_WORDS + STEP_WORDS * len(launches) + PATCH_WORDS * len(patches) + words, dtype=np.int64)
+        table = driver_table(run.launches, self.arena, self.bases)
         self._tables.append(table)
-        start = table.ctypes.data
-        steps = RUN_WORDS
-        patch_list = steps + STEP_WORDS * len(launches)
-        first_word = patch_list + PATCH_WORDS * len(patches)
-        worth_threads = any(r.work > r.grain for r in launches)
-        table[:steps] = (
-            start + 8 * steps,
-            len(launches),
-            start + 8 * patch_list,
-            len(patches),
-            ctypes.addressof(self.bases),
-            worth_threads,
-        )
-        at = first_word
-        for k, record in enumerate(launches):
-            table[steps + STEP_WORDS * k : steps + STEP_WORDS * (k + 1)] = (
-                record.function,
-                start + 8 * at,
-                record.work,
-                record.grain,
-                record.multiple,
-            )
-            for word in record.words:
-                table[at] = word.value + (self.arena if word.base == ARENA else 0)
-                at += 1
-        for k, (position, base, value) in enumerate(patches):
-            table[patch_list + PATCH_WORDS * k : patch_list + PATCH_WORDS * (k + 1)] = (
-                base,
-                value,
-                start + 8 * (first_word + position),
-            )
-        return start
+        return table.ctypes.data
 
     # -- a call ----------------------------------------------------------------------------------------------------------------
 

@@ -21,12 +21,9 @@ from dlcompiler.runtime.aten import prepare_aten
 from dlcompiler.runtime.constants import constant_tensors, tensor_behind
 from dlcompiler.runtime.library import Call, Operand, Routine, prepare
 from dlcompiler.runtime.prepared import Copies
+from dlcompiler.runtime.tables import ALIGNMENT, ARENA, CONSTANT, LaunchRecord, Word
 from dlcompiler.runtime.tensors import Shape, torch_dtype
 from torch import Tensor
-
-ALIGNMENT = 64  # of memory that is allocated for a program, in bytes
-ARENA = -1  # the "base" of what lies in the arena
-CONSTANT = -2  # and of what lies in a constant
 
 
 class Layout(NamedTuple):
@@ -44,24 +41,6 @@ class Place(NamedTuple):
     base: int
     offset: int
     constant: Tensor | None = None
-
-
-class Word(NamedTuple):
-    """One word that a kernel is given: `value` beyond `base`; base None: the value itself."""
-
-    base: int | None
-    value: int
-
-
-class LaunchRecord(NamedTuple):
-    """One launch with sizes known; `number` is its step."""
-
-    number: int
-    function: int
-    words: tuple[Word, ...]
-    work: int
-    grain: int
-    multiple: int
 
 
 class Preparation(NamedTuple):

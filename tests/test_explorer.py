@@ -14,10 +14,11 @@ import pytest
 from dlcompiler.ir.graph import Builder, Graph
 from dlcompiler.ir.types import TensorType, f32
 
-from dlcompiler.api import build, read_source
+from dlcompiler.api import build
 from dlcompiler.explorer import compilation_data, explorer_page
 from dlcompiler.observe import Collector
 from dlcompiler.options import Options
+from dlcompiler.sources import read_source
 
 HOSTILE = "</script><img src=x onerror=alert(1)>&amp;\u2028 {{DATA}}"
 

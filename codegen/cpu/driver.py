@@ -209,6 +209,14 @@ _compiled: list[LoadedObject] = []
 _lock = threading.Lock()
 
 
+def driver_names() -> dict[str, str]:
+    """Each of FUNCTIONS --> what it is called among compiled functions, which says what it does."""
+    from dlcompiler.codegen.cpu.jit import libgomp
+
+    digest = hashlib.sha256(driver_text(threads=bool(libgomp())).encode()).hexdigest()[:24]
+    return {name: f"{name}_{digest}" for name in FUNCTIONS}
+
+
 def compile_driver(store: Store | None = None) -> LoadedObject:
     """The driver's code, with the functions of FUNCTIONS; from `store` if it is there. It lives as long as the process.
 
@@ -221,8 +229,7 @@ def compile_driver(store: Store | None = None) -> LoadedObject:
         if not _compiled:
             libraries = libgomp()
             text = driver_text(threads=bool(libraries))
-            digest = hashlib.sha256(text.encode()).hexdigest()[:24]
-            names = {name: f"{name}_{digest}" for name in FUNCTIONS}
+            names = driver_names()
             for name, full in names.items():
                 text = text.replace(f"@{name}(", f"@{full}(")
             found = find_functions(list(names.values()), lambda _: (text, {}), store, libraries)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dlcompiler.codegen.contraction import TileMachine
+if TYPE_CHECKING:
+    from dlcompiler.codegen.contraction import TileMachine
 
 V2_FLAGS = frozenset({"sse4_2", "ssse3", "popcnt", "cx16"})
 V3_FLAGS = V2_FLAGS | {"avx", "avx2", "fma", "f16c", "bmi1", "bmi2", "movbe"}
@@ -37,6 +39,9 @@ class Machine:
     @property
     def tiles(self) -> TileMachine:
         """What schedules of contractions ask of a machine."""
+        # imported here: who only loads compiled code asks for no tiles
+        from dlcompiler.codegen.contraction import TileMachine
+
         return TileMachine(
             self.vector_bytes, self.vector_registers, self.has_masks, self.cache_bytes[1], self.cores,
             self.has_bfloat_products, self.has_byte_products,

@@ -13,7 +13,6 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 
 import dlcompiler.codegen
@@ -60,6 +59,8 @@ def sources_digest(*folders: str) -> str:
 
 
 def _version(name: str) -> str:
+    from importlib import metadata
+
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -138,6 +139,28 @@ def _load_object(name: str, store: Store, libraries: Sequence[str]) -> LoadedObj
                 return None
             _objects[name] = code
         return code
+
+
+def objects_of(names: Sequence[str], store: Store) -> tuple[str, ...] | None:
+    """The entry of the object that holds each function, for `load_functions`; None where `store` has not all of them."""
+    held = [store.get(entry_name("function", fingerprint(), name)) for name in names]
+    return tuple(payload.decode().partition("\n")[0] for payload in held if payload is not None) if all(held) else None
+
+
+def load_functions(
+    names: Sequence[str], objects: Sequence[str], store: Store, libraries: Sequence[str] = ()
+) -> list[Function] | None:
+    """Functions out of objects that `objects_of` named, with no question whether they are what would be compiled today; None
+    where one is gone.
+    """
+    loaded = {name: _load_object(name, store, libraries) for name in dict.fromkeys(objects)}
+    found = []
+    for name, held_by in zip(names, objects, strict=True):
+        code = loaded[held_by]
+        if code is None or name not in code.addresses:
+            return None
+        found.append(Function(name, code, "", False))
+    return found
 
 
 def _keep(data: bytes, facts: Mapping[str, str], store: Store) -> None:

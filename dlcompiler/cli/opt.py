@@ -78,7 +78,7 @@ def command(passes: str, file: str, output: str | None, **parameters: Any) -> No
 
 def _is_text(path: str) -> bool:
     """Whether a file is Graph text, or means to be by its name. Raises InvalidModelError."""
-    from dlcompiler.api import TEXT_SUFFIXES, is_graph_text
+    from dlcompiler.sources import TEXT_SUFFIXES, is_graph_text
 
     if path.endswith(TEXT_SUFFIXES):
         return True

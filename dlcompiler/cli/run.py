@@ -11,12 +11,11 @@ import numpy as np
 from dlcompiler.cli.commands import MODEL, flags, input_flags, manual
 from dlcompiler.cli.shared import (
     Session,
-    build,
     check_output,
     make_inputs,
+    open_model,
     print_json,
     read_inputs,
-    read_source,
     table,
     write_arrays,
 )
@@ -50,10 +49,10 @@ def command(
     session = Session.start(parameters)
     check_output(output, model)
     with session.progress() as progress:
-        source = read_source(model, session, progress)
-        given = read_inputs(inputs, names_of_inputs(source.graph)) if inputs else {}
-        values = make_inputs(source.graph, given, session, fill, seed)
-        compiled = build(source, session, progress)
+        graph, make = open_model(model, session, progress)
+        given = read_inputs(inputs, names_of_inputs(graph)) if inputs else {}
+        values = make_inputs(graph, given, session, fill, seed)
+        compiled = make()
         call = compiled.simulate if simulate else compiled
         progress.say("running")
         for _ in range(repeat):

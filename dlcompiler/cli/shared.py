@@ -10,7 +10,7 @@ import re
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +23,18 @@ from dlcompiler.cli.progress import Progress
 from dlcompiler.files import write_atomically
 from dlcompiler.ir.errors import InputError, InvalidModelError, UnsupportedError
 from dlcompiler.ir.expression import Dim, evaluate, symbol_name, symbols
-from dlcompiler.ir.graph import Graph, Node
-from dlcompiler.ir.types import HostType
+from dlcompiler.ir.graph import Builder, Graph, Node
+from dlcompiler.ir.types import DTYPES, HostType, TensorType
 from dlcompiler.names import names_of_inputs
 from dlcompiler.observe import Observer, Observers
 from dlcompiler.options import Options
 
 if TYPE_CHECKING:
-    from dlcompiler.api import Compiled, Source
+    from dlcompiler.compiled import Compiled
     from dlcompiler.frontends.onnx import SeenNode
+    from dlcompiler.sources import Source
+
+logger = logging.getLogger("dlcompiler")
 
 OPTION_FLAGS = (
     "optimization_level", "disabled_passes", "fuel", "numerics", "dump_dir", "strict", "disable_cache", "tune_budget",
@@ -70,7 +73,6 @@ class Session:
 def set_up_logging(verbose: int, quiet: bool) -> None:
     """Log to stderr: warnings, with -v what is being done, with -vv everything; with -q errors only."""
     level = logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
-    logger = logging.getLogger("dlcompiler")
     logger.setLevel(level)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
@@ -117,7 +119,7 @@ def read_source(model: str, session: Session, progress: Progress, inventory: lis
 
     `inventory` receives the nodes of an ONNX file, also where it cannot be imported.
     """
-    from dlcompiler.api import read_source as read
+    from dlcompiler.sources import read_source as read
 
     progress.say("reading the model")
     if re.fullmatch(r".+\.py:\w+", model):
@@ -157,6 +159,32 @@ def build(source: Source, session: Session, progress: Progress, observer: Observ
     return build_source(source, session.target or source.target or "cpu", options, observe=Observers(*observers))
 
 
+def open_model(model: str, session: Session, progress: Progress) -> tuple[Graph, Callable[[], Compiled]]:
+    """A model to be run: its graph, and what compiles it. Where this machine has kept its program, the graph has the inputs only,
+    and nothing is compiled.
+    """
+    from dlcompiler.compiled import KeptCompiled
+    from dlcompiler.kept import Place, find, keep
+
+    place = Place("run", session.target, session.options, session.input_shapes)
+
+    def make(source: Source | None = None) -> Compiled:
+        compiled = build(source or read_source(model, session, progress), session, progress)
+        keep(place, compiled)
+        return compiled
+
+    found = find(place, model)
+    if found is None:
+        source = read_source(model, session, progress)
+        return source.graph, lambda: make(source)
+    executable, names = found
+    builder = Builder()
+    for name, tensor in zip(names["inputs"], executable.program.inputs):
+        builder.input(name, TensorType(DTYPES[tensor.dtype], tensor.shape), location=name)
+    graph = builder.finish((), output_names=tuple(names["outputs"]))
+    return graph, lambda: KeptCompiled(executable, names, make)
+
+
 # -- inputs ------------------------------------------------------------------------------------------------------------------
 
 
@@ -185,8 +213,8 @@ def read_inputs(path: str, names: Sequence[str]) -> dict[str, np.ndarray]:
 def make_inputs(graph: Graph, given: Mapping[str, np.ndarray], session: Session, fill: str | None, seed: int) -> list[Any]:
     """Every input of a call: those given, converted where the file's format has no dtype for them, the rest filled.
 
-    Raises InputError naming what is missing or unknown, UnsupportedError for one that is no tensor of numbers, click.UsageError
-    for a size that nothing says.
+    A size that nothing says is made up too, with a warning: 1. Raises InputError naming what is missing or unknown, and
+    UnsupportedError for one that is no tensor of numbers.
     """
     names = names_of_inputs(graph)
     unknown = [name for name in given if name not in names]
@@ -209,7 +237,7 @@ def make_inputs(graph: Graph, given: Mapping[str, np.ndarray], session: Session,
         if name in given:
             values.append(_as_expected(name, node, given[name]))
         elif node.op.name == "size":
-            values.append(_size(node.attributes["symbol"], bindings))
+            values.append(_sized(node.attributes["symbol"], name, bindings))
         else:
             shape = tuple(_evaluate(dim, bindings, name) for dim in node.shape)
             if math.prod(d for d in shape if d) * 8 >= 2**63:  # what is random is made in a wider dtype first
@@ -234,17 +262,16 @@ def _bindings(graph: Graph, names: Sequence[str], given: Mapping[str, Any], shap
     return bindings
 
 
-def _size(name: str, bindings: Mapping[str, int]) -> int:
-    if name not in bindings:
-        raise click.UsageError(f"the size {name} is not known; give it by --input-shape of an input, or by -i")
-    return bindings[name]
+def _sized(symbol: str, name: str, bindings: dict[str, int]) -> int:
+    """A size, made up where nothing says what it is."""
+    if symbol not in bindings:
+        bindings[symbol] = 1
+        logger.warning("the size %s of input %r is not known; taking 1 (--input-shape %s:SHAPE says another)", symbol, name, name)
+    return bindings[symbol]
 
 
-def _evaluate(dim: Dim, bindings: Mapping[str, int], name: str) -> int:
-    for used in sorted(symbols(dim)):
-        if used not in bindings:
-            raise click.UsageError(f"the size {used} of input {name!r} is not known; give --input-shape {name}:SHAPE, or -i")
-    return evaluate(dim, bindings)
+def _evaluate(dim: Dim, bindings: dict[str, int], name: str) -> int:
+    return evaluate(dim, {symbol: _sized(symbol, name, bindings) for symbol in sorted(symbols(dim))})
 
 
 def _as_expected(name: str, node: Node, value: np.ndarray) -> Any:

@@ -25,7 +25,7 @@ from dlcompiler.options import Options
 from dlcompiler.repro import describe, free_folder, write_repro
 
 if TYPE_CHECKING:
-    from dlcompiler.api import Source
+    from dlcompiler.sources import Source
 
 MISMATCH = 5
 

@@ -125,7 +125,7 @@ def run_operator(target: str, attributes: Mapping[str, Any], operands: Sequence[
     evaluator, names = _evaluator(json.dumps(key))
     try:
         return list(evaluator.run(None, dict(zip(names, operands))))
-    except (ValueError, TypeError, IndexError, RuntimeError) as error:
+    except (ValueError, TypeError, IndexError, RuntimeError, OSError) as error:  # OSError: no image, says the reader of images
         raise InputError(f"{target} does not take these values: {error}") from error
     except ImportError as error:
         raise UnsupportedError(f"{target} needs a package that is not installed: {error}", items=(target,)) from None

@@ -56,6 +56,7 @@ def import_onnx(
     input_values: Mapping[str, np.ndarray] | None = None,
     inventory: list[SeenNode] | None = None,
     fix_batch: bool = False,
+    files: list[str] | None = None,
 ) -> Graph:
     """The graph of an ONNX model, given as a message or as the path of a file.
 
@@ -65,6 +66,7 @@ def import_onnx(
     not an input: a shape that is handed to the model as a tensor must be given so (NeedsValuesError says which). `inventory`
     receives what was looked at: a SeenNode for each node of the file, also where the import fails. With `fix_batch` a constant
     shape that holds a size which the inputs leave open is rewritten where that is proved; the graph's history names each.
+    `files` receives the paths of the external data that was read.
 
     Raises InvalidModelError for a file that is no valid model, UnsupportedError listing every operator and element type that
     cannot be imported, and InputError for a name or a rank in `input_shapes` that the model does not have.
@@ -86,6 +88,8 @@ def import_onnx(
             if inventory is not None:
                 inventory[:] = importer.inventory()
         if importer.b.limits == limits:
+            if files is not None:
+                files[:] = reader.files
             return graph
         # the inputs, made first, must state what the rest turned out to rely on
         limits = importer.b.limits

@@ -19,6 +19,7 @@ from onnx import ModelProto, TensorProto
 from dlcompiler.frontends.onnx_fold import MOST_DIMENSIONS
 from dlcompiler.frontends.onnx_registry import element_type
 from dlcompiler.ir.errors import InvalidModelError, UnsupportedError
+from dlcompiler.weights import map_file
 
 LARGEST_MESSAGE = 1 << 31  # bytes: protobuf's own limit
 
@@ -133,10 +134,11 @@ def _unpacked(packed: np.ndarray, numel: int, width: int) -> np.ndarray:
 
 
 class TensorReader:
-    """Turns tensors of a file into arrays; `folder` holds the external data (None: there is no file)."""
+    """Turns tensors of a file into arrays; `folder` holds the external data (None: there is no file); `files` of it were read."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
+        self.files: list[str] = []
         self._maps: dict[str, np.ndarray] = {}
 
     def array(self, tensor: TensorProto) -> np.ndarray:
@@ -242,9 +244,10 @@ class TensorReader:
         if not os.path.isfile(file):
             raise InvalidModelError(f"tensor {name}: external data file {location} is missing", hint="keep it beside the model")
         try:
-            empty = os.path.getsize(file) == 0
-            data = np.empty(0, np.uint8) if empty else np.memmap(file, dtype=np.uint8, mode="r")
+            data = np.frombuffer(map_file(file), np.uint8)
         except OSError as error:
             raise InvalidModelError(f"tensor {name}: external data file {location} cannot be read: {error.strerror}") from None
+        data.flags.writeable = False
         self._maps[location] = data
+        self.files.append(file)
         return data

@@ -143,6 +143,10 @@ def tensor_scatter(call: Call) -> Node:
     """A cache of keys or values with the new steps written from `write_indices[b]` on, around the end if circular."""
     past, update = call.require_rank(0, 2), call[1]
     rank = past.tensor.rank
+    if update.tensor.rank != rank:
+        call.invalid(f"the update has {update.tensor.rank} dimensions and the cache {rank}")
+    if call.get(2) is not None and call[2].tensor.rank != 1:
+        call.invalid(f"write_indices has {call[2].tensor.rank} dimensions, not one")
     axis = call.axis(-2, rank)
     circular = call.attribute("mode", "linear") == "circular"
     size, steps = past.shape[axis], update.shape[axis]

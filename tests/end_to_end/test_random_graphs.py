@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from dlcompiler.codegen.target import parse_target
 from dlcompiler.ir.interpret import interpret_graph, interpret_program
+from dlcompiler.ir.program import Code
+from dlcompiler.ir.types import dtype_of
 from dlcompiler.ir.verify import verify_program
 from dlcompiler.passes.block.fuse import fuse
 from dlcompiler.passes.dataflow.program import plan
 from dlcompiler.passes.pipeline import optimize
+from dlcompiler.runtime.executable import Executable
+from dlcompiler.runtime.freeze import freeze
+from dlcompiler.runtime.kept import KeptExecutable, KeptProgram
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,13 +48,36 @@ def test_passes_and_kernels_under_the_plan_agree(case: Case):
         case.check(interpret_program(program, case.inputs), expected)
 
 
+def run_frozen(executable: Executable, inputs: Sequence[object]) -> list[np.ndarray] | None:
+    """What the program gives as data without torch, after a way through text; None where it cannot be that."""
+    program, bindings = executable.program, dict(zip(executable.symbols, executable.sizes(inputs)))
+    kept = freeze(program, executable.placement(bindings), bindings)
+    if kept is None:
+        return None
+    kept = KeptProgram.from_text(kept.as_text())
+    code = program.code
+    assert isinstance(code, Code)
+    by_name = {kernel.name: kernel.address for kernel in (*code.kernels, *code.preparation) if kernel is not None}
+    constants = [np.array(value) for value in program.constants]
+    run = KeptExecutable(kept, [by_name[name] for name in kept.functions], code.driver, constants, code)
+    arrays = [value for value in inputs if isinstance(value, np.ndarray)]
+    assert run.fits(arrays)
+    return [np.array(output) for output in run(arrays, threads=2)]
+
+
 @settings(max_examples=500, derandomize=True, deadline=None)
 @given(case=CASES)
 def test_compiled_code_agrees(case: Case):
     with np.errstate(all="ignore"):
         expected = case.expected()
     inputs = [tensor_from_array(np.array(x)) if isinstance(x, np.ndarray) else x for x in case.inputs]
-    outputs = compile_graph(case.graph, TARGET, OPTIONS)(inputs)
+    executable = compile_graph(case.graph, TARGET, OPTIONS)
+    assert isinstance(executable, Executable)
+    frozen = run_frozen(executable, case.inputs)
+    outputs = executable(inputs)
+    if frozen is not None:
+        for kept, output in zip(frozen, outputs, strict=True):
+            assert kept.tobytes() == array_from_tensor(output, dtype_of(kept)).tobytes()
     position = {node: k for k, node in enumerate(case.graph.inputs)}
     outputs += [inputs[position[target]] for _, target in case.graph.writebacks]
     case.check([array_from_tensor(x) for x in outputs], expected)
