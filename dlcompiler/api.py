@@ -36,7 +36,7 @@ def compile(
 
     model           an nn.Module or function (with `example_inputs`, a tuple of its arguments), a torch.export.ExportedProgram, an
                     onnx.ModelProto, or the path of an .onnx, .dlc or Graph text file
-    target          cpu, cpu:x86-64-v3, cuda, cuda:sm_90; a cuda target needs no GPU to compile for
+    target          cpu, cpu:x86-64-v3, cuda (this machine's GPU, else sm_90), cuda:sm_90; no GPU is needed to compile for one
     dynamic_shapes  for torch models as in torch.export; for ONNX `{input name: shape}`, where a str is a size known when called
     options         names and values of `dlcompiler.Options`
 
@@ -80,11 +80,11 @@ def is_plain(shapes: Any) -> bool:
 
 def build(source: Source, target: str, options: Options, observe: Observer | None = None) -> Compiled:
     """Compile a model that was read. `observe` is told of every stage."""
-    from dlcompiler.codegen.target import parse_target
+    from dlcompiler.devices import target_here
     from dlcompiler.recorded import compile_recorded
     from dlcompiler.report import Timings
 
-    parsed = options.configure(parse_target(target))
+    parsed = options.configure(target_here(target))
     executable, report = compile_recorded(source.graph, parsed, options, timings=Timings(source.timings.seconds), observe=observe)
     return Compiled(source, executable, executable.program, parsed, options, report)
 

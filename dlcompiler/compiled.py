@@ -123,14 +123,15 @@ class Compiled:
             # the runtime knows slots; the user knows the model's own names
             self._check(tensors)
             raise
-        if as_arrays:
-            from dlcompiler.arrays import array_from_tensor
+        return self.source.convention.unflatten(self._as_arrays(outputs) if as_arrays else outputs)
 
-            outputs = [
-                array_from_tensor(output, node.dtype) if isinstance(node.type, TensorType) else output
-                for output, node in zip(outputs, self.graph.outputs)
-            ]
-        return self.source.convention.unflatten(outputs)
+    def _as_arrays(self, outputs: Sequence[Any]) -> list[Any]:
+        from dlcompiler.arrays import array_from_tensor
+
+        return [
+            array_from_tensor(output, node.dtype) if isinstance(node.type, TensorType) else output
+            for output, node in zip(outputs, self.graph.outputs)
+        ]
 
     def _as_tensors(self, values: list[Any]) -> tuple[list[Any], bool]:
         """Every array as a tensor over its memory, and whether results are to be arrays."""
@@ -180,13 +181,12 @@ class Compiled:
         """
         if self.target.kind != "cuda":
             raise UnsupportedError(f"simulate runs GPU programs, and this one is for {self.target}", hint="call it instead")
-        from dlcompiler.arrays import array_from_tensor, is_tensor, tensor_from_array
-        from dlcompiler.codegen.gpu.simulate import simulate
+        from dlcompiler.simulated import simulated
 
         values, as_arrays = self._as_tensors(self.source.convention.flatten(inputs, keywords))
         self._check(values)
-        outputs = simulate(self.program, [array_from_tensor(v) if is_tensor(v) else v for v in values])
-        return self.source.convention.unflatten(outputs if as_arrays else [tensor_from_array(o) for o in outputs])
+        outputs = simulated(self.executable)(values)
+        return self.source.convention.unflatten(self._as_arrays(outputs) if as_arrays else outputs)
 
     def save(self, path: str | os.PathLike[str], *others: Compiled) -> None:
         """Write a `.dlc` that `dlcompiler.load` and `dlcompiler run` read: the graph, the weights, what to compile for, and for

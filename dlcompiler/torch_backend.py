@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from dlcompiler.codegen.target import Target, nearest_architecture, parse_target
+from dlcompiler.codegen.target import Target
+from dlcompiler.devices import target_of_devices
 from dlcompiler.frontends.fx import decompositions, import_fx, keep_recurrent_layers_whole, result_kinds
 from dlcompiler.frontends.fx_location import input_names
 from dlcompiler.ir.errors import OptionError, UnsupportedError
@@ -190,16 +191,7 @@ def _target_of(module: torch.fx.GraphModule) -> Target:
             on_cpu.append(example.device)
         else:
             devices.add(example.device)
-    devices = devices or set(on_cpu)
-    kinds = sorted({device.type for device in devices}) or ["cpu"]
-    if kinds == ["cpu"]:
-        return parse_target("cpu")
-    if kinds == ["cuda"] and len(devices) == 1:
-        if not torch.cuda.is_available():  # as when a graph is traced for a GPU that is elsewhere
-            return parse_target("cuda")
-        return parse_target("cuda:" + nearest_architecture(torch.cuda.get_device_capability(next(iter(devices)))))
-    named = sorted(map(str, devices))
-    raise UnsupportedError(f"tensors on {' and '.join(named)} in one graph", items=tuple(named))
+    return target_of_devices(devices or on_cpu)
 
 
 def _boxed(run: Run, kinds: Sequence[str]) -> Callable[[list[Any]], list[Any]]:

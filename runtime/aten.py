@@ -20,6 +20,8 @@ from dlcompiler.ir.expression import evaluate
 from dlcompiler.runtime.tensors import TORCH_DTYPES
 from torch import Tensor
 
+CPU = torch.device("cpu")
+
 
 def find_operator(target: str) -> Callable[..., Any]:
     """The operator called `target`, as "aten.sort.default". Raises UnsupportedError if torch does not have it."""
@@ -35,12 +37,19 @@ def find_operator(target: str) -> Callable[..., Any]:
 
 
 def prepare_aten(
-    target: str, template: Mapping[str, Any], positions: Sequence[int], bindings: Mapping[str, int]
+    target: str,
+    template: Mapping[str, Any],
+    positions: Sequence[int],
+    bindings: Mapping[str, int],
+    device: torch.device = CPU,
 ) -> Callable[[Sequence[Tensor]], Any]:
-    """A function that runs the operator on tensors taken from a list; operand k lies at `positions[k]`."""
+    """A function that runs the operator on tensors taken from a list; operand k lies at `positions[k]`.
+
+    `device` is where the program runs, in place of the one that its graph was captured on.
+    """
     operator = find_operator(target)
-    args = tuple(_argument(value, positions, bindings) for value in template["args"])
-    kwargs = {name: _argument(value, positions, bindings) for name, value in template["kwargs"].items()}
+    args = tuple(_argument(value, positions, bindings, device) for value in template["args"])
+    kwargs = {name: _argument(value, positions, bindings, device) for name, value in template["kwargs"].items()}
 
     def run(tensors: Sequence[Tensor]) -> Any:
         return operator(*(give(tensors) for give in args), **{name: give(tensors) for name, give in kwargs.items()})
@@ -48,10 +57,12 @@ def prepare_aten(
     return run
 
 
-def _argument(value: Any, positions: Sequence[int], bindings: Mapping[str, int]) -> Callable[[Sequence[Tensor]], Any]:
+def _argument(
+    value: Any, positions: Sequence[int], bindings: Mapping[str, int], device: torch.device
+) -> Callable[[Sequence[Tensor]], Any]:
     """A function from the list of tensors to the argument that `value`, a piece of the template, stands for."""
     if isinstance(value, tuple | list):
-        parts = [_argument(v, positions, bindings) for v in value]
+        parts = [_argument(v, positions, bindings, device) for v in value]
         return lambda tensors: [part(tensors) for part in parts]
     if not isinstance(value, Mapping):
         return lambda tensors: value
@@ -59,7 +70,8 @@ def _argument(value: Any, positions: Sequence[int], bindings: Mapping[str, int])
     if kind in ("operand", "number"):
         position = positions[content]
         return (lambda tensors: tensors[position]) if kind == "operand" else (lambda tensors: tensors[position].item())
-    known = _constant_argument(kind, content, bindings)
+    is_place = kind == "device" and content.partition(":")[0] in ("cpu", "cuda")
+    known = device if is_place else _constant_argument(kind, content, bindings)
     return lambda tensors: known
 
 

@@ -33,6 +33,26 @@ def tensor_behind(value: Any) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
+def remember_source(array: np.ndarray, tensor: Tensor) -> None:
+    """Say that an array over a copy on the CPU stands for a tensor on a device, whose changes are to be followed."""
+    copy = tensor_behind(array)
+    assert copy is not None
+    copy.on_device = tensor.detach()  # type: ignore[attr-defined]  # with the version counter of the tensor itself
+
+
+def source_of(value: Any) -> Tensor | None:
+    """As `tensor_behind`; the tensor on a device that it stands for, if it does for one."""
+    behind = tensor_behind(value)
+    return getattr(behind, "on_device", behind)
+
+
+def update_copy(value: Any) -> None:
+    """Bring the copy on the CPU of a tensor that lies on a device up to date."""
+    copy, source = tensor_behind(value), source_of(value)
+    if copy is not None and source is not None and source is not copy:
+        copy.copy_(source.view(copy.dtype))
+
+
 def _tensor_of(slot: Slot, value: Tensor | np.ndarray) -> Tensor:
     shape, slot_strides = tuple(map(known, slot.shape)), tuple(map(known, slot.strides))
     if isinstance(value, Tensor):

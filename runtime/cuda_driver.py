@@ -31,6 +31,7 @@ class Driver:
 
     def __init__(self, library: Any = None) -> None:
         self._library = library or _open_library()
+        self._contexts: dict[int, int] = {}
         self.check(self._library.cuInit(0), "starting the driver")
 
     def check(self, status: int, what: str) -> None:
@@ -41,6 +42,24 @@ class Driver:
         self._library.cuGetErrorString(status, ctypes.byref(text))
         words = text.value.decode() if text.value else f"error {status}"
         raise LaunchError(f"{what} failed: {words}")
+
+    def make_current(self, index: int) -> None:
+        """Have this thread work in the context of a GPU that its runtime library, and so torch, uses.
+
+        A thread has none before its first call of that library, which torch may not have made: memory often comes out of a pool.
+        """
+        wanted, current = self._contexts.get(index), ctypes.c_void_p()
+        self.check(self._library.cuCtxGetCurrent(ctypes.byref(current)), "asking for the context")
+        if wanted is not None and current.value == wanted:
+            return
+        if wanted is None:
+            device, context = ctypes.c_int(), ctypes.c_void_p()
+            self.check(self._library.cuDeviceGet(ctypes.byref(device), index), f"finding GPU {index}")
+            self.check(self._library.cuDevicePrimaryCtxRetain(ctypes.byref(context), device), f"opening GPU {index}")
+            assert context.value is not None
+            wanted = self._contexts[index] = context.value
+        if current.value != wanted:
+            self.check(self._library.cuCtxSetCurrent(ctypes.c_void_p(wanted)), f"choosing GPU {index}")
 
     def load(self, binary: bytes, name: str) -> int:
         """The function called `name` of a cubin, or of PTX text (ending in a zero byte), in the current context."""

@@ -52,6 +52,10 @@ class Device(Protocol):
         """What `run` starts, as a graph: the result starts all of it at once on the current stream."""
         ...
 
+    def seconds(self, runs: Sequence[Callable[[], Any]]) -> list[float]:
+        """How long the device takes for what each starts, one after another, measured by itself."""
+        ...
+
 
 class Loaded:
     """A function of the driver, and what starting it needs."""
@@ -76,8 +80,7 @@ class CudaDevice:
         if known is not None:
             return known[1]
         image = image_for(kernel, self.capability)
-        with torch.cuda.device(self.torch_device):
-            torch.cuda.current_stream()  # makes torch's context the current one
+        with self.active():
             function = self._driver.load(image, kernel.name)
             self._driver.allow_shared(function, kernel.shared_bytes)
         loaded = Loaded(function, kernel.threads, kernel.shared_bytes)
@@ -96,7 +99,7 @@ class CudaDevice:
         return free + kept
 
     def active(self) -> AbstractContextManager[Any]:
-        return torch.cuda.device(self.torch_device)
+        return _Active(self.torch_device, self._driver)
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.torch_device)
@@ -107,9 +110,34 @@ class CudaDevice:
     def record(self, run: Callable[[], None]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
         # other threads may go on allocating meanwhile
-        with torch.cuda.device(self.torch_device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with self.active(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
             run()
         return graph.replay
+
+    def seconds(self, runs: Sequence[Callable[[], Any]]) -> list[float]:
+        with self.active():
+            marks = [torch.cuda.Event(enable_timing=True) for _ in range(len(runs) + 1)]
+            marks[0].record()
+            for run, mark in zip(runs, marks[1:]):
+                run()
+                mark.record()
+            marks[-1].synchronize()
+            return [begin.elapsed_time(end) / 1e3 for begin, end in zip(marks, marks[1:])]
+
+
+class _Active:
+    """Makes a device torch's current one, and its context the driver's."""
+
+    def __init__(self, device: torch.device, driver: Driver) -> None:
+        self._device, self._driver = device, driver
+        self._guard = torch.cuda.device(device)
+
+    def __enter__(self) -> None:
+        self._guard.__enter__()
+        self._driver.make_current(self._device.index)
+
+    def __exit__(self, *reason: Any) -> None:
+        self._guard.__exit__(*reason)
 
 
 def image_for(kernel: DeviceKernel, capability: tuple[int, int]) -> bytes:

@@ -77,6 +77,8 @@ class GpuExecutable:
     def close(self) -> None:
         """Free all memory on the device. A later call makes what it needs again."""
         with self._lock:
+            if self._shared is not None:
+                self._shared.settle()
             self._plans.clear()
             self._shared = None
 
@@ -132,8 +134,9 @@ class _Runner:
         shared = self.plan.shared
         with shared.lock, self.device.active(), _no_autocast():
             given, replaced = self._take(inputs)
-            shared.refresh_constants()
             stream = self.device.stream()
+            shared.join(stream)
+            shared.refresh_constants()
             frame = self.frames.get(stream)
             if frame is None:
                 frame = self.frames[stream] = GpuFrame(self.plan)
@@ -185,18 +188,18 @@ class _Runner:
     def _prepare(self, frame: GpuFrame, given: Mapping[int, Tensor]) -> None:
         """Fill prepared memory if a tensor that it is made from has moved or its version counter has.
 
-        All streams wait: calls in progress may read what was there.
+        Calls on other streams wait: those in progress may read what was there.
         """
         shared = self.plan.shared
-        state = state_of([given[s] if isinstance(s, int) else s for s in self.plan.sources])
+        inputs = state_of([given[s] for s in self.plan.sources if isinstance(s, int)])
+        state = [(shared.generation, 0), *inputs]
         if state == shared.prepared_from and all(version is not None for _, version in state):
             return
-        if shared.prepared_from is not None:
-            self.device.synchronize()
+        shared.settle()
         for position, tensor in given.items():
             frame.set_base(position, tensor.data_ptr())
         frame.prepare()
-        self.device.synchronize()
+        shared.settle()
         shared.prepared_from = state
 
     def _result(

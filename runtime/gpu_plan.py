@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,9 +12,10 @@ import torch
 from dlcompiler.ir.errors import LaunchError
 from dlcompiler.ir.expression import evaluate
 from dlcompiler.ir.program import DeviceCode, DeviceKernel, Launch, Placement, Program, RoutineCall, Slot
-from dlcompiler.runtime.constants import tensor_behind
+from dlcompiler.runtime.constants import source_of, update_copy
 from dlcompiler.runtime.device import Device
 from dlcompiler.runtime.plan import Plan, Word
+from dlcompiler.runtime.prepared import probed_places
 from dlcompiler.runtime.tensors import span, torch_dtype
 from torch import Tensor
 
@@ -35,7 +37,9 @@ class GpuShared:
 
     constants   a tensor on the device for each constant slot
     prepared    the address of each prepared slot
-    prepared_from  address and version of each tensor that memory was prepared from; None before
+    prepared_from  what memory was prepared from: see `state_of`; None before
+    generation  how often constants have been copied again
+    streams     those on which calls have read any of it
     """
 
     pack = False
@@ -47,15 +51,25 @@ class GpuShared:
         self.program, self.code, self.device = program, code, device
         self.lock = threading.RLock()
         self.prepared_from: list[tuple[int, int | None]] | None = None
-        # tensors of the user's model behind constants, and their versions when they were copied
-        self._behind = {
-            slot: tensor_behind(program.constants[slot.position]) for slot in program.slots if slot.role == "constant"
-        }
-        self._versions: dict[Slot, int | None] = {}
+        self.generation = 0
+        self.streams = {device.stream()}
+        # tensors of the user's model behind constants, as they were when they were copied
+        sources = {slot: source_of(program.constants[slot.position]) for slot in program.slots if slot.role == "constant"}
+        self._watched = {slot: Watched(tensor) for slot, tensor in sources.items() if tensor is not None}
         with torch.inference_mode(False), torch.no_grad():
-            self.constants = {slot: self._upload(slot) for slot in self._behind}
+            self.constants = {slot: self._upload(slot) for slot in sources}
             self._memory, self.prepared = self._allocate_prepared()
-        self._remember_versions()
+
+    def join(self, stream: int) -> None:
+        """Let calls on a stream read what is shared. One after the other on one stream need not wait for anything."""
+        if stream not in self.streams:
+            self.device.synchronize()
+            self.streams.add(stream)
+
+    def settle(self) -> None:
+        """Before what is shared is written, and after: wait for calls on other streams, if there are any."""
+        if len(self.streams) > 1:
+            self.device.synchronize()
 
     def _upload(self, slot: Slot) -> Tensor:
         """The constant on the device, laid out as its slot says."""
@@ -64,20 +78,19 @@ class GpuShared:
         on_device = torch.empty_strided(shape, strides, dtype=torch_dtype(slot.dtype), device=self.device.torch_device)
         return on_device.copy_(value)
 
-    def _remember_versions(self) -> None:
-        self._versions = {slot: _version(t) for slot, t in self._behind.items() if t is not None}
-
     def refresh_constants(self) -> None:
-        """Copy constants again whose tensors have changed in place, into the memory they have. Nothing may be running."""
-        changed = [slot for slot, version in self._versions.items() if version is None or version != _version(self._behind[slot])]
+        """Copy constants again whose tensors have changed, into the memory they have."""
+        changed = [slot for slot, watched in self._watched.items() if watched.has_changed()]
         if not changed:
             return
-        self.device.synchronize()
+        self.settle()
         with torch.inference_mode(False), torch.no_grad():
             for slot in changed:
+                self._watched[slot].remember()
+                update_copy(self.program.constants[slot.position])
                 self.constants[slot].copy_(program_constant(self.program, slot))
-        self.device.synchronize()
-        self._remember_versions()
+        self.settle()
+        self.generation += 1
 
     def _allocate_prepared(self) -> tuple[Tensor, dict[Slot, int]]:
         offsets, end = {}, 0
@@ -108,8 +121,35 @@ def program_constant(program: Program, slot: Slot) -> Tensor:
     return torch.from_numpy(array)
 
 
-def _version(tensor: Tensor | None) -> int | None:
-    return None if tensor is None or tensor.is_inference() else tensor._version
+class Watched:
+    """A tensor of the user's, to notice changes: by its version counter, and on the CPU by a few of its bytes too.
+
+    `tensor.data.mul_(2)` moves no counter. To look at bytes on a device every call would have to wait for it, so there a change
+    through `.data` is not noticed.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+        places = probed_places(tensor) if tensor.device.type == "cpu" else []
+        self._cells = [_CELLS[width].from_address(address) for address, width in places]
+        self.remember()
+
+    def remember(self) -> None:
+        """What it is now counts as unchanged."""
+        self._version = _version(self._tensor)
+        self._held = [cell.value for cell in self._cells]
+
+    def has_changed(self) -> bool:
+        """Whether it is another than was remembered; also where that cannot be told."""
+        version = self._version
+        return version is None or version != self._tensor._version or self._held != [cell.value for cell in self._cells]
+
+
+_CELLS: dict[int, Any] = {1: ctypes.c_uint8, 2: ctypes.c_uint16, 4: ctypes.c_uint32}
+
+
+def _version(tensor: Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version
 
 
 class GpuPlan(Plan):

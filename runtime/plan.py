@@ -283,7 +283,7 @@ class Plan:
     def _aten(self, number: int, step: AtenCall) -> Aten:
         reads = tuple(self.operand(view).position for view in step.reads)
         results = tuple(None if view is None else self._bases[view.slot] for view in step.writes)
-        return Aten(number, prepare_aten(step.target, step.arguments, reads, self.bindings), results, reads)
+        return Aten(number, prepare_aten(step.target, step.arguments, reads, self.bindings, self.device), results, reads)
 
     def _find_written_inputs(self) -> tuple[int, ...]:
         written = {view.slot for step in self.program.steps for view in step.writes if view is not None}

@@ -186,7 +186,7 @@ class Probes:
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._places = [_probed(tensor) for tensor in tensors]
+        self._places = [probed_places(tensor) for tensor in tensors]
         self._held = self._read()
         flat = [at + k for places in self._places for at, size in places for k in range(size)]
         self.count = len(flat)
@@ -201,7 +201,7 @@ class Probes:
         return [k for k, (held, now) in enumerate(zip(self._held, self._read())) if held != now]
 
 
-def _probed(tensor: Tensor) -> list[tuple[int, int]]:
+def probed_places(tensor: Tensor) -> list[tuple[int, int]]:
     """(address, bytes) of the middle and the last element of a matrix, the middle one of a vector; with gaps, of the first.
 
     Four bytes of each at the most, the upper ones, which nearly every change of a number changes.

@@ -66,6 +66,12 @@ class StagedExecutable:
         self.program = max(programs, key=lambda p: len(p.steps), default=Program(graph.name, graph, (), (), (), ()))
         self._dropped = self._find_dropped()
 
+    def with_parts(self, make: Callable[[Any], Runs]) -> StagedExecutable:
+        """The same, where each program is run by what `make` gives for its executable."""
+        steps = [(step, None if part is None else make(part)) for step, part in self.steps]
+        regions = {region: make(part) for region, part in self.regions.items()}
+        return StagedExecutable(self.graph, steps, regions, self._constants, self._host)
+
     def _find_dropped(self) -> list[list[Node]]:
         """After each step: values that nothing later reads."""
         last: dict[Node, int] = {}

@@ -21,7 +21,7 @@ MAY_IMPORT = {
 # outside package -> the only places that may import it
 DOORS = {
     "torch": ("runtime/", "dlcompiler/frontends/fx", "dlcompiler/training/", "dlcompiler/torch_backend", "dlcompiler/arrays",
-              "dlcompiler/reference", "dlcompiler/compiled", "dlcompiler/sources",
+              "dlcompiler/reference", "dlcompiler/devices", "dlcompiler/simulated", "dlcompiler/compiled", "dlcompiler/sources",
               "dlcompiler/onnx_backend", "dlcompiler/cli/bench", "dlcompiler/cli/doctor",
               "dlcompiler/cli/shared", "codegen/gpu/"),
     "torch_mlir": ("codegen/cpu/",),

@@ -11,15 +11,16 @@ from dlcompiler.codegen.gpu.load import load_function
 from dlcompiler.codegen.gpu.triton_writer import TritonKernel
 from dlcompiler.ir.errors import LaunchError
 from dlcompiler.ir.expression import evaluate
-from dlcompiler.ir.interpret import interpret_program
+from dlcompiler.ir.interpret import Call, interpret_program
 from dlcompiler.ir.interpret_kernel import interpret_kernel
 from dlcompiler.ir.program import DeviceCode, Launch, Program, RoutineCall
 
 
-def simulate(program: Program, inputs: Sequence[np.ndarray | int]) -> list[np.ndarray]:
-    """The program's outputs, each launch run from its Triton source by Triton's interpreter, library calls by the op table.
+def simulate(program: Program, inputs: Sequence[np.ndarray | int], call: Call | None = None) -> list[np.ndarray]:
+    """The program's outputs, then the final contents of the inputs that its graph writes back.
 
-    Raises LaunchError for a program of another target, UnsupportedError naming an ATen call.
+    Each launch runs from its Triton source by Triton's interpreter, library calls by the op table, calls of ATen by `call`.
+    Raises LaunchError for a program of another target, UnsupportedError naming an ATen call where there is no `call`.
     """
     code = program.code
     if not isinstance(code, DeviceCode):
@@ -36,7 +37,7 @@ def simulate(program: Program, inputs: Sequence[np.ndarray | int]) -> list[np.nd
         else:  # nothing here runs CUDA C++: it was assembled, and numbers come from the kernel that it was written from
             interpret_kernel(written.kernel, own, sizes)
 
-    return interpret_program(program, inputs, launch=launch)[: len(program.outputs)]
+    return interpret_program(program, inputs, call=call, launch=launch)
 
 
 def run_interpreted(kernel: TritonKernel, buffers: Mapping[str, np.ndarray], sizes: Mapping[str, int]) -> None:

@@ -163,6 +163,17 @@ def _efficient_attention_backward(
 
 @rule("_scaled_dot_product_cudnn_attention.default")
 def _cudnn_attention(i, q, k, v, mask, compute_logsumexp, dropout=0.0, causal=False, return_debug_mask=False, scale=None):
-    if i.uses(1):
-        raise NoRule("the log-sum-exp that attention's backward reads")
-    return (*_forward(i, q, k, v, mask, dropout, causal, scale), *(None,) * (len(i.meta) - 2))
+    out, logsumexp = _forward(i, q, k, v, mask, dropout, causal, scale)
+    if logsumexp is not None:  # cuDNN's has one dimension more, of size 1
+        logsumexp = reshape(i, logsumexp, i.type_of(i.meta[1]).shape)
+    sizes = [x if isinstance(x, int) else None for x in i.meta[4:6]]
+    return out, logsumexp, None, None, *sizes, _zeros(i, 6), _zeros(i, 7), None
+
+
+@rule("_scaled_dot_product_cudnn_attention_backward.default")
+def _cudnn_attention_backward(
+    i, grad, q, k, v, out, logsumexp, seed, offset, mask, cum_q, cum_k, max_q, max_k, dropout, causal, scale=None
+):  # fmt: skip
+    if mask is not None and 0 in mask.shape:  # what stands for none
+        mask = None
+    return tuple(_backward(i, grad, q, k, v, mask, out, reshape(i, logsumexp, q.shape[:-1]), dropout, causal, scale))

@@ -33,6 +33,7 @@ from dlcompiler.ir.expression import Dim, Expression, evaluate, symbol_name, sym
 from dlcompiler.ir.graph import Builder, Graph, Node, reachable
 from dlcompiler.ir.ops import lookup
 from dlcompiler.ir.types import DType, TensorType, TupleType, compute_dtype, f64, i64
+from dlcompiler.runtime.constants import remember_source
 
 # assertions on sizes that guards or the runtime's own input check have already made
 _SIZE_CHECKS = (
@@ -182,6 +183,8 @@ class Importer:
             raise UnsupportedError(f"a constant without data: {name}", items=(name,), hint="give it as an input")
         with unset_fake_temporarily():  # Dynamo's modes would make a fake of it
             array = array_from_tensor(tensor)
+            if tensor.device.type != "cpu":
+                remember_source(array, tensor)
         return self.b.make(lookup("constant"), (), {"value": array}, type, name)
 
     def _remember_hints(self, sizes: Iterable[Any]) -> None:

@@ -47,6 +47,8 @@ class Hyperparameters:
         self.rule: Rule = RULES[type(optimizer)]
         group_of = {id(p): g for g, group in enumerate(optimizer.param_groups) for p in group["params"]}
         self.group_of = [group_of[id(p)] for p in parameters]
+        # step counts that lie on a GPU: the tensor, its version, and the number, so that reading one waits for nothing
+        self._counted: dict[int, tuple[Tensor, int, float]] = {}
 
     def divide(self, parameters: Sequence[Tensor]) -> tuple[Division, list[dict[str, float]]]:
         """The division of the step that comes next, and the numbers of each class."""
@@ -60,7 +62,7 @@ class Hyperparameters:
         of = []
         for parameter, g in zip(parameters, self.group_of):
             state = states.get(parameter) or {}
-            steps = float(state["step"]) if rule.counts and state else 0.0
+            steps = self._count_of(state["step"]) if rule.counts and state else 0.0
             fresh = any(state.get(name) is None for name in first_names[g])
             wide = parameter.dtype is torch.float64
             key = (g, steps, fresh, wide)
@@ -72,3 +74,17 @@ class Hyperparameters:
                 numbers.append(values)
             of.append(found)
         return Division(tuple(classes), tuple(of)), numbers
+
+    def count(self, parameters: Sequence[Tensor]) -> None:
+        """One step more for each."""
+        if not self.rule.counts:
+            return
+        counts = [self.optimizer.state[p]["step"] for p in parameters]
+        before = [self._count_of(each) for each in counts]
+        torch._foreach_add_(counts, 1)
+        on_device = [(each, number + 1) for each, number in zip(counts, before) if each.device.type != "cpu"]
+        self._counted = {id(each): (each, each._version, number) for each, number in on_device}
+
+    def _count_of(self, count: Tensor) -> float:
+        known = self._counted.get(id(count))
+        return known[2] if known is not None and known[1] == count._version else float(count)

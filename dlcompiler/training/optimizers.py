@@ -220,7 +220,10 @@ def new_state(group: Group, parameter: Tensor, rule: Rule, state: Mapping[str, A
     """What the optimizer would add to a parameter's state at its first step."""
     made: dict[str, Tensor] = {}
     if rule.counts and "step" not in state:
-        made["step"] = torch.zeros((), dtype=torch.float64 if torch.get_default_dtype() is torch.float64 else torch.float32)
+        fused = bool(group.get("fused"))
+        wide = torch.get_default_dtype() is torch.float64 and not fused
+        device = parameter.device if fused or group.get("capturable") else torch.device("cpu")
+        made["step"] = torch.zeros((), dtype=torch.float64 if wide else torch.float32, device=device)
     for name in rule.state(group):
         if state.get(name) is None:
             start = group["initial_accumulator_value"] if name == "sum" else 0.0

@@ -10,6 +10,7 @@ update is appended (`assemble`). The program writes into the user's own paramete
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dlcompiler.codegen.target import Target, parse_target
+from dlcompiler.codegen.target import Target
+from dlcompiler.devices import target_here, target_of_devices
 from dlcompiler.frontends.fx_types import TO_TORCH
 from dlcompiler.ir.errors import CompilerError, InputError, OptionError, UnsupportedError
 from dlcompiler.ir.graph import Graph
@@ -32,6 +34,8 @@ from dlcompiler.training.optimizers import new_state, unsupported
 from dlcompiler.training.scaling import Scaling, refusals
 
 LossFunction = Callable[[Any, Any], Tensor]
+
+_numbers = itertools.count()  # of the steps of this process
 
 
 def train_step(
@@ -55,6 +59,8 @@ def train_step(
     example_batch  what `loss_fn` takes: tensors, or a tuple, list or dict of them
     clip_norm      limit of the 2-norm of all gradients together, as `torch.nn.utils.clip_grad_norm_`
     clip_value     limit of each number in them, as `torch.nn.utils.clip_grad_value_`
+    target         as for `dlcompiler.compile`; None: where the parameters are. One for a GPU compiles without a GPU, too: such
+                   a step can be simulated, and its reports read
     accumulate     update in every so manieth call, with the mean of the gradients of these calls
     scaler         of a loss under float16 autocast. A call does `scale`, `unscale_`, `step` and `update` of it: where a gradient
                    is not finite, nothing is updated and the scale falls. One that is not enabled changes nothing
@@ -70,10 +76,24 @@ def train_step(
     _refuse(model, optimizer, scaler)
     clipping = Clipping(clip_norm, clip_value)
     scaling = None if scaler is None else Scaling(scaler)
-    settings = _Settings(resolved, None if target is None else parse_target(target), clipping, accumulate, scaling)
+    chosen = resolved.configure(_choose_target(target, optimizer))
+    settings = _Settings(resolved, chosen, clipping, accumulate, scaling)
     step = TrainStep(model, loss_fn, optimizer, settings)
     step.prepare(example_batch)
     return step
+
+
+def _choose_target(text: str | None, optimizer: torch.optim.Optimizer) -> Target:
+    """Raises UnsupportedError for parameters on several devices, or on a GPU for a CPU's program."""
+    devices = {parameter.device for group in optimizer.param_groups for parameter in group["params"]}
+    own = target_of_devices(devices)
+    if text is None or (text == "cuda" and own.kind == "cuda"):
+        return own
+    chosen = target_here(text)
+    if chosen.kind == "cpu" and own.kind != "cpu":
+        (device,) = devices
+        raise UnsupportedError(f"a step for {chosen} of parameters on {device}", items=(str(device),), hint="leave out target")
+    return chosen
 
 
 def _refuse(model: Any, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None) -> None:
@@ -107,7 +127,7 @@ def _refuse(model: Any, optimizer: torch.optim.Optimizer, scaler: torch.amp.Grad
 @dataclass(frozen=True)
 class _Settings:
     options: Options
-    target: Target | None
+    target: Target
     clipping: Clipping
     accumulate: int
     scaling: Scaling | None = None
@@ -126,13 +146,14 @@ class TrainStep:
         self.reports: list[Report] = []
         self.gradient_norm: Tensor | None = None
         self._calls = 0  # since the last update
-        self._preparing = False
+        self._preparing = self._simulating = False
 
         def loss_of(model: Any, batch: Any) -> Tensor:
             return loss_fn(model, batch)
 
-        # Dynamo keeps what it compiled, and counts how often, with the code: code of its own for each step
-        loss_of.__code__ = loss_of.__code__.replace()
+        # Dynamo keeps what it compiled, and counts how often, with the code, and what sizes it has seen by the code's name: both
+        # are of this step alone, lest another's batches make its sizes unknown
+        loss_of.__code__ = loss_of.__code__.replace(co_name=f"loss_of_step_{next(_numbers)}")
         self._run = torch.compile(loss_of, backend=self._backend, fullgraph=True)
 
     def prepare(self, batch: Any) -> None:
@@ -146,6 +167,19 @@ class TrainStep:
     def __call__(self, batch: Any) -> Tensor:
         """Train on one batch. A batch of other shapes is compiled for first."""
         return self._call(batch)
+
+    def simulate(self, batch: Any) -> Tensor:
+        """As a call, on the CPU: a step for a GPU trains once, its kernels run by Triton's interpreter.
+
+        Raises UnsupportedError for a step that is for a CPU, and runs as it is.
+        """
+        if self.settings.target.kind != "cuda":
+            raise UnsupportedError(f"simulate runs steps for GPUs, and this one is for {self.settings.target}", hint="call it")
+        self._simulating = True
+        try:
+            return self._call(batch)
+        finally:
+            self._simulating = False
 
     def _call(self, batch: Any) -> Tensor:
         try:
@@ -195,10 +229,22 @@ class TrainStep:
 
 @dataclass
 class _Program:
-    """A compiled step, and the vectors of numbers that it reads."""
+    """A compiled step, and the vectors of numbers that it reads: one for each class, where the program runs.
+
+    A CUDA graph remembers where they lie, so they are made once and filled again.
+    """
 
     executable: Callable[[Sequence[Any]], list[Tensor]]
     vectors: list[Tensor] = field(default_factory=list)
+    _filled: dict[int, tuple[float, ...]] = field(default_factory=dict)
+
+    def fill(self, numbers: Sequence[Mapping[str, float]]) -> None:
+        """Put numbers into the vectors. Nothing is waited for: what the host holds is copied aside before this returns."""
+        for k, (vector, values) in enumerate(zip(self.vectors, numbers)):
+            new = tuple(values.values())
+            if self._filled.get(k) != new:
+                vector.copy_(torch.tensor(new, dtype=vector.dtype), non_blocking=True)
+                self._filled[k] = new
 
 
 class _Captured:
@@ -228,41 +274,53 @@ class _Captured:
         sums = [torch.empty_like(p) for p in parameters] if self.settings.accumulate > 1 else []
         if sums:
             self._accumulating(sums)
-        self._updating(division, self._states(parameters, keep=False), sums)
+        names = self._names()
+        self._updating(division, parameters, self._read(self._states(parameters, names), names), sums)
 
     def accumulate(self, arguments: Sequence[Any]) -> Tensor:
         """Add the gradients of one batch to `parameter.grad`; the loss."""
         sums = self._sums([arguments[k] for k in self.trained])
-        (loss,) = self._accumulating(sums).executable([*arguments, *self._scale(), *sums])
+        (loss,) = self._run(self._accumulating(sums), [*arguments, *self._scale(), *sums])
         return loss
 
     def update(self, arguments: Sequence[Any]) -> list[Tensor]:
         """Train on one batch; the loss, and the norm of the gradients if it is limited."""
         parameters = [arguments[k] for k in self.trained]
         division, numbers = self.hyperparameters.divide(parameters)
-        scaling, known = self.settings.scaling, self.step.optimizer.state
-        before = {p: dict(known[p]) for p in parameters if p in known} if scaling else {}
-        states = self._states(parameters)
+        names = self._names()
+        states = self._states(parameters, names)
+        read = self._read(states, names)
         sums = self._sums(parameters) if self.settings.accumulate > 1 else []
-        program = self._updating(division, states, sums)
-        for vector, values in zip(program.vectors, numbers):
-            vector.copy_(torch.tensor(list(values.values()), dtype=torch.float64))
-        tensors = [tensor for state in states for tensor in state.values()]
+        program = self._updating(division, parameters, read, sums)
+        program.fill(numbers)
+        tensors = [tensor for state in read for tensor in state.values()]
+        scaling = self.settings.scaling
         inverse = [torch.tensor(scaling.factors()[1])] if scaling else []
-        results = program.executable([*arguments, *self._scale(), *sums, *tensors, *program.vectors, *inverse])
+        results = self._run(program, [*arguments, *self._scale(), *sums, *tensors, *program.vectors, *inverse])
         skipped = scaling is not None and not results.pop(1)
         if scaling is not None:
             scaling.update(skipped)
-        if skipped:
-            for parameter in parameters:  # their state begins with the first update
-                del known[parameter]
-            known.update(before)
-        else:
-            self._count(parameters)
+        if not skipped:
+            self._keep(parameters, states)
+            self.hyperparameters.count(parameters)
         if sums:
             for parameter in parameters:
                 parameter.grad = None
         return results
+
+    def _keep(self, parameters: Sequence[Tensor], states: Sequence[dict[str, Tensor]]) -> None:
+        """Give the optimizer what was made for its first update, which has now been done."""
+        kept = self.step.optimizer.state
+        for parameter, state in zip(parameters, states):
+            if state and kept.get(parameter) is not state:
+                kept[parameter].update(state)
+
+    def _run(self, program: _Program, arguments: Sequence[Any]) -> list[Tensor]:
+        if self.step._simulating:
+            from dlcompiler.simulated import simulated
+
+            return simulated(program.executable)(arguments)
+        return program.executable(arguments)
 
     def _scale(self) -> list[Tensor]:
         """What the loss's derivative is multiplied by, if it is, as the graph's input wants it."""
@@ -277,24 +335,23 @@ class _Captured:
                 parameter.grad = torch.zeros_like(parameter)
         return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
-    def _states(self, parameters: Sequence[Tensor], keep: bool = True) -> list[dict[str, Tensor]]:
-        """The state of each parameter by name, in the optimizer. What is not there is made, and kept there unless told not to."""
-        optimizer, rule = self.step.optimizer, self.rule
+    def _names(self) -> list[tuple[str, ...]]:
+        """For each group, what a program reads of a parameter's state."""
+        return [self.rule.state(group) for group in self.step.optimizer.param_groups]
+
+    def _read(self, states: Sequence[Mapping[str, Tensor]], names: Sequence[tuple[str, ...]]) -> list[dict[str, Tensor]]:
+        return [{name: state[name] for name in names[g]} for state, g in zip(states, self.hyperparameters.group_of)]
+
+    def _states(self, parameters: Sequence[Tensor], names: Sequence[tuple[str, ...]]) -> list[dict[str, Tensor]]:
+        """The state of each parameter; what the optimizer does not have yet is made, as it would make it, and not kept there."""
+        optimizer = self.step.optimizer
         found = []
         for parameter, g in zip(parameters, self.hyperparameters.group_of):
-            group = optimizer.param_groups[g]
-            names = rule.state(group)
             state = optimizer.state.get(parameter, {})
-            if (rule.counts and "step" not in state) or any(state.get(name) is None for name in names):
-                state = {**state, **new_state(group, parameter, rule, state)}
-                if keep:
-                    optimizer.state[parameter].update(state)
-            found.append({name: state[name] for name in names})
+            if (self.rule.counts and "step" not in state) or any(state.get(name) is None for name in names[g]):
+                state = {**state, **new_state(optimizer.param_groups[g], parameter, self.rule, state)}
+            found.append(state)
         return found
-
-    def _count(self, parameters: Sequence[Tensor]) -> None:
-        if self.rule.counts:
-            torch._foreach_add_([self.step.optimizer.state[p]["step"] for p in parameters], 1)
 
     # -- compiling -------------------------------------------------------------------------------------------------------------
 
@@ -303,13 +360,17 @@ class _Captured:
             self.programs[None] = self._compile(self._assembler().accumulating(sums))
         return self.programs[None]
 
-    def _updating(self, division: Division, states: list[dict[str, Tensor]], sums: Sequence[Tensor]) -> _Program:
+    def _updating(
+        self, division: Division, parameters: Sequence[Tensor], states: list[dict[str, Tensor]], sums: Sequence[Tensor]
+    ) -> _Program:
         program = self.programs.get(division)
         if program is None:
             graph = self._assembler().updating(self.rule, division, states, sums, self.settings.clipping)
             program = self.programs[division] = self._compile(graph)
+            device = parameters[0].device
             program.vectors = [
-                torch.zeros(len(each.names), dtype=torch.float64 if each.wide else torch.float32) for each in division.classes
+                torch.zeros(len(each.names), dtype=torch.float64 if each.wide else torch.float32, device=device)
+                for each in division.classes
             ]
         return program
 
@@ -321,9 +382,9 @@ class _Captured:
 
         from dlcompiler.recorded import compile_recorded
 
-        target = self.settings.target or parse_target("cpu")
+        timings = Timings(self.timings.seconds)
         with unset_fake_temporarily():
-            executable, report = compile_recorded(graph, target, self.settings.options, timings=Timings(self.timings.seconds))
+            executable, report = compile_recorded(graph, self.settings.target, self.settings.options, timings=timings)
         self.step.reports.append(report)
         return _Program(executable)
 

@@ -30,6 +30,21 @@ def efficient(q, k, v, grad, causal, mask=None):
     return r[0], *gradients[:3]
 
 
+def cudnn(q, k, v, grad, causal):
+    r = aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, causal, scale=0.25)
+    gradients = aten._scaled_dot_product_cudnn_attention_backward(
+        grad, q, k, v, r[0], r[1], r[6], r[7], q.new_empty(0), None, None, r[4], r[5], 0.0, causal, scale=0.25
+    )
+    return r[0], *gradients
+
+
+def on_cpu(q, k, v, grad, causal, mask=None):
+    r = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, attn_mask=mask, scale=0.25)
+    return r[0], *aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        grad, q, k, v, r[0], r[1], 0.0, causal, attn_mask=mask, scale=0.25
+    )
+
+
 def expected(q, k, v, grad, causal, mask=None):
     q, k, v = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (q, k, v))
     mask = None if mask is None else torch.tensor(mask, dtype=torch.float64)
@@ -41,18 +56,22 @@ def expected(q, k, v, grad, causal, mask=None):
 
 @pytest.mark.parametrize(
     ("kind", "causal"),
-    [("flash", False), ("flash", True), ("grouped", True), ("efficient", False), ("efficient", True), ("masked", False)],
-)
+    [
+        ("flash", False), ("flash", True), ("grouped", True), ("efficient", False), ("efficient", True), ("masked", False),
+        ("cudnn", False), ("cudnn", True), ("on_cpu", True), ("on_cpu masked", False),
+    ],
+)  # fmt: skip
 def test_forward_and_backward(kind, causal):
     rng = np.random.default_rng(0)
-    dtype = np.float16 if kind in ("flash", "grouped") else np.float32
+    dtype = np.float16 if kind in ("flash", "grouped", "cudnn") else np.float32
     shapes = [(2, 4, 40, 16), *[(2, 2 if kind == "grouped" else 4, 40, 16)] * 2, (2, 4, 40, 16)]
     inputs = [rng.standard_normal(shape).astype(dtype) for shape in shapes]
-    if kind == "masked":
+    if "masked" in kind:
         inputs.append(rng.standard_normal((2, 4, 40, 40)).astype(dtype))
-    function = flash if kind in ("flash", "grouped") else efficient
+    function = {"flash": flash, "grouped": flash, "cudnn": cudnn}.get(kind, on_cpu if "cpu" in kind else efficient)
+    device = "cpu" if "cpu" in kind else "cuda"
     with FakeTensorMode():
-        fake = [torch.empty(x.shape, dtype=torch.from_numpy(x).dtype, device="cuda") for x in inputs]
+        fake = [torch.empty(x.shape, dtype=torch.from_numpy(x).dtype, device=device) for x in inputs]
         module = make_fx(lambda q, k, v, g, *mask: function(q, k, v, g, causal, *mask))(*fake)
     graph = import_fx(module, name="g")
     assert {"attention_with_logsumexp", "attention_backward"} <= {node.op.name for node in graph.nodes}

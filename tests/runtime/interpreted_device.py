@@ -17,8 +17,9 @@ class InterpretedDevice:
 
     torch_device = torch.device("cpu")
 
-    def __init__(self, free: int = 1 << 40) -> None:
-        self.free = free
+    def __init__(self, free: int = 1 << 40, cost: Callable[[DeviceKernel], float] = lambda kernel: 1e-6) -> None:
+        self.free, self.cost = free, cost
+        self._spent = 0.0  # seconds
         self.stream_now = 0
         self.started: list[tuple[str, int]] = []  # (kernel, stream)
         self.loads = self.waits = self.replays = self.recordings = 0
@@ -35,6 +36,7 @@ class InterpretedDevice:
             self._record.append((loaded, blocks, given))
             return
         self.started.append((loaded.name, stream))
+        self._spent += self.cost(loaded)
         self._run(loaded, blocks, given)
 
     @staticmethod
@@ -59,6 +61,15 @@ class InterpretedDevice:
 
     def synchronize(self) -> None:
         self.waits += 1
+
+    def seconds(self, runs: Sequence[Callable[[], Any]]) -> list[float]:
+        """The same for the same kernels: what `cost` says of each that is started."""
+        found = []
+        for run in runs:
+            self._spent = 0.0
+            run()
+            found.append(self._spent)
+        return found
 
     def is_recording(self) -> bool:
         return False

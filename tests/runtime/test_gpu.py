@@ -15,6 +15,8 @@ from dlcompiler.passes.block.fuse import fuse
 from dlcompiler.passes.dataflow.memory import place
 from dlcompiler.passes.dataflow.program import plan
 from dlcompiler.passes.pipeline import optimize
+from dlcompiler.runtime.constants import remember_source
+from dlcompiler.runtime.cuda_driver import Driver
 from dlcompiler.runtime.device import image_for, open_device
 from dlcompiler.runtime.gpu import GpuExecutable
 
@@ -104,6 +106,66 @@ def test_what_depends_on_weights_alone_is_made_once_and_again_when_they_change()
         torch.testing.assert_close(run([x])[0], x * torch.sigmoid(weight.exp().sum()))
         launches.append(len(device.started))
     assert launches[1] <= launches[0]
+
+
+@pytest.mark.parametrize("change", ["in place", "through .data", "on a device"])
+def test_a_constant_is_copied_again_when_its_tensor_changes(change):
+    weight, device = torch.randn(6, 40), InterpretedDevice()
+    elsewhere = weight.clone()  # as a tensor on a device, of which the program holds a copy on the CPU
+    if change == "on a device":
+        remember_source(array := weight.numpy(), elsewhere)
+    else:
+        array = weight.numpy()
+    run = executable(graph_of(lambda b, x: b.mul(x, b.constant(array, f32)), ROWS), device)
+    x = torch.randn(6, 40)
+    for value in (None, 0.5, 0.25):
+        if value is not None and change == "through .data":
+            weight.data.fill_(value)
+        elif value is not None:
+            (weight if change == "in place" else elsewhere).fill_(value)
+        torch.testing.assert_close(run([x])[0], x * (elsewhere if change == "on a device" else weight))
+    assert device.waits == 0  # on one stream everything is in order by itself
+    device.stream_now = 1
+    torch.testing.assert_close(run([x])[0], x * 0.25)
+    assert device.waits == 1
+
+
+class Library:
+    """A driver that knows contexts alone: one of its own for each GPU, and the one current in this thread."""
+
+    def __init__(self) -> None:
+        self.current, self.set = 0, []
+
+    def cuInit(self, flags):
+        return 0
+
+    def cuCtxGetCurrent(self, found):
+        found._obj.value = self.current or None
+        return 0
+
+    def cuDeviceGet(self, found, index):
+        found._obj.value = index
+        return 0
+
+    def cuDevicePrimaryCtxRetain(self, found, device):
+        found._obj.value = 1000 + device.value
+        return 0
+
+    def cuCtxSetCurrent(self, context):
+        self.current = context.value
+        self.set.append(context.value)
+        return 0
+
+
+def test_a_thread_without_a_context_is_given_that_of_the_gpu():
+    library = Library()
+    driver = Driver(library)
+    for index in (0, 0, 1, 0):
+        driver.make_current(index)
+        assert library.current == 1000 + index
+    library.current = 0  # another thread
+    driver.make_current(0)
+    assert library.set == [1000, 1001, 1000, 1000]
 
 
 def test_each_stream_has_memory_of_its_own():
