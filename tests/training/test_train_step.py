@@ -395,3 +395,10 @@ def test_what_cannot_be_one_program_is_refused_before_anything_runs() -> None:
     refused(perceptron(), "one tensor of one element", loss=lambda model, batch: model(batch[0]))
     refused(perceptron(), "no parameter of the optimizer", loss=lambda model, batch: batch[0].sum())
     refused(perceptron(), "captured whole", loss=branches_on_data)
+
+
+def test_another_step_of_the_same_process_keeps_its_sizes_known() -> None:
+    for size in (4, 6):
+        model = perceptron()
+        step = dlcompiler.train_step(model, squares, torch.optim.SGD(model.parameters()), batch_of(0, size))
+        assert f"f32[{size}, 5]" in " ".join(step.reports[-1].inputs)
