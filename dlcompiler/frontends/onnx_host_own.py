@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from dlcompiler.ir.errors import InputError
+
 INT64 = 7  # TensorProto.INT64
 
 
@@ -24,6 +26,8 @@ def non_max_suppression(
     boxes [images, boxes, 4], as two corners in any order (y, x, y, x), or with `center_point_box` as (x, y, width, height);
     scores [images, classes, boxes]. Equal scores keep the order of the boxes.
     """
+    if boxes.ndim != 3 or boxes.shape[2] != 4 or scores.ndim != 3 or scores.shape[::2] != boxes.shape[:2]:
+        raise InputError(f"NonMaxSuppression takes boxes [n, m, 4] and scores [n, k, m], not {boxes.shape} and {scores.shape}")
     limit = int(np.reshape(most, ())) if most is not None and most.size else 0
     allowed = float(np.reshape(overlap, ())) if overlap is not None and overlap.size else 0.0
     kept: list[tuple[int, int, int]] = []

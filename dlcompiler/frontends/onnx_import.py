@@ -31,6 +31,7 @@ from dlcompiler.frontends.onnx_order import ordered
 from dlcompiler.frontends.onnx_registry import (
     OPERATORS,
     TAKES_HOST_VALUES,
+    BakedSizes,
     Call,
     NeedsValuesError,
     ToFunctionBody,
@@ -81,7 +82,7 @@ def import_onnx(
     limits: Limits = {}
     while True:
         importer = _Importer(model, shown, reader, input_shapes or {}, input_values or {}, limits)
-        importer.fix_batch = fix_batch
+        importer.baked.rewrite = fix_batch
         try:
             graph = importer.run()
         finally:
@@ -175,8 +176,7 @@ class _Importer:
         self.reasons: dict[str, str] = {}  # location -> why the node there cannot be imported
         self.active: list[tuple[str, str, str]] = []
         self.control = ControlFlow(self)
-        self.fix_batch = False
-        self.fixed: list[str] = []  # shapes rewritten, a sentence each
+        self.baked = BakedSizes()
         self.imported = 0
         self.warnings = 0
 
@@ -209,7 +209,7 @@ class _Importer:
                 self._problem("output that is an optional without a value", info.name)
         self._raise_problems()
         keep = needed(outputs, self.b.nodes)
-        history = tuple(Event("fix-batch", 1, 1, 0.0, sentence) for sentence in self.fixed)
+        history = tuple(Event("fix-batch", 1, 1, 0.0, sentence) for sentence in self.baked.fixed)
         finished = self.b.finish(outputs, output_names=tuple(info.name for info in graph.output), history=history)
         return finished.replace(nodes=tuple(n for n in finished.nodes if n in keep))
 
@@ -259,7 +259,9 @@ class _Importer:
         message = f"{self.shown}: {len(items)} thing{'s are' if len(items) > 1 else ' is'} not supported: {'; '.join(items)}"
         if self.only_values_missing:
             raise NeedsValuesError(message, items=items, inputs=tuple(self.wanted))
-        raise UnsupportedError(message, items=items)
+        baked = self.baked.suspected
+        hint = f"{baked[0]}; --fix-batch (fix_batch=True) applies it to each sample" if baked else None
+        raise UnsupportedError(message, items=items, hint=hint)
 
     # -- names -------------------------------------------------------------------------------------------------------------
 
@@ -412,7 +414,7 @@ class _Importer:
         domain = _domain(node.domain)
         version = schema.version if schema is not None else scope.versions[domain]
         call = Call(node.op_type, version, inputs, attributes, tuple(node.output), self.b, location, self.interface.fresh)
-        call.fix_batch, call.fixed = self.fix_batch, self.fixed
+        call.baked = self.baked
         try:
             if mapped and (not on_host or node.op_type in TAKES_HOST_VALUES):
                 result = OPERATORS[(domain, node.op_type)](call)

@@ -26,30 +26,60 @@ def reshape(call: Call) -> Node:
         call.invalid(f"more than one -1 in {list(wanted)}")
     if unknown:
         shape[unknown[0]] = _left_over(call, x, product(s for s in shape if s != -1))
+        _open_hidden_size(call, x, shape, unknown[0])
     elif product(shape) != x.tensor.numel and not x.tensor.is_static:
         _open_baked_size(call, x, shape)
     return call.reshape(x, shape)
 
 
 def _open_baked_size(call: Call, x: Node, shape: list[Dim]) -> None:
-    """A shape that holds the batch it was traced with: [1, 12, 64] of x[N, 768] --> [N, 12, 64], where `fix_batch` asks for it.
+    """A shape that holds the batch it was traced with, where `fix_batch` asks for it.
 
-    Proved: with all other dimensions as they are, no number but the open size itself gives as many elements as `x` has.
+    [1, 12, 64] of x[N, 768] --> [N, 12, 64]        [8, 16] of x[N, 2, 4, 16] --> [N * 8, 16]
+
+    Proved: with all other dimensions as they are, nothing but the open size gives as many elements as `x` has; and it comes after
+    as many elements' worth of dimensions as in `x`, so that every sample stays together and is what the file makes of one.
     """
     for position, size in enumerate(shape):
         others = product(s for p, s in enumerate(shape) if p != position)
-        if not isinstance(size, int) or others == 0:
+        if not isinstance(size, int) or size < 1 or others == 0:
             continue
         needed = floor_div(x.tensor.numel, others)
-        if symbol_name(needed) is None or needed * others != x.tensor.numel:
+        batch = needed if symbol_name(needed) is not None else floor_div(needed, size)
+        if symbol_name(batch) is None or needed * others != x.tensor.numel or needed not in (batch, batch * size):
+            continue
+        axis = next((d for d, of in enumerate(x.shape) if floor_div(of, batch) * batch == of), None)
+        if axis is None or product(x.shape[:axis]) != product(shape[:position]):
             continue
         source = call[1].location if call.get(1) is not None and call[1].location else "its shape"
         found = f"{source!r} {shape} holds {size} in dimension {position}, where {x.type} needs {needed}"
-        if not call.fix_batch:
+        if not call.baked.rewrite:
             call.misfit(f"the constant {found}: --fix-batch (fix_batch=True) rewrites it")
         shape[position] = needed
-        call.fixed.append(f"{call.location}: {found}; rewritten")
+        call.baked.found(f"{call.location}: {found}")
         return
+
+
+def _open_hidden_size(call: Call, x: Node, shape: list[Dim], unknown: int) -> None:
+    """A batch of one in front, with the open batch in what is left: [1, -1, 64] of x[N, 3, 128] --> [N, 6, 64].
+
+    What the file says is the same for a batch of one, and then for each sample alone: the rewritten shape does to every sample
+    what the file does to one.
+    """
+    batch = x.shape[0] if x.tensor.rank else 1
+    if unknown == 0 or shape[0] != 1 or symbol_name(batch) is None:
+        return
+    left = floor_div(shape[unknown], batch)
+    if left * batch != shape[unknown]:
+        return
+    fixed = [batch, *shape[1:]]
+    fixed[unknown] = left
+    shown = [*shape]
+    shown[unknown] = -1
+    if call.baked.found(
+        f"{call.location}: the shape {shown} of {x.type} hides the batch {batch} in its -1, and {fixed} does not"
+    ):
+        shape[:] = fixed
 
 
 def _left_over(call: Call, x: Node, known: Dim) -> Dim:

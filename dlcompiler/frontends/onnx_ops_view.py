@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dlcompiler.frontends.onnx_registry import Call, operator
-from dlcompiler.ir.expression import Dim, is_non_negative, maximum, minimum
+from dlcompiler.ir.expression import Dim, is_non_negative, maximum, minimum, symbol_name
 from dlcompiler.ir.graph import Node
 from dlcompiler.ir.types import i64
 
@@ -15,7 +15,19 @@ FAR = 2**31 - 1  # exporters write a limit at least this large for "to the end"
 @operator("Concat")
 def concat(call: Call) -> Node:
     default = 1 if call.version < 4 else None
-    return call.concat(call.all, call.axis(default, call.require_rank(0, 1).tensor.rank))
+    axis = call.axis(default, call.require_rank(0, 1).tensor.rank)
+    return call.concat(_of_one_batch(call, call.all, axis), axis)
+
+
+def _of_one_batch(call: Call, parts: Sequence[Node], axis: int) -> Sequence[Node]:
+    """Parts of which some are made for a batch of one: [1, 1, 8] beside [N, 16, 8] --> [N, 1, 8], the same for every sample."""
+    batches = {part.shape[0] for part in parts} - {1}
+    batch = next(iter(batches), 1)
+    if axis == 0 or len(batches) != 1 or symbol_name(batch) is None or all(part.shape[0] == batch for part in parts):
+        return parts
+    if not call.baked.found(f"{call.location}: a part has the batch 1 and another {batch}"):
+        return parts
+    return [part if part.shape[0] == batch else call.expand(part, (batch, *part.shape[1:])) for part in parts]
 
 
 @operator("Split")

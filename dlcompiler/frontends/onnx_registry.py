@@ -102,6 +102,28 @@ def element_type(code: int) -> DType:
 
 
 @dataclass
+class BakedSizes:
+    """Constants of a file that hold the batch it was exported with, where its inputs leave the batch open.
+
+    rewrite    whether they are made right (`Options.fix_batch`)
+    fixed      a sentence for each that was
+    suspected  a sentence for each that may be one, where nothing is rewritten
+    """
+
+    rewrite: bool = False
+    fixed: list[str] = field(default_factory=list)
+    suspected: list[str] = field(default_factory=list)
+
+    def found(self, sentence: str) -> bool:
+        """Whether the one that `sentence` describes is to be rewritten."""
+        if self.rewrite:
+            self.fixed.append(f"{sentence}; rewritten")
+        else:
+            self.suspected.append(sentence)
+        return self.rewrite
+
+
+@dataclass
 class Call:
     """One ONNX node while it is being imported: checked access to its inputs and attributes."""
 
@@ -114,9 +136,7 @@ class Call:
     location: str
     # makes a symbol for a size that only data tells
     fresh: Callable[[str], Dim]
-    # whether shapes that hold a size which the inputs leave open are rewritten, and the sentences that say which were
-    fix_batch: bool = False
-    fixed: list[str] = field(default_factory=list)
+    baked: BakedSizes = field(default_factory=lambda: BakedSizes())
 
     # -- inputs ----------------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["bert-base", "resnet50", "mobilenet-v2"], help="names of the zoo")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="keeps the exported models, and has those of an earlier run")
+    parser.add_argument("--folder", type=Path, help="keeps models, artefacts and caches, and has those of an earlier run")
+    parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS, help="only these; a time / onnxruntime needs that one")
     parser.add_argument("--worker", nargs=3, metavar=("WAY", "FILE", "STARTED"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -41,31 +43,30 @@ def main() -> None:
         print("| model | from | start s | load s | first s | sum s | / onnxruntime | second ms | MiB on disk |")
         print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
         for name in arguments.models:
-            _compare(name, folder / name, Path(temporary) / name, arguments.rounds)
+            _compare(name, folder / name, arguments.rounds, arguments.ways)
 
 
-def _compare(name: str, folder: Path, scratch: Path, rounds: int) -> None:
-    model = folder / "model.onnx"
+def _compare(name: str, folder: Path, rounds: int, ways: Sequence[str]) -> None:
+    model, artifact, cache = folder / "model.onnx", folder / "model.dlc", folder / "cache"
     if not model.exists():
         _export(name, model)
-    scratch.mkdir(exist_ok=True)
-    artifact, cache = scratch / "model.dlc", scratch / "cache"
-    command = [sys.executable, "-m", "dlcompiler", "compile", str(model), "-o", str(artifact), "-q"]
-    subprocess.run(command, check=True, env=_environment(cache), stdout=subprocess.DEVNULL)
-    kernels = scratch / "kernels"  # a cache that has the machine code, and no program that it belongs to
-    shutil.copytree(cache, kernels)
+    kernels = folder / "kernels"  # a cache that has the machine code, and no program that it belongs to
+    if not kernels.exists():
+        command = [sys.executable, "-m", "dlcompiler", "compile", str(model), "-o", str(artifact), "-q"]
+        subprocess.run(command, check=True, env=_environment(cache), stdout=subprocess.DEVNULL)
+        shutil.copytree(cache, kernels)
     caches = {"nothing cached": None, "kernels cached": kernels}
-    times: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    times: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     for number in range(rounds + 1):
-        for way in WAYS:
+        for way in ways:
             for entry in kernels.glob("*.program"):
                 entry.unlink()
             found = _in_a_process(way, artifact if way.startswith(".dlc") else model, caches.get(way, cache))
             if number:  # the first time is the one that it is compiled before
                 times[way].append(found)
-    sizes = {way: artifact.stat().st_size if way.startswith(".dlc") else _size(folder) for way in WAYS}
-    reference = _median(times["onnxruntime"], "sum")
-    for way in WAYS:
+    sizes = {way: artifact.stat().st_size if way.startswith(".dlc") else _size(folder) for way in ways}
+    reference = _median(times["onnxruntime"], "sum") if "onnxruntime" in times else float("nan")
+    for way in ways:
         found = {key: _median(times[way], key) for key in ("start", "load", "first", "sum", "second")}
         print(
             f"| {name} | {way} | {found['start']:.2f} | {found['load']:.2f} | {found['first']:.3f} | {found['sum']:.2f} "

@@ -147,6 +147,34 @@ def test_a_baked_batch_is_named_and_fixed(caplog):
         assert import_onnx(model(BAKED), {"x": (1, 6)}).outputs[0].shape == (1, 2, 3)
 
 
+HIDDEN = {
+    "in -1": "h = Reshape(x, s1) t = Transpose <perm = [0, 2, 1, 3]> (h) e = Expand(t, s4)",
+    "in the first size": "h = Reshape(x, s2) t = Transpose <perm = [0, 2, 1]> (h) e = Reshape(t, s3)",
+    "beside a weight of batch 1": "h = Reshape(x, s1) e = Concat <axis = 2> (h, w)",
+}
+
+
+@pytest.mark.parametrize("body", HIDDEN.values(), ids=HIDDEN)
+def test_a_hidden_batch_is_found_and_each_sample_is_as_the_file_says(body):
+    """As torch's exports of transformers with a batch of 1 have it."""
+    text = f"""g (float[N, 4, 6] x) => (float[M, a, b, c] y)
+      <int64[4] s1 = {{1, -1, 2, 3}}, int64[3] s2 = {{8, 3, 1}}, int64[4] s3 = {{1, 8, 1, 3}}, int64[4] s4 = {{1, 2, 4, 3}},
+       float[1, 4, 1, 3] w = {{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}}> {{
+      {body}
+      y = Relu(e)
+    }}"""
+    with pytest.raises(UnsupportedError, match="fix_batch=True"):
+        import_onnx(model(text))
+    graph = import_onnx(model(text), fix_batch=True)
+    assert any("rewritten" in str(event) for event in graph.history)
+    assert graph.outputs[0].shape[0] == graph.inputs[0].shape[0]
+    x = np.random.default_rng(0).standard_normal((3, 4, 6)).astype(np.float32)
+    result = dlcompiler.compile(model(text), options={"fix_batch": True})(x)
+    evaluator = onnx.reference.ReferenceEvaluator(model(text))
+    expected = [evaluator.run(None, {"x": x[k : k + 1]})[0] for k in range(3)]
+    np.testing.assert_array_equal(result, np.concatenate(expected))
+
+
 def test_a_shape_that_no_open_size_fits_stays_an_error():
     with pytest.raises(UnsupportedError, match="cannot reshape"):
         import_onnx(model(BAKED.replace("{1, 2, 3}", "{5, 2, 2}")), fix_batch=True)
