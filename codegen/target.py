@@ -54,17 +54,19 @@ class Target:
 
     @property
     def can_be_tuned(self) -> bool:
-        """Whether programs for it run in this process, and there is something to choose."""
-        return self.kind == "cpu" and self.host
+        """Whether there is something to choose, and programs for it may run in this process: on a GPU if it has that one."""
+        return self.kind == "cuda" or self.host
 
     def alternatives(self, question: Question) -> Sequence[Answer]:
         """Changes of the answer to a question that are worth trying, the most promising first."""
-        if self.kind != "cpu":
-            return ()
+        chosen = self.choices.answers.get(question.key, {}) if self.choices is not None else {}
+        if self.kind == "cuda":
+            from dlcompiler.codegen.gpu.alternatives import alternatives as for_gpu
+
+            return for_gpu(question, chosen, self)
         from dlcompiler.codegen.cpu.alternatives import alternatives
         from dlcompiler.codegen.cpu.compile import machine_of
 
-        chosen = self.choices.answers.get(question.key, {}) if self.choices is not None else {}
         return alternatives(question, chosen, machine_of(self))
 
     @property
@@ -106,7 +108,9 @@ class Target:
         if self.kind == "cuda":
             from dlcompiler.codegen.gpu.contraction import contracts
 
-            return contracts(kernel)
+            if not contracts(kernel):
+                return False
+            return self.choices is None or self.choices.ask("path", kernel, fixed).get("path") != "library"
         from dlcompiler.codegen.contraction import is_worth_it
         from dlcompiler.codegen.cpu.compile import machine_of
 

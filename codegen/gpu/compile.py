@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from dlcompiler.codegen.gpu.contraction import product_writers
 from dlcompiler.codegen.gpu.contraction_form import find_form
+from dlcompiler.codegen.gpu.contraction_schedule import tuning_candidates
+from dlcompiler.codegen.gpu.contraction_writer import write_product
 from dlcompiler.codegen.gpu.cubin import Resources, resources_of
 from dlcompiler.codegen.gpu.cuda_assemble import assemble_cuda
 from dlcompiler.codegen.gpu.cuda_writer import CudaKernel, write_cuda
@@ -152,6 +155,9 @@ def assemble_kernel(
     Of the schedules the first that keeps everything in registers is taken; `aligned` buffers begin at multiples of 16 bytes.
     """
     device = device_of(target.arch)
+    number = candidate_of(kernel, target)
+    if number is not None:
+        return assemble_candidate(kernel, target, aligned, number)
     if isinstance(kernel, RoutineCall):
         return first_without_spills(routine_writers(kernel, device, target.float32, aligned), target)
     own = find_handwritten(kernel, target.arch)
@@ -171,6 +177,54 @@ def assemble_kernel(
     return first_without_spills((write_triton(kernel, "kernel", s, aligned) for s in schedules), target)
 
 
+def candidate_of(kernel: K.Kernel | RoutineCall, target: Target) -> int | None:
+    """Which of its candidates a tuner has chosen; None where it is left to the cost model."""
+    found = None if target.choices is None else target.choices.ask("schedule", kernel).get("candidate")
+    return None if found is None else int(found)
+
+
+def assemble_candidate(kernel: K.Kernel | RoutineCall, target: Target, aligned: frozenset[str], number: int) -> AssembledKernel:
+    """A kernel as one of `written_candidates`.
+
+    Raises UnsupportedError for one that the architecture has no room for, or that spills: a tuner goes on to the next.
+    """
+    written = written_candidates(kernel, target, aligned)
+    try:
+        assembled = assemble(written[number](), target)
+    except _too_large() as error:
+        raise UnsupportedError(f"candidate {number} of {_name(kernel)} has no room: {error}") from error
+    except IndexError:
+        raise UnsupportedError(f"there are {len(written)} candidates for {_name(kernel)}, not {number}") from None
+    if assembled.shared_bytes > device_of(target.arch).block_shared_bytes:
+        raise UnsupportedError(f"candidate {number} of {_name(kernel)} takes {assembled.shared_bytes} bytes of shared memory")
+    if assembled.resources.local_bytes:
+        raise UnsupportedError(f"candidate {number} of {_name(kernel)} spills {assembled.resources.local_bytes} bytes")
+    return assembled
+
+
+def written_candidates(
+    kernel: K.Kernel | RoutineCall, target: Target, aligned: frozenset[str]
+) -> list[Callable[[], TritonKernel]]:
+    """What writes a kernel in each of the ways that a tuner may try, the cost model's first."""
+    device = device_of(target.arch)
+    if isinstance(kernel, RoutineCall):
+        routines = list(routine_writers(kernel, device, target.float32, aligned))
+        return [partial(_same, each) for each in routines]
+    form = find_form(kernel)
+    if form is not None and product_writers(kernel, device, target.float32, aligned) is not None:
+        tiles = tuning_candidates(form, device, target.float32)
+        return [partial(write_product, form, each, device, "kernel", aligned) for each in tiles]
+    return [partial(write_triton, kernel, "kernel", each, aligned) for each in candidates(kernel, device)]
+
+
+def _name(kernel: K.Kernel | RoutineCall) -> str:
+    return kernel.op if isinstance(kernel, RoutineCall) else kernel.name
+
+
+def _same(kernel: TritonKernel) -> TritonKernel:
+    return kernel
+
+
 def assemble_kernels(
     kernels: Sequence[K.Kernel | RoutineCall],
     target: Target,
@@ -180,7 +234,8 @@ def assemble_kernels(
     """Each kernel assembled, in order; equal ones once. `aligned`: names of each one's buffers at multiples of 16; None: all."""
     results = []
     for kernel, names in zip(kernels, aligned or [frozenset(parameter_names(k)) for k in kernels], strict=True):
-        key = _key(kernel, target, names, writer)
+        number = candidate_of(kernel, target)
+        key = _key(kernel, target, names, writer) + ("" if number is None else f" {number}")
         with _lock:
             if key not in _assembled:
                 kept = _offered.get(key)

@@ -19,12 +19,14 @@ from typing import Any
 
 from dlcompiler.codegen.cache import open_store
 from dlcompiler.codegen.choices import Choices, show_answer
-from dlcompiler.codegen.target import Target
-from dlcompiler.ir.errors import UnsupportedError
+from dlcompiler.codegen.target import Target, nearest_architecture
+from dlcompiler.ir.errors import LaunchError, UnsupportedError
 from dlcompiler.options import Options
 from dlcompiler.passes.block.fuse import Fusion
+from dlcompiler.runtime.device import open_device
 from dlcompiler.runtime.trial import threads
 from dlcompiler.tuner import kept
+from dlcompiler.tuner.bench import Bench, CpuBench, GpuBench
 from dlcompiler.tuner.kept import Decision
 from dlcompiler.tuner.problem import Problem, find_problems
 from dlcompiler.tuner.search import Search
@@ -72,16 +74,33 @@ def tune(fusion: Fusion, target: Target, options: Options, watch: Watch | None =
     """
     if not options.tune_budget or not target.can_be_tuned:
         return target, None
+    try:
+        bench = open_bench(target)
+    except LaunchError as error:
+        logger.warning("tuner: nothing is tuned for %s: %s", target, error)
+        return target, None
     began = time.perf_counter()
-    tuner = _Tuner(find_problems(fusion), target, options, began + options.tune_budget)
+    tuner = _Tuner(find_problems(fusion), target, options, began + options.tune_budget, bench)
     tuner.run(watch or (lambda text: None))
     decided = _without_conflicts(tuner.problems, tuner.decisions)
     answers = {key: answer for decision in decided.values() for key, answer in decision.answers.items()}
     return target.with_choices(Choices(answers)), tuner.summary(decided, time.perf_counter() - began)
 
 
+def open_bench(target: Target) -> Bench:
+    """Where programs for a target are tried. Raises LaunchError where this machine has no such GPU."""
+    if target.kind == "cpu":
+        return CpuBench()
+    device = open_device()
+    own = nearest_architecture(device.capability)
+    if own != target.arch:
+        raise LaunchError(f"this machine's GPU is {own}")
+    return GpuBench(device)
+
+
 class _Tuner:
-    def __init__(self, problems: Sequence[Problem], target: Target, options: Options, deadline: float) -> None:
+    def __init__(self, problems: Sequence[Problem], target: Target, options: Options, deadline: float, bench: Bench) -> None:
+        self.bench = bench
         self.problems, self.target, self.options, self.deadline = problems, target, options, deadline
         self.threads = threads()
         self.store = open_store(options)
@@ -100,7 +119,7 @@ class _Tuner:
             if problem.key not in self.decisions and time.perf_counter() < self.deadline:
                 watch(f"tuning {problem.name}")
                 try:
-                    search = Search(problem.graph, self.target, self.options)
+                    search = Search(problem.graph, self.target, self.options, self.bench)
                 except UnsupportedError as error:  # what the whole program may still do in another way
                     logger.debug("tuner: %s is left out: %s", problem.name, error)
                     continue

@@ -11,7 +11,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib import metadata
 
+import dlcompiler.codegen
+import dlcompiler.ir
 import dlcompiler.passes
 from dlcompiler.codegen.cache import Store, entry_name
 from dlcompiler.codegen.choices import Answer
@@ -36,8 +39,19 @@ class Decision:
 
 
 def entry_of(problem: str, target: Target, threads: int) -> str:
-    """The name of a problem's entry. What it depends on besides its text: compiler, processor, target, threads."""
+    """The name of a problem's entry. What it depends on besides its text: compiler, processor, target, threads.
+
+    For a GPU: its architecture, how float32 is multiplied, and Triton; neither the processor beside it nor its threads matter.
+    """
+    if target.kind == "cuda":
+        sources = sources_digest(*dlcompiler.codegen.__path__, *dlcompiler.ir.__path__)
+        return entry_name(KIND, sources, _passes(), str(target), target.float32, _triton(), problem)
     return entry_name(KIND, fingerprint(), _passes(), str(target), str(threads), problem)
+
+
+@cache
+def _triton() -> str:
+    return metadata.version("triton")
 
 
 @cache

@@ -28,10 +28,9 @@ from dlcompiler.ir.graph import Graph
 from dlcompiler.ir.program import Launch, Program
 from dlcompiler.options import Options
 from dlcompiler.passes.block.fuse import fuse
-from dlcompiler.passes.dataflow.memory import place
 from dlcompiler.passes.dataflow.program import plan
-from dlcompiler.runtime.executable import Executable
-from dlcompiler.runtime.trial import example_inputs, in_turns, relative_difference
+from dlcompiler.runtime.trial import relative_difference
+from dlcompiler.tuner.bench import AnyExecutable, Bench, CpuBench
 
 logger = logging.getLogger("dlcompiler")
 
@@ -64,7 +63,7 @@ class Attempt:
     """A graph compiled with some answers. `asked` are the questions that came up, `call` runs it once."""
 
     answers: Answers
-    executable: Executable
+    executable: AnyExecutable
     asked: Mapping[str, Question]
     call: Callable[[], Any] = field(default=lambda: None)
 
@@ -83,8 +82,9 @@ class Found:
 class Search:
     """One graph. Making one compiles it as the cost model says; `run` searches."""
 
-    def __init__(self, graph: Graph, target: Target, options: Options) -> None:
+    def __init__(self, graph: Graph, target: Target, options: Options, place_of: Bench | None = None) -> None:
         self.graph, self.target, self.options = graph, target, options
+        self.bench = place_of or CpuBench()
         self.tried = 0
         self.wrong: list[str] = []
         self.is_unsteady = False  # whether times were, so that nothing could be decided
@@ -98,7 +98,7 @@ class Search:
         choices = Choices(answers)
         target = self.target.with_choices(choices)
         program = emit(plan(fuse(self.graph, target, self.options), target, self.options), target, self.options)
-        return Attempt(answers, Executable(program, place), choices.asked)
+        return Attempt(answers, self.bench.executable(program), choices.asked)
 
     @property
     def estimate(self) -> float:
@@ -108,13 +108,13 @@ class Search:
     def _make_inputs(self) -> None:
         program = self.base.executable.program
         weights = [n for n, node in enumerate(self.graph.inputs) if node.attributes.get("parameter")]
-        first = example_inputs(program, 0)
+        first = self.bench.inputs(program, 0)
         slots = [program.inputs[n] for n in weights]
         size = sum(known(slot.bytes) for slot in slots if slot is not None)
         sets = min(max(-(-WEIGHT_BYTES // size), 1), WEIGHT_SETS) if size else 1
         self._inputs = [first]
         for seed in range(1, sets):
-            other = example_inputs(program, seed)
+            other = self.bench.inputs(program, seed)
             self._inputs.append([other[n] if n in weights else tensor for n, tensor in enumerate(first)])
 
     def _start(self, attempt: Attempt) -> None:
@@ -189,12 +189,12 @@ class Search:
             attempt = self._attempt(answers)
             if attempt is None:
                 continue
-            ratio = quickest_ratio(*in_turns([best.call, attempt.call], FIRST_ROUNDS, BURST_SECONDS))
+            ratio = quickest_ratio(*self.bench.in_turns([best.call, attempt.call], FIRST_ROUNDS, BURST_SECONDS))
             if ratio < PROMISING:
                 promising = sorted([*promising, (ratio, attempt)], key=lambda pair: pair[0])[:FINALISTS]
         if not promising:
             return None
-        times = in_turns([best.call, *(attempt.call for _, attempt in promising)], 2 * FIRST_ROUNDS, BURST_SECONDS)
+        times = self.bench.in_turns([best.call, *(attempt.call for _, attempt in promising)], 2 * FIRST_ROUNDS, BURST_SECONDS)
         ratios = [quickest_ratio(times[0], mine) for mine in times[1:]]
         quickest = min(range(len(ratios)), key=ratios.__getitem__)
         return promising[quickest][1] if ratios[quickest] < (1 + MARGIN) / 2 else None
@@ -204,7 +204,7 @@ class Search:
 
         None where times are too unsteady to decide.
         """
-        times = in_turns([self.base.call, best.call], FINAL_ROUNDS, 2 * BURST_SECONDS)
+        times = self.bench.in_turns([self.base.call, best.call], FINAL_ROUNDS, 2 * BURST_SECONDS)
         if not all(is_steady(each) for each in times):
             self.is_unsteady = True
             return None

@@ -1,26 +1,28 @@
 """What only a machine with a GPU can say, in under 8 minutes; on any other, what can be said without one.
 
-    python -m tests.bench.gpu [--seconds 460] [--parts check,copy,matmul,attention,models,training] [--tiny]
+    python -m tests.bench.gpu [--seconds 460] [--quick] [--parts first,copy,...] [--tiny] [--output FOLDER]
 
-Parts, each against eager and Inductor (default and max-autotune), medians of interleaved rounds:
+Parts, each in a process of its own with a share of the time, so that one that crashes or hangs takes no other along:
 
-    check      small programs run for real and compared with eager: streams, CUDA graphs, results kept apart, inputs written
+    first      does it work at all? (`tests.bench.gpu_first`: launches, argument order, scratch memory, graphs, threads)
     copy       memory-bound kernels, as a part of the bandwidth of a large copy
-    matmul     8 shapes against cuBLAS
+    matmul     8 shapes against cuBLAS; fp8 against bfloat16
     attention  512 to 16k tokens against ATen's
-    models     inference in float16, bfloat16 and float32, compile seconds, peak memory
-    training   forward and backward
+    models     inference in float16, bfloat16 and float32; seconds until the first result; peak memory
+    training   whole steps: eager, Inductor, ours by torch.compile, `dlcompiler.train_step`
+    autotune   Inductor's max-autotune against ours, last, since it takes as long as there is time
 
-A part that there was no time or no GPU for is printed as "not measured".
+Peers run in turns, medians of 10 rounds; results are compared with eager's before anything is timed. Rows are written as they
+come, also into FOLDER (`gpu.md`, `gpu.jsonl`, and `gpu.log` with the traceback of every failure). What there was no time or no
+GPU for is printed as "not measured".
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import platform
-import statistics
-import time
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -30,92 +32,36 @@ from torch import Tensor
 from torch.nn import functional
 
 from tests import zoo
+from tests.bench.gpu_rows import NOT_MEASURED, PEERS, Clock, Output, Row, seconds_of
 
-NOT_MEASURED = "not measured"
-PEERS = ("eager", "inductor", "inductor max-autotune", "dlcompiler")
-MATMULS = ((512, 512, 512), (2048, 2048, 2048), (8192, 8192, 8192), (128, 768, 768), (4096, 768, 3072), (4096, 3072, 768),
+MATMULS = ((4096, 768, 3072), (8192, 8192, 8192), (128, 768, 768), (512, 512, 512), (2048, 2048, 2048), (4096, 3072, 768),
            (16, 4096, 4096), (4096, 50257, 768))  # fmt: skip
-TOKENS = (512, 1024, 2048, 4096, 8192, 16384)
-MODELS = ("bert-base", "gpt2", "vit-b16", "resnet50")
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+TOKENS = (2048, 16384, 512, 1024, 4096, 8192)
+MODELS = ("bert-base", "resnet50", "gpt2", "vit-b16")
+DTYPES = (torch.float16, torch.float32, torch.bfloat16)
 COPY_BYTES = 1 << 30
-ROUNDS = 10
+# part -> its share of the time, in seconds of 460; the last takes what is left
+PARTS = {"first": 75, "copy": 55, "matmul": 70, "attention": 45, "models": 150, "training": 150, "autotune": 400}
+KILL_AFTER = 15  # seconds beyond its share
 
 
-class Clock:
-    """How much of the time allowed is left."""
+class Setting:
+    """What a part is given."""
 
-    def __init__(self, seconds: float) -> None:
-        self.end = time.monotonic() + seconds
+    def __init__(self, chosen: argparse.Namespace) -> None:
+        self.clock, self.output = Clock(chosen.seconds), Output(chosen.output)
+        self.quick, self.size = chosen.quick, "tiny" if chosen.tiny else "real"
 
-    @property
-    def left(self) -> float:
-        return self.end - time.monotonic()
+    def of(self, cases: Sequence[Any], few: int) -> Sequence[Any]:
+        """All cases, the first few with --quick."""
+        return cases[:few] if self.quick else cases
 
-
-def compiled(function: Callable[..., Any], peer: str) -> Callable[..., Any]:
-    """A function as a system runs it."""
-    if peer == "eager":
-        return function
-    torch._dynamo.reset()
-    if peer == "dlcompiler":
-        return torch.compile(function, backend="dlcompiler", dynamic=False)
-    mode = "max-autotune" if "max" in peer else None
-    return torch.compile(function, mode=mode, dynamic=False)
+    def row(self, name: str, function: Callable[..., Any], inputs: Sequence[Any], peers: Sequence[str]) -> Row:
+        return Row(self.output, name, function, inputs, self.clock).run(peers)
 
 
-def seconds_of(functions: Sequence[Callable[[], Any]]) -> list[float]:
-    """Median seconds of each on the GPU, in turns, after warming up."""
-    for function in functions:
-        for _ in range(3):
-            function()
-    torch.cuda.synchronize()
-    spent: list[list[float]] = [[] for _ in functions]
-    for _ in range(ROUNDS):
-        for k, function in enumerate(functions):
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            function()
-            end.record()
-            end.synchronize()
-            spent[k].append(begin.elapsed_time(end) / 1e3)
-    return [statistics.median(each) for each in spent]
-
-
-def timed_peers(
-    function: Callable[..., Any], inputs: Sequence[Any], clock: Clock, peers: Sequence[str] = PEERS
-) -> dict[str, Any]:
-    """Peer -> (seconds, seconds until its first result); a sentence for one that failed or that there was no time for."""
-    ready: dict[str, Any] = {}
-    first: dict[str, float] = {}
-    for peer in peers:
-        if clock.left < 20:
-            ready[peer] = f"{NOT_MEASURED} (time)"
-            continue
-        begin = time.monotonic()
-        try:
-            made = compiled(function, peer)
-            made(*inputs)
-            torch.cuda.synchronize()
-        except (RuntimeError, NotImplementedError, TypeError, AssertionError) as error:  # becomes a line of the table
-            ready[peer] = f"failed: {type(error).__name__}"
-            continue
-        first[peer] = time.monotonic() - begin
-        ready[peer] = made
-    running = [peer for peer in peers if callable(ready[peer])]
-    medians = seconds_of([lambda f=ready[p]: f(*inputs) for p in running]) if running else []
-    return {**ready, **{peer: (median, first[peer]) for peer, median in zip(running, medians)}}
-
-
-def cell(value: Any, scale: float = 1e6) -> str:
-    return value if isinstance(value, str) else f"{value[0] * scale:.1f}"
-
-
-def table(head: Sequence[str], rows: Iterator[Sequence[Any]]) -> None:
-    print("| " + " | ".join(head) + " |\n|" + " --- |" * len(head), flush=True)
-    for row in rows:
-        print("| " + " | ".join(map(str, row)) + " |", flush=True)
-    print()
+def microseconds(seconds: float) -> str:
+    return f"{seconds * 1e6:.1f}"
 
 
 # -- parts -------------------------------------------------------------------------------------------------------------------
@@ -145,130 +91,113 @@ def transpose_add(x: Tensor) -> Tensor:
 COPY_BOUND = ((gelu_sigmoid, 2), (softmax, 2), (layer_norm, 2), (column_sum, 1), (transpose_add, 2))
 
 
-def check(clock: Clock) -> None:
-    """Small programs compared with eager. Raises AssertionError."""
-    torch.manual_seed(0)
-    x = torch.randn(300, 1000, device="cuda")
-    for function, _ in COPY_BOUND:
-        torch.testing.assert_close(compiled(function, "dlcompiler")(x), function(x), rtol=1e-4, atol=1e-4)
-    model = torch.nn.Sequential(
-        torch.nn.Linear(64, 128), torch.nn.GELU(), torch.nn.LayerNorm(128), torch.nn.Linear(128, 64)
-    ).cuda()
-    for mode in (None, "reduce-overhead"):
-        torch._dynamo.reset()
-        run = torch.compile(model, backend="dlcompiler", mode=mode)
-        batches = [torch.randn(32, 64, device="cuda") for _ in range(6)]
-        with torch.no_grad():
-            results = [run(batch) for batch in batches]
-            for batch, result in zip(batches, results):
-                torch.testing.assert_close(result, model(batch), rtol=1e-3, atol=1e-3)
-    stream = torch.cuda.Stream()
-    with torch.no_grad(), torch.cuda.stream(stream):
-        batch = torch.randn(32, 64, device="cuda")
-        torch.testing.assert_close(run(batch), model(batch), rtol=1e-3, atol=1e-3)
-    run(batches[0]).square().mean().backward()
-    ours = [p.grad.clone() for p in model.parameters()]
-    model.zero_grad()
-    model(batches[0]).square().mean().backward()
-    for mine, parameter in zip(ours, model.parameters()):
-        torch.testing.assert_close(mine, parameter.grad, rtol=1e-3, atol=1e-3)
-    print("check: kernels, streams, CUDA graphs and gradients agree with eager\n", flush=True)
+def first(setting: Setting) -> None:
+    from tests.bench.gpu_first import run_all
+
+    run_all(setting.output)
 
 
-def copy_bound(clock: Clock) -> None:
+def copy(setting: Setting) -> None:
     source = torch.empty(COPY_BYTES // 4, device="cuda")
     target = torch.empty_like(source)
-    (seconds,) = seconds_of([lambda source=source, target=target: target.copy_(source)])
+    (seconds,) = seconds_of([lambda: target.copy_(source)])
     bandwidth = 2 * COPY_BYTES / seconds
-    del source, target
-    print(f"copy bandwidth {bandwidth / 1e12:.2f} TB/s")
+    source = target = torch.empty(0)
+    setting.output.line(f"copy bandwidth {bandwidth / 1e12:.2f} TB/s\n")
     x = torch.randn(16384, 4096, device="cuda")
 
     def rows() -> Iterator[Sequence[Any]]:
-        for function, times in COPY_BOUND:
-            found = timed_peers(function, (x,), clock)
-            shares = [
-                v if isinstance(v, str) else f"{times * x.numel() * 4 / v[0] / bandwidth:.0%}" for v in (found[p] for p in PEERS)
-            ]
-            yield (function.__name__, *shares)
+        for function, times in setting.of(COPY_BOUND, 3):
+            row = setting.row(function.__name__, function, (x,), PEERS)
+            moved = times * x.numel() * 4
+            yield (function.__name__, *row.shown(PEERS, lambda s, moved=moved: f"{moved / s / bandwidth:.0%}"), row.difference)
 
-    table(("kernel, float32 16384 x 4096; part of copy bandwidth", *PEERS), rows())
+    setting.output.table(("float32 16384 x 4096; part of copy bandwidth", *PEERS, "difference"), rows())
 
 
-def matmul(clock: Clock) -> None:
+def matmul(setting: Setting) -> None:
+    peers = ("eager", "inductor", "dlcompiler")
+
     def rows() -> Iterator[Sequence[Any]]:
-        for m, n, k in MATMULS:
+        for m, n, k in setting.of(MATMULS, 3):
             a = torch.randn(m, k, device="cuda", dtype=torch.bfloat16)
             b = torch.randn(n, k, device="cuda", dtype=torch.bfloat16)
-            found = timed_peers(functional.linear, (a, b), clock, ("eager", "dlcompiler"))
-            rates = [v if isinstance(v, str) else f"{2 * m * n * k / v[0] / 1e12:.0f}" for v in found.values()]
-            yield (f"{m} x {n} x {k}", *rates)
+            row = setting.row(f"{m} x {n} x {k}", functional.linear, (a, b), peers)
+            work = 2 * m * n * k
+            yield (row.name, *row.shown(peers, lambda s, work=work: f"{work / s / 1e12:.0f}"), row.difference)
 
-    table(("linear, bfloat16, M x N x K; TFLOP/s", "cuBLAS", "dlcompiler"), rows())
+    setting.output.table(("linear, bfloat16, M x N x K; TFLOP/s", "cuBLAS", "inductor", "dlcompiler", "difference"), rows())
 
 
-def attention(clock: Clock) -> None:
-    attend = functional.scaled_dot_product_attention
+def attention(setting: Setting) -> None:
+    peers = ("eager", "dlcompiler")
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return functional.scaled_dot_product_attention(q, k, v)
 
     def rows() -> Iterator[Sequence[Any]]:
-        for tokens in TOKENS:
+        for tokens in setting.of(TOKENS, 2):
             q, k, v = (torch.randn(max(16384 // tokens, 1), 16, tokens, 128, device="cuda", dtype=torch.bfloat16) for _ in "qkv")
-            found = timed_peers(lambda q, k, v: attend(q, k, v), (q, k, v), clock, ("eager", "dlcompiler"))
-            flops = 4 * q.numel() * tokens
-            yield (tokens, *(x if isinstance(x, str) else f"{flops / x[0] / 1e12:.0f}" for x in found.values()))
+            row = setting.row(f"{tokens} tokens", attend, (q, k, v), peers)
+            work = 4 * q.numel() * tokens
+            yield (tokens, *row.shown(peers, lambda s, work=work: f"{work / s / 1e12:.0f}"), row.difference)
 
-    table(("attention, bfloat16, 16 heads of 128, 16k tokens in all; TFLOP/s", "ATen", "dlcompiler"), rows())
+    head = ("attention, bfloat16, 16 heads of 128, 16k tokens in all; TFLOP/s", "ATen", "dlcompiler", "difference")
+    setting.output.table(head, rows())
 
 
-def models(clock: Clock, size: str) -> None:
+def model_row(setting: Setting, name: str, dtype: torch.dtype, peers: Sequence[str]) -> Row:
+    model = zoo.build(name, setting.size)
+    module = model.module.to("cuda", dtype)
+    inputs = [x.to("cuda", dtype if x.is_floating_point() else x.dtype) for x in model.inputs]
+    with torch.no_grad():
+        return setting.row(f"{name} {str(dtype).removeprefix('torch.')}", module, inputs, peers)
+
+
+def models(setting: Setting) -> None:
     def rows() -> Iterator[Sequence[Any]]:
-        for dtype in DTYPES:
-            for name in MODELS:
-                if clock.left < 30:
-                    yield (name, dtype, *(f"{NOT_MEASURED} (time)" for _ in (*PEERS, 1, 2)))
-                    continue
-                model = zoo.build(name, size)
-                module = model.module.to("cuda", dtype)
-                inputs = [x.to("cuda", dtype if x.is_floating_point() else x.dtype) for x in model.inputs]
-                peers = PEERS if dtype is torch.float16 else tuple(p for p in PEERS if "max" not in p)
+        for dtype in setting.of(DTYPES, 1):
+            for name in setting.of(MODELS, 2):
+                row = model_row(setting, name, dtype, PEERS)
+                until = "/".join(f"{row.first[p]:.0f}" if p in row.first else "-" for p in PEERS[1:])
                 with torch.no_grad():
-                    found = timed_peers(module, inputs, clock, peers)
-                    torch.cuda.reset_peak_memory_stats()
-                    before = torch.cuda.memory_allocated()
-                    ours = found["dlcompiler"]
-                    if not isinstance(ours, str):
-                        compiled(module, "dlcompiler")(*inputs)
-                    peak = torch.cuda.max_memory_allocated() - before
-                times = [cell(found[p]) if p in found else NOT_MEASURED for p in PEERS]
-                until = "/".join(f"{v[1]:.0f}" for p in peers if not isinstance(v := found[p], str))
-                yield (name, str(dtype).removeprefix("torch."), *times, until, f"{peak / 2**20:.0f}")
+                    peaks = [row.peak(p) for p in ("eager", "dlcompiler")]
+                shown = "/".join(NOT_MEASURED if peak is None else f"{peak / 2**20:.0f}" for peak in peaks)
+                yield (row.name, *row.shown(PEERS, microseconds), row.difference, until, shown)
+                del row
+                torch.cuda.empty_cache()
 
-    table(("model, batch 1; us", "dtype", *PEERS, "first result, s", "peak of dlcompiler, MiB"), rows())
+    head = ("model, batch 1; us", *PEERS, "difference", f"first result, s ({'/'.join(PEERS[1:])})", "peak MiB, eager/ours")
+    setting.output.table(head, rows())
 
 
-def training(clock: Clock, size: str) -> None:
+def training(setting: Setting) -> None:
+    from tests.bench.gpu_training import training_rows
+
+    training_rows(setting)
+
+
+def autotune(setting: Setting) -> None:
+    peers = ("eager", "dlcompiler", "inductor max-autotune")
+
     def rows() -> Iterator[Sequence[Any]]:
-        for name in MODELS:
-            if clock.left < 30:
-                yield (name, *(f"{NOT_MEASURED} (time)" for _ in range(3)))
-                continue
-            model = zoo.build(name, size)
-            module = model.module.to("cuda").requires_grad_(True)
-            inputs = [x.to("cuda") for x in model.inputs]
+        for name in setting.of(MODELS, 1):
+            row = model_row(setting, name, torch.float16, peers)
+            yield (row.name, *row.shown(peers, microseconds), f"{row.first.get(peers[2], 0):.0f}")
 
-            def step(run: Callable[..., Any], inputs: Sequence[Tensor] = inputs) -> None:
-                result = run(*inputs)
-                (result[0] if isinstance(result, tuple) else result).float().square().mean().backward()
-
-            peers = ("eager", "inductor", "dlcompiler")
-            made = {peer: compiled(module, peer) for peer in peers}
-            times = seconds_of([lambda f=made[p]: step(f) for p in peers])
-            yield (name, *(f"{t * 1e6:.0f}" for t in times))
-
-    table(("forward and backward, float32; us", "eager", "inductor", "dlcompiler"), rows())
+    setting.output.table(("model, batch 1; us", *peers, "max-autotune's first result, s"), rows())
 
 
-def without_gpu(size: str) -> None:
+RUNS: dict[str, Callable[[Setting], None]] = {
+    "first": first, "copy": copy, "matmul": matmul, "attention": attention, "models": models, "training": training,
+    "autotune": autotune,
+}  # fmt: skip
+
+
+# -- without a GPU, and the whole --------------------------------------------------------------------------------------------
+
+
+def without_gpu() -> None:
     """What can be said here: the same kernels assembled for an H200, and run by Triton's interpreter."""
     from dlcompiler.codegen.gpu.device import device_of
     from dlcompiler.codegen.gpu.evidence import evidence_table, program_evidence
@@ -286,37 +215,58 @@ def without_gpu(size: str) -> None:
         )
     print(evidence_table(rows, device_of("sm_90")))
     print("\nsimulated: the memory-bound kernels agree with eager")
-    for part in ("check", "copy", "matmul", "attention", "models", "training"):
+    for part in PARTS:
         print(f"{part}: {NOT_MEASURED} (no GPU)")
+
+
+def run_parts(names: Sequence[str], chosen: argparse.Namespace) -> int:
+    """Each part in a process of its own. The number of those that did not end well."""
+    clock, output, failed = Clock(chosen.seconds), Output(chosen.output), 0
+    for name in names:
+        share = min(PARTS[name] * (0.4 if chosen.quick else 1.0), clock.left - KILL_AFTER)
+        if share < 20:
+            output.line(f"{name}: {NOT_MEASURED} (time)\n")
+            continue
+        arguments = [sys.executable, "-m", "tests.bench.gpu", "--child", name, "--seconds", f"{share:.0f}"]
+        arguments += [f"--{flag}" for flag in ("quick", "tiny") if getattr(chosen, flag)]
+        arguments += ["--output", chosen.output] if chosen.output else []
+        try:
+            status = subprocess.run(arguments, timeout=share + KILL_AFTER).returncode
+        except subprocess.TimeoutExpired:
+            status = "it took too long"
+        if status:
+            failed += 1
+            output.line(f"\n{name} did not end well: {status}\n")
+    return failed
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=460)
-    parser.add_argument("--parts", default="check,copy,matmul,attention,models,training")
+    parser.add_argument("--parts", default=",".join(PARTS), help="in this order")
+    parser.add_argument("--quick", action="store_true", help="the most telling rows of each part: about 3 minutes")
     parser.add_argument("--tiny", action="store_true", help="small models")
+    parser.add_argument("--output", help="a folder that everything is written into, too")
+    parser.add_argument("--child", choices=PARTS, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
+    unknown = set(chosen.parts.split(",")) - set(PARTS)
+    if unknown:
+        parser.error(f"no parts: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     warnings.filterwarnings("ignore")
-    size = "tiny" if chosen.tiny else "real"
     if not torch.cuda.is_available():
         print(f"no GPU on {platform.machine()}, torch {torch.__version__}: static evidence for an H200\n")
-        without_gpu(size)
+        without_gpu()
         return 0
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {platform.node()}\n")
-    torch.set_float32_matmul_precision("highest")
-    clock = Clock(chosen.seconds)
-    parts: dict[str, Callable[[], None]] = {
-        "check": lambda: check(clock), "copy": lambda: copy_bound(clock), "matmul": lambda: matmul(clock),
-        "attention": lambda: attention(clock), "models": lambda: models(clock, size), "training": lambda: training(clock, size),
-    }  # fmt: skip
-    for name in chosen.parts.split(","):
-        if clock.left < 20:
-            print(f"{name}: {NOT_MEASURED} (time)")
-            continue
-        with contextlib.ExitStack() as stack:
-            stack.callback(torch.cuda.empty_cache)
-            parts[name]()
-    return 0
+    if chosen.child:
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+        RUNS[chosen.child](Setting(chosen))
+        return 0
+    import triton
+
+    versions = f"torch {torch.__version__}, triton {triton.__version__}, Python {platform.python_version()}"
+    Output(chosen.output).line(f"{torch.cuda.get_device_name()}, {versions}, {platform.node()}\n")
+    return run_parts(chosen.parts.split(","), chosen)
 
 
 if __name__ == "__main__":
