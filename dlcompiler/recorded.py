@@ -125,7 +125,7 @@ def _compile_staged(
 ) -> tuple[AnyExecutable, Report]:
     """A graph with barriers: its parts have reports of their own, and this one adds them up."""
     part_options = replace(options, strict=False)
-    executable, parts = compile_stages(graph, target, lambda part: compile_recorded(part, target, part_options, observe=observe))
+    executable, parts = compile_stages(graph, lambda part: compile_recorded(part, target, part_options, observe=observe))
     return executable, record_staged(graph, target, options, timings, parts, host_calls(graph))
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dlcompiler.arrays import array_from_tensor, tensor_from_array
-from dlcompiler.codegen.target import Target
 from dlcompiler.ir.control import regions
 from dlcompiler.ir.errors import UnsupportedError
 from dlcompiler.ir.graph import Graph, Node
@@ -24,13 +23,12 @@ if TYPE_CHECKING:
 Compile = Callable[[Graph], "tuple[AnyExecutable, Report]"]
 
 
-def compile_stages(graph: Graph, target: Target, compile: Compile) -> tuple[StagedExecutable, list[Report]]:
+def compile_stages(graph: Graph, compile: Compile) -> tuple[StagedExecutable, list[Report]]:
     """The executable of a graph with barriers, and the reports of its parts. `compile` compiles a piece or a region.
 
-    Raises UnsupportedError for a target other than a CPU, and for a graph that writes to its inputs.
+    On a GPU pieces and regions are programs for it; conditions, numbers of rounds, sizes and what the host computes are read back
+    where they are asked for. Raises UnsupportedError for a graph that writes to its inputs.
     """
-    if target.kind != "cpu":
-        raise UnsupportedError(f"control flow and calls of the host in a program for {target}", items=("control flow",))
     if graph.writebacks:
         raise UnsupportedError("a graph with barriers that writes to its inputs", items=("writebacks",))
     reports: list[Report] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from dlcompiler.ir.errors import InputError, LaunchError, UnsupportedError, VerifyError
+from dlcompiler.ir.errors import InputError, LaunchError, VerifyError
 from dlcompiler.ir.interpret import interpret_graph
 from dlcompiler.ir.text import graph_constants, parse_graph, print_graph
 from dlcompiler.ir.text.equal import graphs_equal
@@ -175,9 +175,17 @@ def test_inputs_are_checked_by_name():
         interpret_graph(compiled.graph, [np.ones((3, 1), np.float32), np.float32(0)])
 
 
-def test_other_targets_say_what_they_cannot_do():
-    with pytest.raises(UnsupportedError, match="control flow"):
-        dlcompiler.compile(parse_graph(CHOICE), target="cuda:sm_90")
+@pytest.mark.parametrize(("text", "given"), [(CHOICE, 0.5), (CHOICE, 5.0), (LOOP, 3), (LOOP, 0)])
+def test_stages_are_programs_for_gpus_too(text, given):
+    pytest.importorskip("triton")
+    graph = parse_graph(text)
+    x = np.linspace(0, 1, 4, dtype=np.float32)
+    second = np.asarray(given, np.int64 if text is LOOP else np.float32)
+    compiled = dlcompiler.compile(graph, target="cuda:sm_90")
+    expected = interpret_graph(graph, [x, second])
+    ours = compiled.simulate(x, second)
+    for got, want in zip(ours if isinstance(ours, tuple) else (ours,), expected, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
 def test_artefact_and_report(tmp_path):
