@@ -17,6 +17,10 @@ def run_reference(graph: Graph, inputs: Sequence[Any]) -> list[np.ndarray]:
 
 
 def _call(target: str, arguments: Mapping[str, Any], operands: list[np.ndarray]) -> Any:
+    if target == "dlcompiler.random_seed":
+        from dlcompiler.runtime.library import draw_seed
+
+        return np.asarray(draw_seed().item(), dtype=np.int64)
     if "operator" in arguments:  # a host.call: its attributes name the operator
         from dlcompiler.staged import call_host
 

@@ -140,6 +140,10 @@ def evaluate_op(op: Op, operands: Sequence[Any], attributes: Mapping[str, Any], 
         values: dict[Node, Any] = dict(zip(inputs, operands))
         run_nodes(builder.nodes, values, {}, keep=frozenset((output, *inputs)))
         return values[output]
+    if op.name == "random_seed":
+        if call is None:
+            return np.random.default_rng().integers(0, np.iinfo(np.int64).max, (), dtype=np.int64)
+        return call("dlcompiler.random_seed", {}, [])
     if op.name == "aten.call":
         target = attributes["target"]
         if call is None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from dlcompiler.frontends.fx_random import philox
 from dlcompiler.ir.expression import symbol
 from dlcompiler.ir.graph import Builder
 from dlcompiler.ir.interpret import evaluate_op, interpret_graph
@@ -31,6 +32,7 @@ TORCH |= {
     "trunc_div": lambda a, b: torch.div(a, b, rounding_mode="trunc"),
     "shift_left": torch.bitwise_left_shift,
     "shift_right": torch.bitwise_right_shift,
+    "philox": philox,
 }
 QUOTIENTS = ("floor_div", "trunc_div", "remainder", "fmod")
 # how far torch itself may be off
@@ -97,6 +99,8 @@ def test_scalars_mean_what_torch_means(name):
         operands = list(map(np.ravel, np.meshgrid(*[each] * min(scalar.arity, 2))))
         if name == "where":
             operands.insert(0, np.arange(operands[0].size) % 2 == 0)
+        if name == "philox":
+            operands.append(operands[0] * 0x123456789)
         operands = comparable(name, dtype, operands)
         actual = apply_scalar(name, *operands)
         try:
