@@ -159,7 +159,9 @@ def _kind(dtype: torch.dtype | None, layout: Any, device: Any, **like: Tensor) -
         dtype = given.dtype if given is not None else torch.get_default_dtype()
     if dtype not in _DIGITS or layout not in (None, torch.strided):
         return None
-    return dtype, torch.device(device) if device is not None else given.device if given is not None else torch.get_default_device()
+    return dtype, torch.device(
+        device
+    ) if device is not None else given.device if given is not None else torch.get_default_device()
 
 
 def _sized(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -267,9 +269,12 @@ def _functions() -> dict[str, Callable[..., Any]]:
 
     def exponential(x, rate=1.0):
         # 1 - u is in (0, 1]
-        return (1 - _uniform(x.shape, torch.float64 if x.dtype is torch.float64 else torch.float32, x.device)).log().mul(
-            -1 / rate
-        ).to(x.dtype)
+        return (
+            (1 - _uniform(x.shape, torch.float64 if x.dtype is torch.float64 else torch.float32, x.device))
+            .log()
+            .mul(-1 / rate)
+            .to(x.dtype)
+        )
 
     return {
         "native_dropout.default": _native_dropout,
