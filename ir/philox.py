@@ -1,4 +1,6 @@
-"""Philox 4x32-10, the counter-based generator (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011).
+"""Philox 4x32-10, a counter-based generator.
+
+Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 
 A number is a pure function of a counter and a key, with no state between two of them: an element's number does not depend on
 which thread computes it, when, or how often, so it may be computed again where it is needed again.

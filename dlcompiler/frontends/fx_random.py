@@ -1,6 +1,7 @@
 """Random numbers as pure functions: torch's random operators written with a counter-based generator.
 
-    mask = native_dropout(x, p)  -->  seed = dlcompiler.random_seed(); bits = dlcompiler.random_bits(seed, position, shape); bits < q
+    mask = native_dropout(x, p)
+    -->  seed = dlcompiler.random_seed(); bits = dlcompiler.random_bits(seed, position, shape); mask = bits < q
 
 One seed is drawn from torch's generator of the device in each call of a graph; so `torch.manual_seed`, forked generators and
 checkpoints of their states mean what they mean in eager. Everything else is a function of the seed, of a draw's position among
@@ -23,7 +24,6 @@ from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy
 
 from dlcompiler.frontends.fx_rules import rule
-from dlcompiler.frontends.fx_view import reshape
 from dlcompiler.ir.expression import product
 from dlcompiler.ir.graph import Node
 from dlcompiler.ir.ops import lookup

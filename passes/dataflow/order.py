@@ -40,7 +40,7 @@ class Unit:
 def order_steps(program: Program) -> Program:
     """The program with its steps in an order of low peak memory; the same object where the order given is as good.
 
-    Steps that touch one slot, one of them writing, keep their order, and so do those that may draw random numbers: ATen calls and seeds.
+    Steps that touch one slot, one of them writing, keep their order, and so do those that may draw random numbers.
     """
     order = order_units(_units(program))
     if order == list(range(len(order))):

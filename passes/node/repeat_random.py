@@ -1,11 +1,11 @@
 """Random numbers are computed again where they are needed again, not kept.
 
     %b = philox(%i, %k, %seed); %m = lt(%b, %p); %y = mul(%x, %m); ...; %dx = mul(%dy, %m)
-    -->  %b = philox(%i, %k, %seed); %m = lt(%b, %p); %y = mul(%x, %m); ...;
+    -->  %b = philox(%i, %k, %seed); %m = lt(%b, %p); %y = mul(%x, %m); ...
          %b.again = philox(%i, %k, %seed); %m.again = lt(%b.again, %p); %dx = mul(%dy, %m.again)
 
 What dropout keeps for its backward pass is thus the seed of the whole step. A copy goes to each reader that a kernel computes: it
-joins that kernel, where equal values are one again should two readers meet there. What is a result has memory anyway, and is read.
+joins that kernel, where equal values are one again if two readers meet there. What is a result has memory anyway, and is read.
 """
 
 from __future__ import annotations

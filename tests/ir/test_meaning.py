@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from dlcompiler.frontends.fx_random import philox
 from dlcompiler.ir.expression import symbol
 from dlcompiler.ir.graph import Builder
 from dlcompiler.ir.interpret import evaluate_op, interpret_graph
@@ -15,6 +14,7 @@ from dlcompiler.ir.ops import lookup
 from dlcompiler.ir.scalar import SCALARS, apply_scalar
 from dlcompiler.ir.types import DTYPES, DType, TensorType, bf16, boolean, dtype_of, f16, f32, f64, i8, i32, i64, u8
 
+from dlcompiler.frontends.fx_random import philox
 from tests.samples import samples
 
 FLOAT_VALUES = (
