@@ -28,7 +28,6 @@ from dlcompiler.ir.expression import product
 from dlcompiler.ir.graph import Node
 from dlcompiler.ir.ops import lookup
 from dlcompiler.ir.philox import INCREMENTS, MULTIPLIERS, ROUNDS, WORD
-from dlcompiler.ir.types import TensorType, i64
 from dlcompiler.runtime.library import draw_seed
 
 UNNUMBERED = -1
@@ -310,12 +309,4 @@ def _random_seed_rule(i, *, device):
 
 @rule("dlcompiler.random_bits.default")
 def _random_bits_rule(i, seed, position, size):
-    return draw(i.b, seed, position, i.shape)
-
-
-def draw(b: Any, seed: Node, position: int, shape: Sequence[Any]) -> Node:
-    """Bits for each element of a shape, i64, in a graph. The position lies in memory, so that equal layers are one kernel."""
-    index = b.iota(size=product(tuple(shape)))
-    index = b.reshape(index, shape=tuple(shape))
-    attributes = {"value": b.constant(position, i64).attributes["value"], "stored": True}
-    return b.philox(index, b.make(lookup("constant"), (), attributes, TensorType(i64), "position"), seed)
+    return bits_at(i.b, seed, position, i.shape)
