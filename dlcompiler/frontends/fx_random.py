@@ -24,9 +24,7 @@ from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy
 
 from dlcompiler.frontends.fx_rules import rule
-from dlcompiler.ir.expression import product
-from dlcompiler.ir.graph import Node
-from dlcompiler.ir.ops import lookup
+from dlcompiler.frontends.random_draws import bits_at
 from dlcompiler.ir.philox import INCREMENTS, MULTIPLIERS, ROUNDS, WORD
 from dlcompiler.runtime.library import draw_seed
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
-import dlcompiler
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
+
+import dlcompiler
 
 SIDE = 256
 COUNT = SIDE * SIDE
@@ -50,7 +51,7 @@ def near(values: np.ndarray, mean: float, deviation: float) -> None:
 )
 def test_draws(op, attributes, mean, deviation):
     arrays = [] if op in ("RandomUniform", "RandomNormal") else [np.full((SIDE, SIDE), 0.3, np.float32)]
-    compiled, first, second, again = run(model(op, {"x": a for a in arrays}, **attributes), *arrays)
+    compiled, first, second, again = run(model(op, dict(zip("x", arrays)), **attributes), *arrays)
     near(first, mean, deviation)
     assert np.array_equal(first, again) and not np.array_equal(first, second)
     report = compiled.report().as_dict()
