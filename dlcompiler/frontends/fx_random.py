@@ -127,6 +127,11 @@ def _chance(size: Sequence[Any], probability: float, device: torch.device) -> Te
     return _bits(size, device).to(torch.int32) < limit - 2**31
 
 
+def _is_probability(p: Any) -> bool:
+    """Whether it is a number known now that ATen would not complain about."""
+    return isinstance(p, int | float) and 0 <= p <= 1
+
+
 def _normal(size: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Standard normal numbers (Box and Muller 1958): a radius of one half of the bits, an angle of the other."""
     if dtype is torch.float64:
@@ -156,9 +161,9 @@ def _kind(dtype: torch.dtype | None, layout: Any, device: Any, **like: Tensor) -
         dtype = given.dtype if given is not None else torch.get_default_dtype()
     if dtype not in _DIGITS or layout not in (None, torch.strided):
         return None
-    return dtype, torch.device(
-        device
-    ) if device is not None else given.device if given is not None else torch.get_default_device()
+    if device is None:
+        device = given.device if given is not None else torch.get_default_device()
+    return dtype, torch.device(device)
 
 
 def _sized(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -188,7 +193,7 @@ def _like(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _filled(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """An operator that fills `x`; `draw(kind, *settings)` gives the new contents."""
+    """An operator that fills `x`; `draw(x, *settings)` gives the new contents."""
 
     def new(x, *settings, generator=None, **named):
         if x.dtype not in _DIGITS or x.layout is not torch.strided or generator is not None:
@@ -202,7 +207,7 @@ def _filled(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def _native_dropout(x, p, train=None):
     if train is False or p == 0:
         return x.clone(), torch.ones_like(x, dtype=torch.bool)
-    if x.dtype not in _DIGITS:
+    if x.dtype not in _DIGITS or not _is_probability(p):
         return NotImplemented
     mask = _as(x, _chance(x.shape, 1 - p, x.device))
     return x * (mask.to(x.dtype) * (0.0 if p == 1 else 1 / (1 - p))), mask
@@ -215,7 +220,7 @@ def _bernoulli_of(x, p, *, generator=None):
     if isinstance(p, Tensor):
         kind = p.dtype if p.dtype in (torch.float32, torch.float64) else torch.float32
         return _as(x, (_uniform(x.shape, kind, x.device) < p.to(kind)).to(x.dtype))
-    return _as(x, _chance(x.shape, p, x.device).to(x.dtype))
+    return _as(x, _chance(x.shape, p, x.device).to(x.dtype)) if _is_probability(p) else NotImplemented
 
 
 def _bernoulli(p, *, generator=None):
@@ -247,7 +252,7 @@ def _normal_of(mean, std, size=None, *, generator=None, dtype=None, layout=None,
     """Normal numbers of given means and deviations, numbers or tensors."""
     like = next((x for x in (mean, std) if isinstance(x, Tensor)), None)
     kind = _kind(dtype, layout, device, **({} if like is None else {"like": like}))
-    if kind is None or generator is not None:
+    if kind is None or generator is not None or (not isinstance(std, Tensor) and std < 0):
         return NotImplemented
     if size is None:
         size = torch.broadcast_shapes(*(x.shape for x in (mean, std) if isinstance(x, Tensor)))
@@ -258,20 +263,20 @@ def _normal_of(mean, std, size=None, *, generator=None, dtype=None, layout=None,
 def _functions() -> dict[str, Callable[..., Any]]:
     """Operators of ATen by name, and what they are broken up into."""
 
+    # what ATen complains about is left to it
+
     def between(x, low=0.0, high=1.0):
-        return _uniform(x.shape, x.dtype, x.device) * (high - low) + low
+        return _uniform(x.shape, x.dtype, x.device) * (high - low) + low if low <= high else NotImplemented
 
     def normal(x, mean=0.0, std=1.0):
-        return _normal(x.shape, x.dtype, x.device) * std + mean
+        return _normal(x.shape, x.dtype, x.device) * std + mean if std >= 0 else NotImplemented
 
     def exponential(x, rate=1.0):
-        # 1 - u is in (0, 1]
-        return (
-            (1 - _uniform(x.shape, torch.float64 if x.dtype is torch.float64 else torch.float32, x.device))
-            .log()
-            .mul(-1 / rate)
-            .to(x.dtype)
-        )
+        if not rate > 0:
+            return NotImplemented
+        wide = torch.float64 if x.dtype is torch.float64 else torch.float32
+        chance = 1 - _uniform(x.shape, wide, x.device)  # in (0, 1]
+        return (chance.log() * (-1 / rate)).to(x.dtype)
 
     return {
         "native_dropout.default": _native_dropout,

@@ -91,6 +91,14 @@ def test_other_distributions():
     assert not report.as_dict()["aten"] and report.as_dict()["library"] == {"random_seed": 1}
 
 
+@pytest.mark.parametrize(
+    "draw", [lambda x: x.bernoulli_(1.5), lambda x: x.uniform_(2, 1), lambda x: x.exponential_(-1.0), lambda x: x.normal_(0, -1)]
+)
+def test_what_eager_refuses_is_refused(draw):
+    with pytest.raises(RuntimeError, match="expects|must|in"):
+        compiled(lambda x: draw(x.clone()))(torch.zeros(5))
+
+
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
 def test_dropout_keeps_the_mean(rate):
     x = torch.ones(256, 256)
