@@ -52,7 +52,8 @@ def compile(
         sizes = dynamic_shapes
         if resolved.dynamic and sizes is None and example_inputs is not None:
             sizes = all_dynamic(example_inputs)
-        return build(read_source(model, example_inputs, sizes, fix_batch=resolved.fix_batch), target, resolved)
+        source = read_source(model, example_inputs, sizes, fix_batch=resolved.fix_batch, numerics=resolved.numerics)
+        return build(source, target, resolved)
 
     if isinstance(model, str | os.PathLike) and example_inputs is None and is_plain(dynamic_shapes):
         return found_or_made(Place("compile", target, resolved, dynamic_shapes), os.fspath(model), make)

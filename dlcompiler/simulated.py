@@ -14,7 +14,9 @@ import torch
 
 from dlcompiler.arrays import array_from_tensor, tensor_from_array
 from dlcompiler.codegen.gpu.simulate import simulate
+from dlcompiler.ir.interpret import RANDOM_SEED
 from dlcompiler.ir.program import Program
+from dlcompiler.reference import draw
 from dlcompiler.runtime.aten import prepare_aten
 from dlcompiler.runtime.staged import StagedExecutable
 
@@ -52,6 +54,8 @@ class Simulated:
 
 
 def _call_aten(target: str, template: Mapping[str, Any], operands: Sequence[np.ndarray]) -> Any:
+    if target == RANDOM_SEED:
+        return draw()
     run = prepare_aten(target, template, range(len(operands)), {})
     with torch.no_grad():
         results = run([tensor_from_array(array) for array in operands])

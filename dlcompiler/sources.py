@@ -56,10 +56,11 @@ def read_source(
     inventory: list[SeenNode] | None = None,
     *,
     fix_batch: bool = False,
+    numerics: str = "fast",
 ) -> Source:
     """Any model that `compile` takes, as a graph. `inventory` receives the nodes of an ONNX model, also where that fails.
 
-    `fix_batch`: see `Options.fix_batch`.
+    `fix_batch` and `numerics`: see `Options`.
 
     Raises InvalidModelError, UnsupportedError, InputError.
     """
@@ -74,7 +75,7 @@ def read_source(
     torch = sys.modules.get("torch")
     exported = sys.modules.get("torch.export")
     if torch is not None and (callable(model) or (exported is not None and isinstance(model, exported.ExportedProgram))):
-        return _capture_torch(model, example_inputs, dynamic_shapes, timings)
+        return _capture_torch(model, example_inputs, dynamic_shapes, timings, numerics)
     raise InvalidModelError(
         f"a {type(model).__name__} is no model",
         hint="give an nn.Module, a function, an ExportedProgram, a ModelProto, or the path of an .onnx, .dlc or Graph text file",
@@ -166,11 +167,13 @@ def _from_artifact(artifact: Artifact, timings: Timings) -> Source:
     return Source(graph, convention, timings, best_target(artifact.targets), artifact.options, targets=artifact.targets)
 
 
-def _capture_torch(model: Callable[..., Any], example_inputs: Any, dynamic_shapes: Any, timings: Timings) -> Source:
+def _capture_torch(
+    model: Callable[..., Any], example_inputs: Any, dynamic_shapes: Any, timings: Timings, numerics: str
+) -> Source:
     from dlcompiler.frontends.fx import capture
 
     with timings.stage("capture"):
-        captured = capture(model, example_inputs, dynamic_shapes)
+        captured = capture(model, example_inputs, dynamic_shapes, numerics=numerics)
     return Source(captured.graph, captured, timings, model=model)
 
 

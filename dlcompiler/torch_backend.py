@@ -16,7 +16,7 @@ import torch
 
 from dlcompiler.codegen.target import Target
 from dlcompiler.devices import target_of_devices
-from dlcompiler.frontends.fx import decompositions, import_fx, keep_recurrent_layers_whole, result_kinds
+from dlcompiler.frontends.fx import decompositions, import_fx, keep_recurrent_layers_whole, number_draws, result_kinds
 from dlcompiler.frontends.fx_location import input_names
 from dlcompiler.ir.errors import OptionError, UnsupportedError
 from dlcompiler.ir.graph import Graph
@@ -72,7 +72,6 @@ class Backend:
         **unknown: Any,
     ) -> Callable[..., Any]:
         """See `backend`."""
-        from functorch.compile import min_cut_rematerialization_partition
         from torch._dynamo.backends.common import aot_autograd
         from torch._functorch import config as functorch_config
 
@@ -95,8 +94,8 @@ class Backend:
             fw_compiler=compiler("forward"),
             bw_compiler=compiler("backward"),
             inference_compiler=compiler(""),
-            decompositions=decompositions(),
-            partition_fn=min_cut_rematerialization_partition,
+            decompositions=decompositions(resolved.numerics),
+            partition_fn=_partition,
             keep_inference_input_mutations=True,
         )
         # tokens that order effects are made in the graph and not passed to it
@@ -125,6 +124,14 @@ class Backend:
                 raise
             return _run_by_torch(module, name, error, options)
         return _boxed(run, kinds)
+
+
+def _partition(joint: torch.fx.GraphModule, inputs: Sequence[Any], **settings: Any) -> Any:
+    """The forward and the backward graph, which share the seed of their random numbers and not the numbers."""
+    from functorch.compile import min_cut_rematerialization_partition
+
+    number_draws(joint)
+    return min_cut_rematerialization_partition(joint, inputs, **settings)
 
 
 def _parameters() -> Collection[int]:

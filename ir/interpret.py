@@ -20,8 +20,10 @@ from dlcompiler.ir.ops import Op, Trait, lookup
 from dlcompiler.ir.program import AtenCall, Launch, LibraryCall, Program, RoutineCall, Slot, View
 from dlcompiler.ir.types import TensorType, dtype_of
 
-# What runs an `aten.call`: (target, arguments template, operand arrays) -> array, or tuple of arrays
+# What runs an `aten.call`: (target, arguments template, operand arrays) -> array, or tuple of arrays. Called with RANDOM_SEED it
+# draws the seed of a call.
 Call = Callable[[str, Any, list[np.ndarray]], Any]
+RANDOM_SEED = "dlcompiler.random_seed"
 Start = Callable[[int, Mapping[str, np.ndarray], Mapping[str, int]], None]
 
 
@@ -140,6 +142,10 @@ def evaluate_op(op: Op, operands: Sequence[Any], attributes: Mapping[str, Any], 
         values: dict[Node, Any] = dict(zip(inputs, operands))
         run_nodes(builder.nodes, values, {}, keep=frozenset((output, *inputs)))
         return values[output]
+    if op.name == "random_seed":
+        if call is None:
+            return np.random.default_rng().integers(0, np.iinfo(np.int64).max, (), dtype=np.int64)
+        return call(RANDOM_SEED, {}, [])
     if op.name == "aten.call":
         target = attributes["target"]
         if call is None:
@@ -207,7 +213,7 @@ def interpret_program(
                 launch(number, memory.arguments(step), memory.sizes(step))
             case LibraryCall():
                 operands = [memory.array(v).copy() for v in step.reads]
-                result = evaluate_op(lookup(step.op), operands, concrete(step.attributes, memory.bindings))
+                result = evaluate_op(lookup(step.op), operands, concrete(step.attributes, memory.bindings), call)
                 for view, array in zip(step.writes, result if isinstance(result, tuple) else (result,)):
                     memory.array(view)[...] = array
             case AtenCall():

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 from dlcompiler.ir import narrow
-from dlcompiler.ir.types import DType, boolean, dtype_of
+from dlcompiler.ir.philox import philox
+from dlcompiler.ir.types import DType, boolean, dtype_of, i64
 
 
 @dataclass(frozen=True)
 class Scalar:
-    """takes: number (all but bool), float, integer (also bool), any. gives: same (as operand 0, or 1 for select) or bool."""
+    """takes: number (all but bool), float, integer (also bool), i64, any. gives: same (as operand 0, or 1 for select) or bool."""
 
     name: str
     numpy: Callable[..., Any]
@@ -40,6 +41,8 @@ class Scalar:
                 return dtype.is_integer or dtype is boolean
             case "number":
                 return dtype is not boolean
+            case "i64":
+                return dtype is i64
         return True
 
 
@@ -217,6 +220,8 @@ _scalar("le", np.less_equal, 2, "any", "bool")
 _scalar("gt", np.greater, 2, "any", "bool")
 _scalar("ge", np.greater_equal, 2, "any", "bool")
 _scalar("where", np.where, 3, "any")
+# random bits: (index of the element, position of the draw, seed of the call)
+_scalar("philox", philox, 3, "i64")
 
 
 def bitcast_array(x: np.ndarray, dtype: DType) -> np.ndarray:

@@ -24,6 +24,7 @@ from dlcompiler.passes.node.constant_folding import fold_constants
 from dlcompiler.passes.node.dead_code import remove_dead_code
 from dlcompiler.passes.node.decompose import decompose
 from dlcompiler.passes.node.quantized import sum_integers
+from dlcompiler.passes.node.repeat_random import repeat_random
 from dlcompiler.passes.node.replace_ops import replace_ops
 from dlcompiler.passes.node.transposed_convolution import split_transposed_convolutions
 from dlcompiler.passes.node.views import canonicalize_views
@@ -53,6 +54,7 @@ WINOGRAD = Pass("winograd", choose_winograd, level=2)
 ATTENTION_PARTS = Pass("attention-parts", split_attention, level=2)
 QUANTIZED = Pass("quantized", sum_integers, level=2)
 MERGE_LINEARS = Pass("merge-linears", merge_linears, level=3)
+REPEAT_RANDOM = Pass("repeat-random", repeat_random)
 DECOMPOSE = Pass("decompose", decompose, level=0)
 
 PIPELINE: tuple[Pass, ...] = (
@@ -87,6 +89,8 @@ PIPELINE: tuple[Pass, ...] = (
     ATTENTION_PARTS,
     # last, after everything that makes nodes
     COMMON_SUBEXPRESSIONS,
+    # which would merge what this computes again
+    REPEAT_RANDOM,
     DEAD_CODE,
 )
 

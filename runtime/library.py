@@ -359,7 +359,22 @@ def _recurrent(call: Call) -> Routine:
     return run
 
 
+# -- random_seed ---------------------------------------------------------------------------------------------------------------
+
+
+def draw_seed(device: torch.device | str = "cpu") -> Tensor:
+    """A number in [0, 2^63) as a 0-d tensor: one draw from torch's generator of the device."""
+    return torch.empty((), dtype=torch.int64, device=device).random_()
+
+
+def _random_seed(call: Call) -> Routine:
+    """A draw in place, which a CUDA graph repeats with the generator as it then is."""
+    (out,) = call.writes
+    return lambda tensors: tensors[out.position].random_()
+
+
 ROUTINES: dict[str, Callable[[Call], Routine]] = {
+    "random_seed": _random_seed,
     "matmul": _matmul,
     "linear": _linear,
     "convolution": _convolution,

@@ -88,7 +88,7 @@ class Record:
 
 RECORDS: dict[str, Record] = {}
 # ops that no sample can hold: sources that only a graph has, ops run by ATen or the host, control flow (tests/ir/test_control.py)
-WITHOUT_RECORD = frozenset({"input", "size", "aten.call", "tuple.get", "host.call", "if", "loop", "sizes"})
+WITHOUT_RECORD = frozenset({"input", "size", "aten.call", "tuple.get", "host.call", "if", "loop", "sizes", "random_seed"})
 
 
 def samples(name: str) -> list[Sample]:
@@ -147,7 +147,7 @@ def record(name: str, *errors: tuple[tuple[TensorType, ...], dict[str, Any], typ
 def _dtypes(takes: str) -> tuple[DType, ...]:
     integers = (i64, i32, i8, u8)
     numbers = (*FLOATS, *integers)
-    return {"float": FLOATS, "integer": (*integers, boolean), "number": numbers, "any": (*numbers, boolean)}[takes]
+    return {"float": FLOATS, "integer": (*integers, boolean), "number": numbers, "any": (*numbers, boolean), "i64": (i64,)}[takes]
 
 
 BROADCASTS = (
@@ -177,14 +177,14 @@ def _pointwise_samples(name: str) -> Callable[[], Iterator[Sample]]:
 
 def _pointwise_errors(name: str):
     scalar = SCALARS[name]
-    good = {"float": f32, "integer": i32, "number": f32, "any": f32}[scalar.takes]
+    good = {"float": f32, "integer": i32, "number": f32, "any": f32, "i64": i64}[scalar.takes]
     first = boolean if name == "where" else good
     types = [T(first, 3), *(T(good, 3) for _ in range(scalar.arity - 1))]
     yield (*types, T(good, 3)), {}, ShapeError  # one operand too many
     if scalar.arity > 1:
         yield (*types[:-1], T(good, 4)), {}, ShapeError
-        yield (*types[:-1], T(f64 if good is f32 else i64, 3)), {}, DTypeError
-    bad = {"float": i32, "integer": f32, "number": boolean}.get(scalar.takes)
+        yield (*types[:-1], T(f64 if good is f32 else i16, 3)), {}, DTypeError
+    bad = {"float": i32, "integer": f32, "number": boolean, "i64": i32}.get(scalar.takes)
     if bad is not None:
         yield tuple(T(bad, 3) for _ in range(scalar.arity)), {}, DTypeError
     if name == "where":

@@ -1,7 +1,7 @@
 """The training workloads that benchmarks, examples of equality with eager, and tests share: model, loss, batches, optimizer.
 
 Each exists at two sizes: ``real`` (what the benchmarks time) and ``tiny`` (what the tests run). Weights are random from a fixed
-seed; nothing is downloaded. Dropout is 0, so that two runs can be compared step by step.
+seed; nothing is downloaded. Dropout is 0 unless asked for, so that two runs can be compared step by step.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Workload:
     traceable: bool = True  # False: torch.compile needs torch._dynamo.config.allow_rnn
 
 
-def build(name: str, size: str = "real") -> Workload:
-    """The workload of that name; the same bits every time."""
+def build(name: str, size: str = "real", dropout: float = 0.0) -> Workload:
+    """The workload of that name; the same bits every time. `dropout` is for the transformers, everywhere that they have it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        workload = BUILDERS[name](size == "tiny")
+        workload = BUILDERS[name](size == "tiny", **({"dropout": dropout} if dropout else {}))
     workload.model.train()
     return workload
 
@@ -52,7 +52,7 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(1000 + seed)
 
 
-def _bert(tiny: bool) -> Workload:
+def _bert(tiny: bool, dropout: float = 0.0) -> Workload:
     from transformers import BertConfig, BertForSequenceClassification
 
     sizes: dict[str, Any] = {"hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 2048}
@@ -61,7 +61,11 @@ def _bert(tiny: bool) -> Workload:
         sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
         vocabulary, batch, length = 97, 3, 11
     config = BertConfig(
-        vocab_size=vocabulary, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, max_position_embeddings=128, **sizes
+        vocab_size=vocabulary,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        max_position_embeddings=128,
+        **sizes,
     )
 
     def make_batch(step: int) -> tuple[Tensor, Tensor]:
@@ -75,7 +79,7 @@ def _bert(tiny: bool) -> Workload:
     return Workload("bert", BertForSequenceClassification(config), loss, make_batch, _adamw)
 
 
-def _gpt2(tiny: bool) -> Workload:
+def _gpt2(tiny: bool, dropout: float = 0.0) -> Workload:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     sizes: dict[str, Any] = {"n_embd": 512, "n_layer": 4, "n_head": 8, "n_positions": 128}
@@ -85,9 +89,9 @@ def _gpt2(tiny: bool) -> Workload:
         vocabulary, batch, length = 97, 3, 11
     config = GPT2Config(
         vocab_size=vocabulary,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
+        resid_pdrop=dropout,
+        embd_pdrop=dropout,
+        attn_pdrop=dropout,
         use_cache=False,
         bos_token_id=0,
         eos_token_id=0,
@@ -194,7 +198,7 @@ def _dcgan(tiny: bool) -> Workload:
     return Workload("dcgan", Gan(noise, width, doublings), generator_loss, make_batch, optimizer)
 
 
-BUILDERS: dict[str, Callable[[bool], Workload]] = {
+BUILDERS: dict[str, Callable[..., Workload]] = {
     "bert": _bert,
     "gpt2": _gpt2,
     "resnet18": _resnet18,

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dlcompiler.codegen.cpu.elementary import TABLE
 from dlcompiler.codegen.cpu.emitter import Emitter, Value
 from dlcompiler.ir.errors import UnsupportedError
+from dlcompiler.ir.philox import INCREMENTS, MULTIPLIERS, ROUNDS, WORD
+from dlcompiler.ir.scalar import SCALARS
 from dlcompiler.ir.types import DType, boolean
 
 _MLIR_NAMES = {"f64": "f64", "f32": "f32", "f16": "f16", "bf16": "bf16", "bool": "i1"}
@@ -230,6 +232,26 @@ def _shift_right(e: Emitter, dtype: DType, a: Value, b: Value) -> Value:
     return e.select(outside, e.constant(0, a), e.shr(a, e.select(outside, e.constant(0, b), b), signed=False))
 
 
+def _philox(e: Emitter, dtype: DType, index: Value, position: Value, seed: Value) -> Value:
+    """Words of the counter are kept in lanes of 64 bits, whose upper halves hold anything: a product reads the lower ones."""
+
+    def low(x: Value) -> Value:
+        return e.bit_and(x, WORD)
+
+    def high(x: Value) -> Value:
+        return e.shr(x, 32, signed=False)
+
+    c0, c1, c2, c3 = index, high(index), position, high(position)
+    k0, k1 = seed, high(seed)
+    for number in range(ROUNDS):
+        first, second = e.mul(low(c0), MULTIPLIERS[0]), e.mul(low(c2), MULTIPLIERS[1])
+        c0, c2 = e.bit_xor(high(second), e.bit_xor(c1, k0)), e.bit_xor(high(first), e.bit_xor(c3, k1))
+        c1, c3 = second, first
+        if number + 1 < ROUNDS:
+            k0, k1 = e.add(k0, INCREMENTS[0]), e.add(k1, INCREMENTS[1])
+    return e.bit_or(low(c0), e.shl(c1, 32))
+
+
 _INTEGERS: dict[str, Callable[..., Value]] = {
     "add": lambda e, d, a, b: e.add(a, b),
     "sub": lambda e, d, a, b: e.sub(a, b),
@@ -250,6 +272,7 @@ _INTEGERS: dict[str, Callable[..., Value]] = {
     "bitwise_not": lambda e, d, x: e.bit_xor(x, e.constant(-1, x)),
     "shift_left": _shift_left,
     "shift_right": _shift_right,
+    "philox": _philox,
 }
 
 
@@ -258,4 +281,4 @@ def spelled(op: str, dtype: DType) -> bool:
     if op == "where" or op in _COMPARISONS:
         return dtype.kind != "complex"
     table = _FLOATS if dtype.is_float else _BOOLS if dtype is boolean else _INTEGERS
-    return op in table or (dtype.is_float and op in TABLE)
+    return (op in table and SCALARS[op].accepts(dtype)) or (dtype.is_float and op in TABLE)

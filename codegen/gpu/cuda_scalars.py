@@ -120,6 +120,7 @@ _INTEGERS: dict[str, Callable[..., str]] = {
     "bitwise_not": lambda d, x: f"({computed_type(d)})(~{x})",
     "trunc_div": lambda d, a, b: f"({computed_type(d)})({b} == 0 ? 0 : {a} / {b})",
     "fmod": lambda d, a, b: f"({computed_type(d)})({b} == 0 ? 0 : {a} % {b})",
+    "philox": lambda d, index, position, seed: f"philox({index}, {position}, {seed})",
 }
 
 # Device functions that a kernel may call, by name.
@@ -136,6 +137,22 @@ HELPERS = {
     "floor_mod": """template <typename T> __device__ T floor_mod(T a, T b) {
     const T r = a % b;
     return r != 0 && (r < 0) != (b < 0) ? r + b : r;
+}
+""",
+    "philox": """__device__ long long philox(long long index, long long position, long long seed) {  // Philox 4x32-10
+    unsigned c0 = (unsigned)index, c1 = (unsigned)(index >> 32), c2 = (unsigned)position, c3 = (unsigned)(position >> 32);
+    unsigned k0 = (unsigned)seed, k1 = (unsigned)(seed >> 32);
+#pragma unroll
+    for (int round = 0; round < 10; ++round) {
+        const unsigned long long first = 0xD2511F53ULL * c0, second = 0xCD9E8D57ULL * c2;
+        c0 = (unsigned)(second >> 32) ^ c1 ^ k0;
+        c1 = (unsigned)second;
+        c2 = (unsigned)(first >> 32) ^ c3 ^ k1;
+        c3 = (unsigned)first;
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    return (long long)(c0 | (unsigned long long)c1 << 32);
 }
 """,
     "bf16_to_float": """__device__ float bf16_to_float(unsigned short x) { return __int_as_float((int)x << 16); }

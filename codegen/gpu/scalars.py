@@ -91,7 +91,7 @@ def spelled(op: str, dtype: DType) -> bool:
         return dtype.kind != "complex"
     table = _FLOATS if dtype.is_float else _BOOLS if dtype is boolean else _INTEGERS
     operator = op in _OPERATORS and (dtype is not boolean or op.startswith("bitwise_")) and SCALARS[op].accepts(dtype)
-    return op in table or operator or (dtype.is_float and (op in _LANGUAGE or op in LIBDEVICE))
+    return (op in table and SCALARS[op].accepts(dtype)) or operator or (dtype.is_float and (op in _LANGUAGE or op in LIBDEVICE))
 
 
 def cast(x: str, source: DType, target: DType) -> str:
@@ -161,6 +161,7 @@ _INTEGERS: dict[str, Callable[..., str]] = {
         if d.is_signed
         else f"tl.where({b} < {d.bits}, {a} >> ({b} & {d.bits - 1}), 0).to({type_name(d)})"
     ),
+    "philox": lambda d, index, position, seed: f"_philox({index}, {position}, {seed})",
 }
 
 # Functions that a kernel may call, by name; a file of kernels has those that it needs at its top.
@@ -222,6 +223,20 @@ def _remainder(a, b):
     rest = a % safe
     return tl.where(b == 0, 0, tl.where((rest != 0) & ((rest < 0) != (b < 0)), rest + b, rest))
 """,
+    "_philox": '''
+@triton.jit
+def _philox(index, position, seed):
+    """Random bits: two words of Philox 4x32-10 for a counter of index and position."""
+    c0, c1 = index.to(tl.uint32), (index >> 32).to(tl.uint32)
+    c2, c3 = position.to(tl.uint32), (position >> 32).to(tl.uint32)
+    k0, k1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
+    for _ in tl.static_range(10):
+        first, second = c0.to(tl.uint64) * 0xD2511F53, c2.to(tl.uint64) * 0xCD9E8D57
+        c0, c1 = (second >> 32).to(tl.uint32) ^ c1 ^ k0, second.to(tl.uint32)
+        c2, c3 = (first >> 32).to(tl.uint32) ^ c3 ^ k1, first.to(tl.uint32)
+        k0, k1 = (k0 + 0x9E3779B9).to(tl.uint32), (k1 + 0xBB67AE85).to(tl.uint32)
+    return c0.to(tl.int64) | (c1.to(tl.int64) << 32)
+''',
     "_float_remainder": """
 @triton.jit
 def _float_remainder(a, b):

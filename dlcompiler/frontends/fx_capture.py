@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
-from dlcompiler.frontends.fx_decompositions import export_decompositions
+from dlcompiler.frontends.fx_decompositions import decompositions
 from dlcompiler.frontends.fx_import import flat_results, import_fx
 from dlcompiler.ir.errors import InputError, InvalidModelError, UnsupportedError
 from dlcompiler.ir.graph import Graph
@@ -113,11 +113,18 @@ class _Function(torch.nn.Module):
 _tracing = threading.RLock()
 
 
-def capture(model: Any, example_inputs: Any = None, dynamic_shapes: Any = None, example_keywords: Any = None) -> Captured:
+def capture(
+    model: Any,
+    example_inputs: Any = None,
+    dynamic_shapes: Any = None,
+    example_keywords: Any = None,
+    numerics: str = "fast",
+) -> Captured:
     """The Graph of a module, a function or an ExportedProgram.
 
     example_inputs  a tuple of the model's arguments (one tensor stands for a tuple of one); not needed for an ExportedProgram
     dynamic_shapes  as for torch.export
+    numerics        eager: random numbers are drawn by ATen
 
     Parameters and buffers become constants that share memory with the model's; buffers that a call changes become inputs with
     writebacks. Raises InvalidModelError where torch.export cannot trace the model, UnsupportedError for what a Graph cannot hold.
@@ -130,7 +137,7 @@ def capture(model: Any, example_inputs: Any = None, dynamic_shapes: Any = None, 
         program = (
             model if isinstance(model, ExportedProgram) else _export(model, example_inputs, dynamic_shapes, example_keywords)
         )
-        program = program.run_decompositions(export_decompositions())
+        program = program.run_decompositions(decompositions(numerics))
     return _import_program(program, _name_of(model))
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from dlcompiler.frontends.fx_random import random_decompositions
+
 # Composites of the IR, or library calls, that torch's table would break into parts
 _KEPT_WHOLE = (
     "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math", "scaled_dot_product_attention",
@@ -28,8 +30,8 @@ _BROKEN_UP = (
 )  # fmt: skip
 
 
-@lru_cache(maxsize=1)
-def _table() -> Mapping[Any, Callable[..., Any]]:
+@lru_cache(maxsize=2)
+def _table(keep_random: bool) -> Mapping[Any, Callable[..., Any]]:
     from torch._decomp import core_aten_decompositions, decomposition_table
 
     table = dict(core_aten_decompositions().items())
@@ -39,7 +41,9 @@ def _table() -> Mapping[Any, Callable[..., Any]]:
     for operator, function in decomposition_table.items():
         if _packet_name(operator) in _BROKEN_UP:
             table.setdefault(operator, function)
-    return table
+    if not keep_random:
+        return {**table, **random_decompositions()}
+    return {k: f for k, f in table.items() if torch.Tag.nondeterministic_seeded not in getattr(k, "tags", ())}
 
 
 def _packet_name(operator: Any) -> str:
@@ -50,11 +54,10 @@ def _is_in_place(operator: Any) -> bool:
     return operator._schema.is_mutable
 
 
-def decompositions() -> dict[Any, Callable[..., Any]]:
-    """The table for AOTAutograd: torch's core decompositions, less what the IR has whole, plus what it has in parts."""
-    return dict(_table())
+def decompositions(numerics: str = "fast") -> dict[Any, Callable[..., Any]]:
+    """The table for AOTAutograd and `ExportedProgram.run_decompositions`: what is left out of it stays whole.
 
-
-def export_decompositions() -> dict[Any, Callable[..., Any]]:
-    """The table for `ExportedProgram.run_decompositions`: what is left out of it stays whole, recurrent layers included."""
-    return dict(_table())
+    It is torch's core table, less what the IR has whole, plus what it has in parts. Random numbers become functions of a seed
+    (`fx_random`); under "eager" numerics they stay operators of ATen, which draw what eager draws.
+    """
+    return dict(_table(numerics == "eager"))

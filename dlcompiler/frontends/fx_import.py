@@ -20,6 +20,7 @@ from dlcompiler.frontends.fx_alias import Owners, root_of
 from dlcompiler.frontends.fx_call import make_template
 from dlcompiler.frontends.fx_location import location_of
 from dlcompiler.frontends.fx_numbers import float_of_sizes
+from dlcompiler.frontends.fx_random import number_draws
 from dlcompiler.frontends.fx_rules import RULES, NoRule
 from dlcompiler.frontends.fx_types import (
     WeakFloat,
@@ -69,6 +70,7 @@ def import_fx(
     Results that are not tensors stand among the outputs as 0-d tensors (a SymInt as i64) or are left out (None): see
     `result_kinds`. Raises UnsupportedError for what not even `aten.call` can express, listing what it was.
     """
+    number_draws(graph_module)
     importer = Importer(graph_module, name, constants or {}, mutations or {})
     placeholders = [str(n.target) for n in graph_module.graph.nodes if n.op == "placeholder"]
     if len(placeholders) == len(called):

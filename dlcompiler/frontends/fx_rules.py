@@ -39,6 +39,7 @@ def _fill_table() -> None:
         fx_pointwise,
         fx_pool,
         fx_quantized,
+        fx_random,
         fx_reduction,
         fx_scatter,
         fx_view,

@@ -15,6 +15,7 @@ from dlcompiler.frontends import (  # noqa: F401
     onnx_ops_order,
     onnx_ops_pooling,
     onnx_ops_quantize,
+    onnx_ops_random,
     onnx_ops_recurrent,
     onnx_ops_reduction,
     onnx_ops_resize,

@@ -98,16 +98,3 @@ def size(call: Call) -> Node:
 @operator("Identity")
 def identity(call: Call) -> Node:
     return call[0]
-
-
-@operator("Dropout")
-def dropout(call: Call):
-    """In inference the identity; the mask is all true."""
-    x = call[0]
-    if call.version >= 12 and call.get(2) is not None and bool(call.scalar(2, "training_mode")):
-        ratio = call.get(1)
-        if ratio is None or float(call.scalar(1, "ratio")) != 0:
-            call.unsupported("training mode")
-    if len(call.outputs) < 2 or not call.outputs[1]:
-        return x
-    return x, call.full(True, call.b.constant(True).dtype if call.version >= 10 else x.dtype, x.shape)

@@ -41,18 +41,24 @@ class Joint:
 
 
 def joint_graph(
-    module: torch.fx.GraphModule, inputs: Sequence[Any], trained: Sequence[int], name: str, scaled: bool = False
+    module: torch.fx.GraphModule,
+    inputs: Sequence[Any],
+    trained: Sequence[int],
+    name: str,
+    scaled: bool = False,
+    numerics: str = "fast",
 ) -> Joint:
     """Differentiate a captured loss function and import the result.
 
     trained   positions of the inputs whose gradients are wanted
     scaled    whether the derivative is that of the loss times a number that each call gives
+    numerics  eager: random numbers are drawn by ATen
     Raises InputError if the function does not return one number that depends on such an input, UnsupportedError for what a Graph
     cannot hold.
     """
     keep_recurrent_layers_whole(module)
     with ExitStack() as stack, torch.enable_grad():
-        traced = aot_export_joint_with_descriptors(stack, module, tuple(inputs), decompositions=decompositions())
+        traced = aot_export_joint_with_descriptors(stack, module, tuple(inputs), decompositions=decompositions(numerics))
     found = _Results(traced.graph_module, set(trained), scaled)
     graph = import_fx(
         found.module,

@@ -258,8 +258,8 @@ class _Captured:
         if not candidates:
             raise InputError("the loss function uses no parameter of the optimizer")
         with self.timings.stage("capture"):
-            scaled = self.settings.scaling is not None
-            self.joint: Joint = joint_graph(module, inputs, candidates, _name_of(step.model), scaled)
+            scaled, numerics = self.settings.scaling is not None, self.settings.options.numerics
+            self.joint: Joint = joint_graph(module, inputs, candidates, _name_of(step.model), scaled, numerics)
         self.trained = sorted(self.joint.gradients)
         self.hyperparameters = Hyperparameters(step.optimizer, [inputs[k] for k in self.trained])
         self.rule = self.hyperparameters.rule

@@ -56,6 +56,9 @@ register(
     element=lambda builder, node, index: builder.index(index[0]),
 )
 
+# A number for this call alone, drawn from torch's generator of the device: what random numbers of our own depend on
+register("random_seed", lambda types, attributes: TensorType(i64, ()), Trait.LIBRARY, Trait.IMPURE)
+
 # An operator that nobody mapped, run by ATen. attributes: target "aten.sort.default", arguments (a template in which
 # {"operand": k} stands for operand k), impure. Its result type is the node's own.
 register("aten.call", own_type, Trait.EXTERN)

@@ -91,11 +91,14 @@ def is_kernel_node(node: Node, target) -> bool:
 
 
 def is_virtual(node: Node) -> bool:
-    """Views, scalar constants and index ranges: re-computed by each reader instead of being stored."""
+    """Views, scalar constants and index ranges: re-computed by each reader instead of being stored.
+
+    A number marked `stored` is read from memory, so that kernels that differ in it alone are one kernel.
+    """
     if node.has(Trait.VIEW):
         return True
     if node.op.name == "constant":
-        return node.attributes["value"].size == 1
+        return node.attributes["value"].size == 1 and not node.attributes.get("stored")
     return node.op.name in ("dim", "iota", "size")
 
 

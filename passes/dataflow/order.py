@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
 from dlcompiler.ir.expression import evaluate, symbols
-from dlcompiler.ir.program import AtenCall, Program, Slot
+from dlcompiler.ir.program import AtenCall, LibraryCall, Program, Slot, Step
 
 # What a symbolic size counts as when orders are compared.
 TYPICAL_SIZE = 64
@@ -40,7 +40,7 @@ class Unit:
 def order_steps(program: Program) -> Program:
     """The program with its steps in an order of low peak memory; the same object where the order given is as good.
 
-    Steps that touch one slot, one of them writing, keep their order, and so do ATen calls, which may draw random numbers.
+    Steps that touch one slot, one of them writing, keep their order, and so do those that may draw random numbers.
     """
     order = order_units(_units(program))
     if order == list(range(len(order))):
@@ -49,7 +49,7 @@ def order_steps(program: Program) -> Program:
 
 
 def dependencies(program: Program) -> list[set[int]]:
-    """For each step those before it that must stay so: they touch one slot, one of them writing, or both are ATen calls."""
+    """For each step those before it that must stay so: they touch one slot, one of them writing, or both may draw."""
     written: dict[Slot, int] = {}
     read: dict[Slot, list[int]] = {}
     last_call: set[int] = set()
@@ -59,7 +59,7 @@ def dependencies(program: Program) -> list[set[int]]:
         writes = dict.fromkeys(view.slot for view in step.writes if view is not None)
         after = {written[slot] for slot in (*reads, *writes) if slot in written}
         after.update(k for slot in writes for k in read.pop(slot, ()))
-        if isinstance(step, AtenCall):
+        if _may_draw(step):
             after |= last_call
             last_call = {number}
         found.append(after)
@@ -67,6 +67,11 @@ def dependencies(program: Program) -> list[set[int]]:
         for slot in reads:
             read.setdefault(slot, []).append(number)
     return found
+
+
+def _may_draw(step: Step) -> bool:
+    """Whether a step may use torch's generator, whose state it then changes."""
+    return isinstance(step, AtenCall) or (isinstance(step, LibraryCall) and step.op == "random_seed")
 
 
 def _units(program: Program) -> list[Unit]:

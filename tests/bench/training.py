@@ -1,9 +1,11 @@
 """Training: seconds per step of eager, Inductor and ours, seconds until two steps are done, memory, and loss curves.
 
 python -m tests.bench.training [--only bert] [--systems eager,inductor,dlcompiler,train_step] [--rounds 7] [--losses 200]
+                               [--dropout 0.1 [--numerics eager]]
 
 Every system trains a model of its own from the same start; steps are timed in turns. `inductor` and `dlcompiler` compile the loss
-function and the optimizer's step with torch.compile, `train_step` is `dlcompiler.train_step`.
+function and the optimizer's step with torch.compile, `train_step` is `dlcompiler.train_step`. Under `--numerics eager` ours leave
+random numbers to ATen.
 """
 
 from __future__ import annotations
@@ -41,14 +43,27 @@ class Runner:
     bound: int | None = None
 
 
-def make(system: str, name: str, size: str) -> tuple[Step, training_zoo.Workload, Any]:
+@dataclass(frozen=True)
+class Setting:
+    """What all systems are run with."""
+
+    size: str = "real"
+    dropout: float = 0.0
+    numerics: str = "fast"
+
+    def build(self, name: str) -> training_zoo.Workload:
+        return training_zoo.build(name, self.size, self.dropout)
+
+
+def make(system: str, name: str, setting: Setting) -> tuple[Step, training_zoo.Workload, Any]:
     """A step of the system on a model of its own, and what it reports."""
-    workload = training_zoo.build(name, size)
+    workload = setting.build(name)
+    numerics = {"numerics": setting.numerics}
     optimizer = workload.make_optimizer(workload.model.parameters())
     if system == "train_step":
         import dlcompiler
 
-        step = dlcompiler.train_step(workload.model, workload.loss, optimizer, workload.make_batch(0))
+        step = dlcompiler.train_step(workload.model, workload.loss, optimizer, workload.make_batch(0), options=numerics)
         return step, workload, step
     loss_of: Any = workload.loss
     update: Any = optimizer.step
@@ -57,8 +72,8 @@ def make(system: str, name: str, size: str) -> tuple[Step, training_zoo.Workload
         torch._dynamo.config.allow_rnn = system == "dlcompiler"
         for group in optimizer.param_groups:
             group["lr"] = torch.tensor(group["lr"])
-        backend = {"inductor": "inductor", "dlcompiler": "dlcompiler"}[system]
-        loss_of, update = torch.compile(workload.loss, backend=backend), torch.compile(optimizer.step, backend=backend)
+        options: Any = {"inductor": None, "dlcompiler": numerics}[system]
+        loss_of, update = (torch.compile(f, backend=system, options=options) for f in (workload.loss, optimizer.step))
 
     def loop(batch: Any) -> Tensor:
         optimizer.zero_grad()
@@ -70,10 +85,10 @@ def make(system: str, name: str, size: str) -> tuple[Step, training_zoo.Workload
     return loop, workload, None
 
 
-def prepare(system: str, name: str, size: str) -> Runner:
+def prepare(system: str, name: str, setting: Setting) -> Runner:
     """Two steps done, and how long that took from nothing."""
     began = time.perf_counter()
-    step, workload, compiled = make(system, name, size)
+    step, workload, compiled = make(system, name, setting)
     for k in range(2):
         step(workload.make_batch(k))
     runner = Runner(system, step, workload.model, ready=time.perf_counter() - began)
@@ -112,9 +127,9 @@ class LiveBytes(TorchDispatchMode):
         self.seen[key] = weakref.finalize(storage, gone)
 
 
-def eager_peak(name: str, size: str) -> int:
+def eager_peak(name: str, setting: Setting) -> int:
     """Bytes of activations, gradients and temporaries alive at the worst moment of an eager step, state made before."""
-    step, workload, _ = make("eager", name, size)
+    step, workload, _ = make("eager", name, setting)
     step(workload.make_batch(0))
     for parameter in workload.model.parameters():
         parameter.grad = None
@@ -154,22 +169,22 @@ def time_table(results: dict[str, list[Runner]], systems: list[str]) -> str:
     return harness.table(header, rows)
 
 
-def memory_table(results: dict[str, list[Runner]], size: str) -> str:
+def memory_table(results: dict[str, list[Runner]], setting: Setting) -> str:
     """Planned bytes of a step against what eager holds."""
     rows = []
     for name, runners in results.items():
         for runner in runners:
             if runner.planned is not None:
-                peak = eager_peak(name, size)
+                peak = eager_peak(name, setting)
                 cells = [harness.mebibytes(n) for n in (runner.planned, runner.bound, peak)]
                 rows.append([name, *cells, harness.ratio(runner.planned / peak)])
     return harness.table(["memory of a step, MiB", "planned", "lower bound", "eager, measured", "planned / eager"], rows)
 
 
-def loss_row(name: str, size: str, steps: int) -> list[str]:
+def loss_row(name: str, setting: Setting, steps: int) -> list[str]:
     """The worst relative difference between eager's and train_step's losses, from the same start."""
-    eager, workload, _ = make("eager", name, size)
-    ours, _, _ = make("train_step", name, size)
+    eager, workload, _ = make("eager", name, setting)
+    ours, _, _ = make("train_step", name, setting)
     worst, at = 0.0, 0
     for k in range(steps):
         batch = workload.make_batch(k)
@@ -186,12 +201,15 @@ def main() -> int:
     parser.add_argument("--systems", default=",".join(SYSTEMS), help="comma-separated")
     parser.add_argument("--size", choices=("real", "tiny"), default="real")
     parser.add_argument("--losses", type=int, default=0, metavar="N", help="instead compare losses over N steps with eager")
+    parser.add_argument("--dropout", type=float, default=0.0, help="of bert and gpt2, which alone are run then")
+    parser.add_argument("--numerics", choices=("fast", "eager"), default="fast", help="of ours")
     arguments = parser.parse_args()
+    setting = Setting(arguments.size, arguments.dropout, arguments.numerics)
     torch.set_num_threads(harness.THREADS)
-    names = harness.chosen(training_zoo.BUILDERS, arguments.only)
+    names = harness.chosen(["bert", "gpt2"] if arguments.dropout else training_zoo.BUILDERS, arguments.only)
     harness.print_machine()
     if arguments.losses:
-        rows = [loss_row(name, arguments.size, arguments.losses) for name in names]
+        rows = [loss_row(name, setting, arguments.losses) for name in names]
         header = ["loss curve", "steps", "worst relative difference", "at step", "eager's last", "ours"]
         print(harness.table(header, rows))
         return 0
@@ -200,12 +218,12 @@ def main() -> int:
     for name in names:
         results[name] = []
         for system in systems:
-            results[name].append(prepare(system, name, arguments.size))
+            results[name].append(prepare(system, name, setting))
             harness.log(f"  {name}: {system} ready after {results[name][-1].ready:.1f} s")
-        time_steps(results[name], training_zoo.build(name, arguments.size), arguments.rounds)
+        time_steps(results[name], setting.build(name), arguments.rounds)
     print(time_table(results, systems))
     if "train_step" in systems:
-        print("\n" + memory_table(results, arguments.size))
+        print("\n" + memory_table(results, setting))
     return 0
 
 

@@ -14,6 +14,7 @@ from dlcompiler.ir.ops import lookup
 from dlcompiler.ir.scalar import SCALARS, apply_scalar
 from dlcompiler.ir.types import DTYPES, DType, TensorType, bf16, boolean, dtype_of, f16, f32, f64, i8, i32, i64, u8
 
+from dlcompiler.frontends.fx_random import philox
 from tests.samples import samples
 
 FLOAT_VALUES = (
@@ -31,6 +32,7 @@ TORCH |= {
     "trunc_div": lambda a, b: torch.div(a, b, rounding_mode="trunc"),
     "shift_left": torch.bitwise_left_shift,
     "shift_right": torch.bitwise_right_shift,
+    "philox": philox,
 }
 QUOTIENTS = ("floor_div", "trunc_div", "remainder", "fmod")
 # how far torch itself may be off
@@ -97,6 +99,8 @@ def test_scalars_mean_what_torch_means(name):
         operands = list(map(np.ravel, np.meshgrid(*[each] * min(scalar.arity, 2))))
         if name == "where":
             operands.insert(0, np.arange(operands[0].size) % 2 == 0)
+        if name == "philox":
+            operands.append(operands[0] * 0x123456789)
         operands = comparable(name, dtype, operands)
         actual = apply_scalar(name, *operands)
         try:

@@ -38,6 +38,7 @@ CASES = {
     "whole": (lambda b, x: b.reduce_max(x, axes=(0, 1)), [(13, 40)], f32),
     "doubles": (lambda b, x: b.softmax(b.sigmoid(x), axis=1), [(3, 40)], f64),
     "integers": (lambda b, x: b.reduce_min(b.abs(x), axes=(1,)), [(7, 33)], i64),
+    "draws": (lambda b, x, y: b.philox(x, y, b.neg(x)), [(6, 40), (40,)], i64),
     "bools": (lambda b, x: b.reduce_all(x, axes=(1,)), [(7, 33)], boolean),
     "half": (lambda b, x: b.softmax(b.mul(x, 3.0), axis=1), [(5, 64)], bf16),
 }
