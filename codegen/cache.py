@@ -32,7 +32,8 @@ logger = logging.getLogger("dlcompiler")
 
 MAGIC, FORMAT = b"dlccache", 1
 HEADER = struct.Struct("<8sIQ32s")  # magic, format, bytes of the payload, SHA-256 of name and payload
-ENTRY = re.compile(r"[0-9a-f]{64}\.(function|object|tuned|program|constants|seen)")
+KINDS = ("function", "object", "tuned", "program", "constants", "seen")
+ENTRY = re.compile(rf"[0-9a-f]{{64}}\.({'|'.join(KINDS)})")
 LEFTOVER = re.compile(r"\.[^.]*\.partial|[0-9a-f]{64}\.lock")
 LEFTOVER_SECONDS = 3600.0
 TOUCH_SECONDS = 600.0  # an entry's time of last use is this exact
@@ -73,7 +74,7 @@ def _store(folder: str, limit: int) -> Store:
 
 
 def entry_name(kind: str, *parts: str | bytes) -> str:
-    """The name of an entry of that kind (see ENTRY): the digest of everything that it depends on."""
+    """The name of an entry of that kind (one of KINDS): the digest of everything that it depends on."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part

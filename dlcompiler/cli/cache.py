@@ -12,7 +12,14 @@ from dlcompiler.codegen.cache import Store, open_store
 from dlcompiler.report import format_bytes
 
 NOTHING_KEPT = "nothing is kept on disk"
-KINDS = {"function": "functions", "object": "objects of machine code", "tuned": "decisions of the tuner"}
+KINDS = {
+    "function": "functions",
+    "object": "objects of machine code",
+    "tuned": "decisions of the tuner",
+    "program": "programs of files",
+    "constants": "sets of folded constants",
+    "seen": "files read before",
+}
 
 
 @click.group(name="cache")

@@ -313,7 +313,9 @@ def _axis(axis: int, rank: int) -> int:
     return axis % rank
 
 
-def _value_type(value: Node) -> ValueType:
+def _value_type(value: Node | None) -> ValueType:
+    if value is None:
+        raise InvalidModelError("a value that is carried through control flow is left out")
     assert not isinstance(value.type, TupleType)
     return value.type
 

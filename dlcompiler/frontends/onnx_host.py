@@ -139,11 +139,17 @@ def host_type(proto: TypeProto) -> HostType:
     return HostType(_type_text(proto))
 
 
+def _name_of(code: int) -> str:
+    if code not in _NAMES:
+        raise UnsupportedError(f"element type {code}", items=(f"element type {code}",))
+    return _NAMES[code]
+
+
 def _type_text(proto: TypeProto) -> str:
     match proto.WhichOneof("value"):
         case "tensor_type":
             tensor = proto.tensor_type
-            text = f"tensor({_NAMES[tensor.elem_type]})"
+            text = f"tensor({_name_of(tensor.elem_type)})"
             if not tensor.HasField("shape"):
                 return text
             dims = [str(d.dim_value) if d.HasField("dim_value") else "_" for d in tensor.shape.dim]
@@ -153,7 +159,7 @@ def _type_text(proto: TypeProto) -> str:
         case "optional_type":
             return f"optional({_type_text(proto.optional_type.elem_type)})"
         case "map_type":
-            return f"map({_NAMES[proto.map_type.key_type]}, {_type_text(proto.map_type.value_type)})"
+            return f"map({_name_of(proto.map_type.key_type)}, {_type_text(proto.map_type.value_type)})"
     raise UnsupportedError("a type", items=("a value of unknown type",))
 
 

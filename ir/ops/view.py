@@ -187,7 +187,7 @@ register(
 def _infer_pad(types, attributes):
     """attributes: low, high (elements added, not negative), value (a number)."""
     require_operands("pad", types, 1)
-    low, high = attributes["low"], attributes["high"]
+    low, high, _ = (attributes[name] for name in ("low", "high", "value"))
     if not len(low) == len(high) == types[0].rank or any(isinstance(p, int) and p < 0 for p in (*low, *high)):
         raise ShapeError(f"pad of {types[0]} needs {types[0].rank} non-negative amounts on each side")
     return types[0].with_shape(size + a + b for size, a, b in zip(types[0].shape, low, high))

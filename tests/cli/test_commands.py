@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dlcompiler.codegen.cache import KINDS
 from dlcompiler.ir.text import parse_graph
 
 import dlcompiler
@@ -173,6 +174,11 @@ def test_cache_shows_checks_and_clears(cli: Cli, text: Path, tmp_path: Path, mon
     dlcompiler.reset()
     assert "0 compiled, 1 from disk" in cli("compile", text).out
     info = cli("cache", "info", "--json").json
+    for kind in KINDS:
+        (tmp_path / "cache" / f"{'0' * 64}.{kind}").write_bytes(b"")
+    assert cli("cache", "info").out.count("1 ") >= len(KINDS) - 2  # each kind has a name to be shown by
+    for kind in KINDS:
+        (tmp_path / "cache" / f"{'0' * 64}.{kind}").unlink()
     assert info["entries"] >= 2 and info["on_disk"] and 0 < info["bytes"] < info["limit"] == 1 << 20
     assert "of at most 1.0 MiB" in cli("cache", "info").out
     assert cli("cache", "verify", "--json").json["damaged"] == {}
