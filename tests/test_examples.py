@@ -5,9 +5,9 @@ Those of training run in this process, where torch is there already, but for tho
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_example_of_training(
     monkeypatch.setenv("PATH", "")
     monkeypatch.syspath_prepend(str(path.parent))
     torch._dynamo.reset()
-    runpy.run_path(str(path), run_name="__main__")
+    importlib.import_module(name).main()
     torch._dynamo.reset()
     assert capsys.readouterr().out.strip()
 
