@@ -329,6 +329,7 @@ def find_panels(columns: K.Value, summed: Collection[str]) -> Panels | None:
     depth = load.buffer.shape[-1]
     if depth != group_size(load.dtype, columns.dtype) or load.buffer.strides[-2] != depth:
         return None
+    assert isinstance(depth, int)
     return Panels(load, before, last, depth)
 
 

@@ -19,7 +19,7 @@ from dlcompiler.ir.program import AtenCall
 from dlcompiler.runtime.plan import Aten, Library, Plan, Run
 from dlcompiler.runtime.prepared import Copy, Fill
 from dlcompiler.runtime.tables import ALIGNMENT, ARENA, LaunchRecord, driver_table
-from dlcompiler.runtime.tensors import empty_strided, same_layout, tensor_at
+from dlcompiler.runtime.tensors import copy_strided, empty_strided, same_layout, tensor_at
 from torch import Tensor
 
 Driver = Callable[[int, int], None]
@@ -219,15 +219,22 @@ class Frame:
             step = plan.program.steps[section.number]
             assert isinstance(step, AtenCall)
             raise LaunchError(f"{step.target} gave {_describe(result)} where {dtype}{list(shape)} was expected")
-        storage = result.untyped_storage().data_ptr()
-        is_view = any(self.tensors[k].untyped_storage().data_ptr() == storage for k in section.operands)
-        if is_view or not same_layout(shape, result.stride(), strides) or result.is_neg() or result.is_conj():
-            result = empty_strided(shape, strides, dtype).copy_(result)
+        if not _is_plain(result) or not same_layout(shape, result.stride(), strides) or self._is_view(result, section):
+            result = copy_strided(result, strides)
         self.externs[base] = result
         self.bases[base] = address = result.data_ptr()
         if base in self._watched_externs and address != self._known[base]:
             self._set_tensors(self._watched_externs[base], address)
             self._known[base] = address
+
+    def _is_view(self, result: Tensor, section: Aten) -> bool:
+        storage = result.untyped_storage().data_ptr()
+        return any(self.tensors[k].untyped_storage().data_ptr() == storage for k in section.operands)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether what is in a tensor's memory is its numbers: not to be negated or conjugated, nor zeros that have no memory."""
+    return not (tensor.is_neg() or tensor.is_conj() or tensor._is_zerotensor())
 
 
 def _sources(plan: Plan) -> Sources:

@@ -188,14 +188,24 @@ def _linear(call: Call) -> Routine:
     x2 = call.views.view(x, (rows, inner), (x_step, x.strides[-1])).position
     out2 = call.views.view(out, (rows, columns), (out_step, out.strides[-1])).position
     if rows > 1 and rows * columns * inner >= ONEDNN_LINEAR and x.dtype is torch.float32 and call.has_onednn("_linear_pointwise"):
-        return _onednn_linear(call, x2, weight, b, out2, rows)
+        return _onednn_linear(call, x2, weight, _onednn_bias(bias), out2, rows)
     transposed = call.views.view(weight, (inner, columns), (weight.strides[1], weight.strides[0])).position
     if b is None:
         return _product(torch.mm, x2, transposed, out2)
     return lambda tensors: torch.addmm(tensors[b], tensors[x2], tensors[transposed], out=tensors[out2])
 
 
-def _onednn_linear(call: Call, x: int, weight: Operand, bias: int | None, out: int, rows: int) -> Routine:
+def _onednn_bias(bias: Sequence[Operand]) -> Callable[[Sequence[Tensor]], Tensor | None]:
+    """How to get the bias, if there is one, for oneDNN, whose operators take no notice of its stride."""
+    if not bias:
+        return lambda tensors: None
+    b = bias[0].position
+    return (lambda tensors: tensors[b]) if bias[0].strides == (1,) else lambda tensors: tensors[b].contiguous()
+
+
+def _onednn_linear(
+    call: Call, x: int, weight: Operand, bias: Callable[[Sequence[Tensor]], Tensor | None], out: int, rows: int
+) -> Routine:
     linear, w = torch.ops.mkldnn._linear_pointwise.default, weight.position
     packed = None
     if weight.constant is not None:
@@ -203,9 +213,7 @@ def _onednn_linear(call: Call, x: int, weight: Operand, bias: int | None, out: i
         packed = call.views.packed(key, lambda: torch.ops.mkldnn._reorder_linear_weight(weight.constant, rows))
 
     def run(tensors: Sequence[Tensor]) -> None:
-        result = linear(
-            tensors[x], tensors[w] if packed is None else packed, None if bias is None else tensors[bias], "none", [], ""
-        )
+        result = linear(tensors[x], tensors[w] if packed is None else packed, bias(tensors), "none", [], "")
         tensors[out].copy_(result)
 
     return run
@@ -264,7 +272,7 @@ def _onednn_convolution(call: Call, attributes: dict[str, list[int]]) -> Routine
         packed = call.views.packed(key, pack)
     convolution = torch.ops.mkldnn._convolution_pointwise.default
     i, w, o = x.position, weight.position, out.position
-    b = bias[0].position if bias else None
+    bias_of = _onednn_bias(bias)
     activations = prod(x.shape) + prod(out.shape)
     channels_first = packed is None and groups == 1 and prod(weight.shape) > HEAVY_WEIGHT * activations
 
@@ -272,7 +280,7 @@ def _onednn_convolution(call: Call, attributes: dict[str, list[int]]) -> Routine
         result = convolution(
             tensors[i].contiguous() if channels_first else tensors[i],
             tensors[w] if packed is None else packed,
-            None if b is None else tensors[b],
+            bias_of(tensors),
             padding,
             strides,
             dilations,

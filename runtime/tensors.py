@@ -49,6 +49,35 @@ def _find_empty_strided() -> Callable[[Shape, Shape, torch.dtype], Tensor]:
 empty_strided = _find_empty_strided()
 
 
+def copy_strided(source: Tensor, strides: Shape) -> Tensor:
+    """A copy in fresh memory with those strides. Elements that come to share memory (stride 0, windows) must be equal."""
+    shape, dtype = tuple(source.shape), source.dtype
+    if source.numel() == 0:
+        return empty_strided(shape, strides, dtype)
+    for dimension, stride in enumerate(strides):
+        if stride == 0:
+            source = source.narrow(dimension, 0, 1)
+    sizes = tuple(source.shape)
+    copy = empty_strided(sizes, strides, dtype)
+    if _may_overlap(sizes, strides):
+        count = 1 + sum((size - 1) * stride for size, stride in zip(sizes, strides))
+        places = torch.arange(count).as_strided(sizes, strides)
+        copy.as_strided((count,), (1,))[places.reshape(-1)] = source.reshape(-1)
+    else:
+        copy.copy_(source)
+    return copy.as_strided(shape, strides)
+
+
+def _may_overlap(shape: Shape, strides: Shape) -> bool:
+    """Whether two elements may share memory: a stride is not beyond the reach of all smaller ones."""
+    reach = 0
+    for stride, size in sorted((stride, size) for stride, size in zip(strides, shape) if size > 1):
+        if stride <= reach:
+            return True
+        reach += (size - 1) * stride
+    return False
+
+
 def guard_like(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
     """Whether tensors are of the same type, dtype, device, shape and strides as these, in one call; None if torch has none.
 

@@ -21,6 +21,20 @@ from dlcompiler.ir.errors import UnsupportedError
 from dlcompiler.ir.expression import Expression
 from dlcompiler.ir.graph import Node
 
+# Operators whose results torch describes, for half precision, with other sizes or dtypes than it then makes, and those of
+# backward passes that read them.
+MISDESCRIBED_IN_HALF = (
+    "aten._embedding_bag.default", "aten._embedding_bag_forward_only.default", "aten._embedding_bag_backward.default",
+    "aten._embedding_bag_dense_backward.default", "aten._embedding_bag_per_sample_weights_backward.default",
+    "aten._batch_norm_with_update_functional.default", "aten.batch_norm_backward.default",
+)  # fmt: skip
+
+
+def refuse_misdescribed(target: str, args: Sequence[Any]) -> None:
+    """Raises UnsupportedError for a call that cannot be planned, since torch does not say what is made."""
+    if target in MISDESCRIBED_IN_HALF and any(isinstance(a, Node) and a.dtype.name in ("f16", "bf16") for a in args):
+        raise UnsupportedError(f"{target} in half precision, whose results torch misdescribes", items=(target,))
+
 
 def make_template(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Node, ...], dict[str, Any]]:
     """(operands, template) of a call. Raises UnsupportedError for an argument that is not data (a module, a function)."""

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 from dlcompiler.arrays import array_from_tensor
 from dlcompiler.frontends.fx_alias import Owners, root_of
-from dlcompiler.frontends.fx_call import make_template
+from dlcompiler.frontends.fx_call import make_template, refuse_misdescribed
 from dlcompiler.frontends.fx_location import location_of
 from dlcompiler.frontends.fx_numbers import float_of_sizes
 from dlcompiler.frontends.fx_random import number_draws
@@ -271,6 +271,7 @@ class Importer:
 
     def call(self, target: str, args: Sequence[Any], kwargs: Mapping[str, Any], reason: str) -> Any:
         """Append an `aten.call`."""
+        refuse_misdescribed(target, args)
         operands, template = make_template(args, kwargs)
         overload = self.node.target
         impure = torch.Tag.nondeterministic_seeded in getattr(overload, "tags", ())

@@ -83,9 +83,8 @@ def show_element(value: Any, dtype: DType) -> str:
         return "true" if value else "false"
     if dtype.is_integer:
         return str(int(value))
-    if dtype.kind == "complex":
-        return f"({show_part(value.real)}, {show_part(value.imag)})"
-    return show_part(np.asarray(value).astype(dtype.numpy)[()])
+    number = np.asarray(value).astype(dtype.numpy)[()]
+    return f"({show_part(number.real)}, {show_part(number.imag)})" if dtype.kind == "complex" else show_part(number)
 
 
 def show_part(value: Any) -> str:
