@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from dlcompiler.codegen.gpu.bundle import bundle_writers
 from dlcompiler.codegen.gpu.contraction import product_writers
 from dlcompiler.codegen.gpu.contraction_form import find_form
 from dlcompiler.codegen.gpu.cubin import Resources, resources_of
@@ -152,6 +153,8 @@ def assemble_kernel(
     Of the schedules the first that keeps everything in registers is taken; `aligned` buffers begin at multiples of 16 bytes.
     """
     device = device_of(target.arch)
+    if isinstance(kernel, K.Bundle):
+        return first_without_spills(bundle_writers(kernel, device, aligned), target)
     if isinstance(kernel, RoutineCall):
         return first_without_spills(routine_writers(kernel, device, target.float32, aligned), target)
     own = find_handwritten(kernel, target.arch)
@@ -194,6 +197,8 @@ def _key(kernel: K.Kernel | RoutineCall, target: Target, aligned: frozenset[str]
     """By what an assembled kernel is known."""
     if isinstance(kernel, RoutineCall):
         return kernel_key(routine_parameters(kernel), target.arch, aligned, f"{target.float32} {routine_key(kernel)}")
+    if isinstance(kernel, K.Bundle):
+        return kernel_key(kernel, target.arch, aligned, writer)
     own = find_handwritten(kernel, target.arch)
     variant = writer if own is None else f"by hand: {own.name}"
     return kernel_key(kernel, target.arch, aligned, target.float32 if find_form(kernel) is not None and own is None else variant)

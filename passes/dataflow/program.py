@@ -9,7 +9,7 @@ ordered for low peak memory, results take over the memory of operands that die, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Hashable, Mapping, Sequence, Set
 from typing import Any, Protocol
 
 from dlcompiler.ir import program as P
@@ -24,6 +24,7 @@ from dlcompiler.ir.types import HostType, TensorType, TupleType, contiguous_stri
 from dlcompiler.ir.winograd import transform_panels
 from dlcompiler.passes.block.fuse import Fusion, Group, fixed_buffers, fuse, is_grouped
 from dlcompiler.passes.block.lower import lower_group
+from dlcompiler.passes.dataflow.bundle import bundle_launches
 from dlcompiler.passes.dataflow.in_place import find_aliases
 from dlcompiler.passes.dataflow.layout import assign_layouts
 from dlcompiler.passes.dataflow.memory import place
@@ -62,6 +63,15 @@ class PlanTarget(Protocol):
         """A kernel that puts in order what a sum of products reads of `fixed` buffers, and the kernel that reads that, last."""
         ...
 
+    @property
+    def shares_launches(self) -> bool:
+        """Whether launches that do not depend on each other become one; then `form_to_share` says which may (see `bundle`)."""
+        ...
+
+    def form_to_share(self, kernel: Kernel) -> Hashable | None:
+        """What kernels have in common that are written once in a launch of several; None for one that runs alone."""
+        ...
+
     def in_parts(self, kernel: Kernel) -> tuple[Kernel, Kernel] | None:
         """A sum of products as a kernel of partial sums, its one out buffer, and one that reads these, last, and adds them up."""
         ...
@@ -80,6 +90,10 @@ class WithoutRoutines:
 
     library_ops: Set[str] = frozenset()
     tiles_sums = False
+    shares_launches = False
+
+    def form_to_share(self, kernel: Kernel) -> None:
+        return None
 
     def contracts(self, kernel: Kernel, fixed: Set[Buffer]) -> bool:
         return False
@@ -534,6 +548,8 @@ def plan(fusion: Fusion, target: Any = None, options=None) -> P.Program:
     """The program of a fused graph: slots, steps in order, in-place reuse and, if no size is symbolic, the memory plan."""
     program = _Planner(fusion, target or WithoutRoutines()).run()
     program = order_steps(write_in_place(program))
+    if target is not None and target.shares_launches:
+        program = bundle_launches(program, target)
     program = program.replace(aliases=find_aliases(program))
     if not program.symbols:
         program = program.replace(placement=place(program, {}))
