@@ -29,6 +29,7 @@ from dlcompiler.passes.dataflow.in_place import find_aliases
 from dlcompiler.passes.dataflow.layout import assign_layouts
 from dlcompiler.passes.dataflow.memory import place
 from dlcompiler.passes.dataflow.order import order_steps
+from dlcompiler.passes.dataflow.take_over import take_over
 from dlcompiler.passes.dataflow.write_back import write_in_place
 from dlcompiler.passes.fixed import is_fixed_source
 from dlcompiler.passes.strides import Strides, channels_last_strides, image_of, wants_channels_last
@@ -132,7 +133,10 @@ class _Planner:
         self.panels: dict[tuple, P.View] = {}
         self.contracted: dict[tuple[str, frozenset[str]], bool] = {}
         self.matrices: dict[tuple, P.View] = {}
+        self.sums_of_parts: set[P.Launch] = set()
         self.output_slots = 0
+        # results that are views of something, as whoever gets them wants them laid out
+        self.handed_out: set[tuple[Node, Strides]] = set()
 
     def run(self) -> P.Program:
         inputs = self._input_slots()
@@ -146,7 +150,7 @@ class _Planner:
             self.graph.name, self.graph, slots, tuple(self.steps), inputs, outputs, tuple(self.constants),
             refusals=self.fusion.refusals, history=self.graph.history, preparation=tuple(self.preparation),
         )  # fmt: skip
-        return program
+        return take_over(program, self.sums_of_parts)
 
     def _find_prepared(self) -> frozenset[Node]:
         """Nodes that are there before the first step: what stays the same between calls, and is not handed out as a result."""
@@ -199,6 +203,8 @@ class _Planner:
         computed |= {n for n in self.graph.nodes if n.op.name == "tuple.get" and n.inputs[0].has(Trait.LIBRARY)}
         for node, strides in zip(self.graph.outputs, wanted):
             base, view = self._base_view(node)
+            if base is not node and view is None:
+                self.handed_out.add((node, strides or contiguous_strides(node.shape)))
             if base in self.slots or base not in computed or not isinstance(base.type, TensorType):
                 continue
             if base is node or (view is not None and base.tensor.numel == node.tensor.numel and self._shows(view, node, strides)):
@@ -323,6 +329,7 @@ class _Planner:
         given = {image_of(node): self._image(node) for node in nodes if wants_channels_last(node)}
         kernel, reads, views = self._lower(nodes, outputs, writes, given)
         sums = [node for node in nodes if node.has(Trait.CONTRACTION) and node.op.name in self.target.library_ops]
+        is_sum_of_parts = False
         if sums:
             if not self._contracts(kernel, fixed_buffers(kernel, reads, self.prepared_nodes)):
                 # operands are not laid out as was expected when the sum was kept from the library
@@ -335,9 +342,14 @@ class _Planner:
             fixed = fixed_buffers(kernel, reads, self.prepared_nodes)
             kernel, views = self._pack(kernel, views, fixed, sizes)
             kernel, views = self._arrange(kernel, views, fixed)
+            whole = kernel
             kernel, views = self._split(kernel, views)
+            is_sum_of_parts = kernel is not whole
+        launch = P.Launch(kernel, (*views, *writes), kernel.origin)
+        if is_sum_of_parts:
+            self.sums_of_parts.add(launch)
         is_prepared = all(view.slot.role == "prepared" for view in writes)
-        (self.preparation if is_prepared else self.steps).append(P.Launch(kernel, (*views, *writes), kernel.origin))
+        (self.preparation if is_prepared else self.steps).append(launch)
 
     def _contracts(self, kernel: Kernel, fixed: frozenset[Buffer]) -> bool:
         """`PlanTarget.contracts`, asked once for equal layers: their kernels differ in names and origins only."""
@@ -467,8 +479,13 @@ class _Planner:
     def _copy(self, node: Node, strides: Strides, role: P.Role = "intermediate") -> P.View:
         """A kernel that stores an inlined (or differently laid out) node into a slot of its own."""
         key = (node, strides)
-        if role == "intermediate" and key in self.copies:
+        is_result = key in self.handed_out
+        if role == "output":
+            self.handed_out.discard(key)  # another result of the same values gets memory of its own
+        if key in self.copies and (role == "intermediate" or is_result):
             return self.copies[key]
+        if is_result:
+            role = "output"  # made once, for the steps that read it and for whoever is given it
         position = -1
         if role == "output":
             position, self.output_slots = self.output_slots, self.output_slots + 1
@@ -477,8 +494,7 @@ class _Planner:
         slot = P.Slot(f"{node.name}.copy{len(self.extra_slots)}", node.dtype, node.shape, strides, role, position)
         self.extra_slots.append(slot)
         self._copy_into(node, slot.view())
-        if role != "output":
-            self.copies[key] = slot.view()
+        self.copies[key] = slot.view()
         return slot.view()
 
     def _copy_into(self, node: Node, view: P.View) -> None:
