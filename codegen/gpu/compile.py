@@ -183,7 +183,7 @@ def assemble_kernels(
     """Each kernel assembled, in order; equal ones once. `aligned`: names of each one's buffers at multiples of 16; None: all."""
     results = []
     for kernel, names in zip(kernels, aligned or [frozenset(parameter_names(k)) for k in kernels], strict=True):
-        key = _key(kernel, target, names, writer)
+        key = unit_key(kernel, target, names, writer)
         with _lock:
             if key not in _assembled:
                 kept = _offered.get(key)
@@ -193,7 +193,7 @@ def assemble_kernels(
     return results
 
 
-def _key(kernel: K.Kernel | RoutineCall, target: Target, aligned: frozenset[str], writer: str) -> str:
+def unit_key(kernel: K.Kernel | RoutineCall, target: Target, aligned: frozenset[str], writer: str) -> str:
     """By what an assembled kernel is known."""
     if isinstance(kernel, RoutineCall):
         return kernel_key(routine_parameters(kernel), target.arch, aligned, f"{target.float32} {routine_key(kernel)}")
