@@ -169,14 +169,14 @@ def _write(bundle: K.Bundle, forms: Sequence[Form], schedules: Sequence[GpuSched
         first += programs
     warps = max(schedule.warps for schedule in schedules)
     names = [b.name for b in bundle.buffers]
-    schedule = "; ".join(dict.fromkeys(f"{len(f.users)} x {s}" for f, s in zip(forms, schedules)))
-    lines = ["Computes, side by side,", *(f"  {line}" for line in bundle.origin), f"by {schedule}"]
+    described = "; ".join(dict.fromkeys(f"{len(f.users)} x {s}" for f, s in zip(forms, schedules)))
+    lines = ["Computes, side by side,", *(f"  {line}" for line in bundle.origin), f"by {described}"]
     documentation = "".join(f"{line}\n    " for line in lines).replace("\\", "/").replace('"""', "'''")
     head = f'@triton.jit\ndef kernel({", ".join(names)}):\n    """{documentation}"""\n'
     text = "\n\n".join([*functions, head + "    program = tl.program_id(0)\n" + "".join(calls)])
     source = with_imports(text) + main_section("kernel", bundle, first, {}, warps)
     signature = {b.name: scalars.pointer_name(b.dtype) for b in bundle.buffers}
-    return TritonKernel("kernel", bundle, source, first, {}, signature, aligned, warps, schedule=schedule)
+    return TritonKernel("kernel", bundle, source, first, {}, signature, aligned, warps, schedule=described)
 
 
 def _call(number: int, form: Form, begins: Sequence[int], blocks: str, end: int, is_last: bool) -> str:

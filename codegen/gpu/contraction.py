@@ -6,7 +6,6 @@ a product of few tiles and a long sum     -->  parts[s] = sums of a part of the 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Set
 
 from dlcompiler.codegen.gpu.contraction_form import Form, find_form, operations_of
@@ -191,7 +190,9 @@ def split(kernel: K.Kernel, device: Device, precision: str) -> tuple[K.Kernel, K
         f"{kernel.name}_parts", (K.Axis(part, count), *order, *summed_axes), (*ins, written), (store,), kernel.origin
     )
     loads = [K.Load(f32, read, (k, *at[1:])) for k in range(count)]
-    total = functools.reduce(lambda a, b: K.Compute(f32, "add", (a, b)), loads[1:], loads[0])
+    total: K.Value = loads[0]
+    for load in loads[1:]:
+        total = K.Compute(f32, "add", (total, load))
     stores = replace_values(kernel.stores, {form.reduce: total})
     return first, _with_buffer(kernel.replace(axes=tuple(outer)), stores, read)
 

@@ -6,9 +6,9 @@
     python -m tests.bench.gpu_static --optimizer AdamW --models bert-base
 
 With `--assemble` each distinct kernel is made for each architecture, pointwise kernels and reductions before products, until
-`--seconds` a model and architecture have passed; what is left out is counted. With `--simulate` every kernel runs from its text in
-Triton's interpreter, and results (with `--backward` gradients) are compared with eager's. With `--optimizer` an optimizer's step
-over the model's parameters is counted.
+`--seconds` a model and architecture have passed; what is left out is counted. With `--simulate` every kernel runs from its text
+in Triton's interpreter, and results (with `--backward` gradients) are compared with eager's. With `--optimizer` an optimizer's
+step over the model's parameters is counted.
 
 Inductor plans as for Triton (`cpu_backend="triton"`); its scheduler's nodes are counted instead of being compiled. A step is a
 kernel or a call of a library. Inductor's own count of bytes takes the whole table for a read at an index that data gives.
