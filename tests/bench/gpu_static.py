@@ -260,7 +260,10 @@ def simulated_error(name: str, size: str, backward: bool, backend: Any) -> float
     want = [r.detach().clone() for r in results(module)]
     got = results(torch.compile(module, backend=backend, dynamic=False))
     assert len(got) == len(want)
-    return max(float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)) for a, b in zip(got, want) if b.numel())
+    # a gradient that is rounding alone (that of a key's bias, which shifts all scores of a row alike) says nothing
+    least = 1e-6 * max(float(b.abs().max()) for b in want if b.numel())
+    pairs = [(a, b) for a, b in zip(got, want) if b.numel() and float(b.abs().max()) > least]
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
 
 
 def count_optimizer(name: str, optimizer: str, size: str) -> str:
