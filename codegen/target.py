@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -94,6 +94,19 @@ class Target:
     def counts_bytes(self) -> bool:
         """Whether groups of ops are revised in the end so that less is moved, and by fewer launches."""
         return self.kind == "cuda"
+
+    @property
+    def shares_launches(self) -> bool:
+        """Whether launches that do not depend on each other become one. On CPUs one costs next to nothing."""
+        return self.kind == "cuda"
+
+    def form_to_share(self, kernel: Kernel) -> Hashable | None:
+        """What kernels have in common that are written once in a launch of several; None for one that runs alone."""
+        if self.kind == "cpu":
+            return None
+        from dlcompiler.codegen.gpu.bundle import form_to_share
+
+        return form_to_share(kernel, self.arch)
 
     @property
     def parallel_rows(self) -> int:

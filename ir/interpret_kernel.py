@@ -30,6 +30,11 @@ def interpret_kernel(kernel: Kernel, buffers: Mapping[str, np.ndarray], sizes: M
     Raises InputError for arrays that do not fit, VerifyError for a read or write out of bounds.
     """
     sizes = dict(sizes or {})
+    if isinstance(kernel, K.Bundle):
+        for part, arrays in zip(kernel.parts, kernel.per_part([buffers[b.name] for b in kernel.buffers])):
+            own = {b.name: array for b, array in zip(part.buffers, arrays)}
+            interpret_kernel(part, own, {s: sizes[s] for s in part.size_symbols})
+        return
     views = {b: strided_view(b.name, b.dtype, b.shape, b.strides, buffers, sizes) for b in kernel.buffers}
     run = _Run(kernel, views, sizes)
     last_use = {operand: value for value in kernel.values for operand in value.operands}

@@ -18,6 +18,7 @@ a store, by explicit casts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -256,3 +257,36 @@ class Kernel:
         from dlcompiler.ir.text import print_kernel
 
         return print_kernel(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle(Kernel):
+    """Kernels that do not depend on each other, run by one launch: each of `parts` by programs of its own.
+
+    `buffers` are those of all parts, in order, under names of their own. It has no axes, values or stores besides its parts'.
+    """
+
+    parts: tuple[Kernel, ...] = ()
+
+    @cached_property
+    def size_symbols(self) -> tuple[str, ...]:
+        return tuple(sorted({s for part in self.parts for s in part.size_symbols}))
+
+    def per_part(self, arguments: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """What is given for each of `buffers`, part by part."""
+        rest, found = iter(arguments), []
+        for part in self.parts:
+            found.append(tuple(next(rest) for _ in part.buffers))
+        return found
+
+
+def bundle(name: str, parts: Sequence[Kernel]) -> Bundle:
+    """Kernels as one."""
+    buffers = tuple(replace(b, name=f"{b.name}_{k}") for k, part in enumerate(parts) for b in part.buffers)
+    origin = tuple(dict.fromkeys(line for part in parts for line in part.origin))
+    return Bundle(name, (), buffers, (), origin, None, tuple(parts))
+
+
+def parts_of(kernel: Kernel) -> tuple[Kernel, ...]:
+    """The loop nests that a kernel is: its parts, or itself."""
+    return kernel.parts if isinstance(kernel, Bundle) else (kernel,)

@@ -58,7 +58,9 @@ class KernelBuilder:
         self.guard: tuple[K.Bound, ...] = ()
         self.elements: dict[tuple, K.Value] = {}  # (node, index, guard) -> value
         self.visited: dict[Node, tuple[Dim, ...]] = {}  # the first index each group node was asked for, unguarded
-        self.asked: dict[Node, tuple[Dim, ...]] = {}  # the first index each group node was asked for
+        # the first index each group node was asked for, and within which bounds alone
+        self.asked: dict[Node, tuple[Dim, ...]] = {}
+        self.asked_within: dict[Node, tuple[K.Bound, ...]] = {}
         self._shared: dict[tuple, K.Value] = {}
         self._axes_of: dict[K.Value, frozenset[str]] = {}
         self._indirect: dict[str, K.Value] = {}  # symbol "@vN" -> the integer value it stands for
@@ -246,7 +248,8 @@ class KernelBuilder:
         if buffer is not None:
             value = self.cast(self.load(buffer, index), compute_dtype(node.dtype))
         else:
-            self.asked.setdefault(node, index)
+            if node not in self.asked:
+                self.asked[node], self.asked_within[node] = index, self.guard
             if not self.guard:
                 self.visited.setdefault(node, index)
             if node.op.element is None:

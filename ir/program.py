@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from dlcompiler.ir.expression import Dim, symbols
 from dlcompiler.ir.graph import Event, Graph
-from dlcompiler.ir.kernel import Kernel
+from dlcompiler.ir.kernel import Bundle, Kernel
 from dlcompiler.ir.types import DType, contiguous_strides
 
 Role = Literal["input", "output", "constant", "intermediate", "extern", "prepared"]
@@ -99,6 +99,13 @@ class Launch:
     @property
     def writes(self) -> tuple[View, ...]:
         return tuple(v for v, b in zip(self.arguments, self.kernel.buffers) if b.role == "out")
+
+    @property
+    def parts(self) -> tuple[tuple[Kernel, tuple[View, ...]], ...]:
+        """Each loop nest that is run, and its arguments: of a bundle several."""
+        if not isinstance(self.kernel, Bundle):
+            return ((self.kernel, self.arguments),)
+        return tuple(zip(self.kernel.parts, self.kernel.per_part(self.arguments)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,8 @@ def verify_kernel(kernel: Kernel) -> None:
 
     Axes and buffers have names of their own and extents made of sizes only; every value has the dtype its operation gives (narrow
     floats are only loaded, cast and stored); indices use declared axes and one entry a dimension; an indirect index is an i64;
-    a stored value depends on no axis that its store does not have; every out buffer is stored to and no in buffer is.
+    a stored value depends on no axis that its store does not have; every out buffer is stored to and no in buffer is. A bundle
+    has the buffers of its parts, in order, and nothing else.
     """
     _Check(kernel).run()
 
@@ -42,6 +43,9 @@ class _Check:
 
     def run(self) -> None:
         self.header()
+        if isinstance(self.kernel, K.Bundle):
+            self.bundle(self.kernel)
+            return
         for line, value in enumerate(self.kernel.values):
             fault = self.value(value)
             if fault is not None:
@@ -55,6 +59,16 @@ class _Check:
         for buffer in self.kernel.buffers:
             if buffer.role == "out" and buffer not in stored:
                 self.fail(f"nothing is stored to {buffer.name}", -1)
+
+    def bundle(self, bundle: K.Bundle) -> None:
+        """Parts are kernels of their own; a bundle in a bundle would be one that is not flat."""
+        if bundle.stores or bundle.axes or any(isinstance(part, K.Bundle) for part in bundle.parts):
+            self.fail("a bundle has parts that are plain kernels, and nothing else", -1)
+        theirs = [(b.dtype, b.shape, b.strides, b.role) for part in bundle.parts for b in part.buffers]
+        if theirs != [(b.dtype, b.shape, b.strides, b.role) for b in bundle.buffers]:
+            self.fail("the buffers are not those of its parts", -1)
+        for part in bundle.parts:
+            verify_kernel(part)
 
     def header(self) -> None:
         kernel = self.kernel

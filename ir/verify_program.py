@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Sequence
 from typing import NoReturn
 
 from dlcompiler.ir.errors import VerifyError
@@ -129,18 +130,28 @@ class _Check:
 
     def in_place(self, step: Launch, number: int) -> None:
         """Memory that is read and written in one launch must be read at the element that is written, and nowhere else."""
+        touched: set[Slot] = set()
+        changed: set[Slot] = set()
+        for part, arguments in step.parts:
+            slots = {self.root(v.slot) for v in arguments}
+            written = {self.root(v.slot) for v, b in zip(arguments, part.buffers) if b.role == "out"}
+            if written & touched or slots & changed:
+                self.fail(f"{part.name} and parts of {step.kernel.name} before it depend on each other", number)
+            touched |= slots
+            changed |= written
+            self._in_place_part(part, arguments, number)
+
+    def _in_place_part(self, kernel: Kernel, arguments: Sequence[View], number: int) -> None:
         root = self.root
-        for out, out_view in zip(step.kernel.buffers, step.arguments):
+        for out, out_view in zip(kernel.buffers, arguments):
             if out.role != "out":
                 continue
-            shared = {
-                b for b, v in zip(step.kernel.buffers, step.arguments) if b.role == "in" and root(v.slot) is root(out_view.slot)
-            }
+            shared = {b for b, v in zip(kernel.buffers, arguments) if b.role == "in" and root(v.slot) is root(out_view.slot)}
             if not shared:
                 continue
-            written = {out.offset(s.index) + out_view.offset for s in step.kernel.stores if s.buffer == out}
-            offsets = {b: v.offset for b, v in zip(step.kernel.buffers, step.arguments)}
-            for value in step.kernel.values:
+            written = {out.offset(s.index) + out_view.offset for s in kernel.stores if s.buffer == out}
+            offsets = {b: v.offset for b, v in zip(kernel.buffers, arguments)}
+            for value in kernel.values:
                 if not isinstance(value, Load) or value.buffer not in shared:
                     continue
                 buffer = value.buffer

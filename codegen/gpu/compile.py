@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from dlcompiler.codegen.gpu.bundle import bundle_writers
 from dlcompiler.codegen.gpu.contraction import product_writers
 from dlcompiler.codegen.gpu.contraction_form import find_form
 from dlcompiler.codegen.gpu.contraction_schedule import tuning_candidates
@@ -155,6 +156,8 @@ def assemble_kernel(
     Of the schedules the first that keeps everything in registers is taken; `aligned` buffers begin at multiples of 16 bytes.
     """
     device = device_of(target.arch)
+    if isinstance(kernel, K.Bundle):
+        return first_without_spills(bundle_writers(kernel, device, aligned), target)
     number = candidate_of(kernel, target)
     if number is not None:
         return assemble_candidate(kernel, target, aligned, number)
@@ -179,7 +182,9 @@ def assemble_kernel(
 
 def candidate_of(kernel: K.Kernel | RoutineCall, target: Target) -> int | None:
     """Which of its candidates a tuner has chosen; None where it is left to the cost model."""
-    found = None if target.choices is None else target.choices.ask("schedule", kernel).get("candidate")
+    if target.choices is None or isinstance(kernel, K.Bundle):  # a bundle's parts are as they would be alone
+        return None
+    found = target.choices.ask("schedule", kernel).get("candidate")
     return None if found is None else int(found)
 
 
@@ -235,7 +240,7 @@ def assemble_kernels(
     results = []
     for kernel, names in zip(kernels, aligned or [frozenset(parameter_names(k)) for k in kernels], strict=True):
         number = candidate_of(kernel, target)
-        key = _key(kernel, target, names, writer) + ("" if number is None else f" {number}")
+        key = unit_key(kernel, target, names, writer) + ("" if number is None else f" {number}")
         with _lock:
             if key not in _assembled:
                 kept = _offered.get(key)
@@ -245,10 +250,12 @@ def assemble_kernels(
     return results
 
 
-def _key(kernel: K.Kernel | RoutineCall, target: Target, aligned: frozenset[str], writer: str) -> str:
+def unit_key(kernel: K.Kernel | RoutineCall, target: Target, aligned: frozenset[str], writer: str) -> str:
     """By what an assembled kernel is known."""
     if isinstance(kernel, RoutineCall):
         return kernel_key(routine_parameters(kernel), target.arch, aligned, f"{target.float32} {routine_key(kernel)}")
+    if isinstance(kernel, K.Bundle):
+        return kernel_key(kernel, target.arch, aligned, writer)
     own = find_handwritten(kernel, target.arch)
     variant = writer if own is None else f"by hand: {own.name}"
     return kernel_key(kernel, target.arch, aligned, target.float32 if find_form(kernel) is not None and own is None else variant)

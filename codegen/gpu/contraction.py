@@ -155,7 +155,7 @@ def _with_buffer(kernel: K.Kernel, stores: tuple[K.Store, ...], buffer: K.Buffer
 def split(kernel: K.Kernel, device: Device, precision: str) -> tuple[K.Kernel, K.Kernel] | None:
     """A kernel of partial sums and one that adds them up and goes on, where that is quicker than few programs with long sums.
 
-        y[m, n] = f(sum over k of a*b)  -->  parts[s, m, n] = sum over c of (a*b at k = s*128 + c);  y = f(sum over s of parts)
+        y[m, n] = f(sum over k of a*b)  -->  parts[s, m, n] = sum over c of (a*b at k = s*128 + c);  y = f(parts[0] + parts[1])
 
     The sums of parts have an order of their own, the same in every call. The first kernel's out buffer is the last in-buffer of
     the second one.
@@ -189,10 +189,12 @@ def split(kernel: K.Kernel, device: Device, precision: str) -> tuple[K.Kernel, K
     first = K.Kernel(
         f"{kernel.name}_parts", (K.Axis(part, count), *order, *summed_axes), (*ins, written), (store,), kernel.origin
     )
-    total = K.Reduce(f32, "add", K.Load(f32, read, at), (part,))
+    loads = [K.Load(f32, read, (k, *at[1:])) for k in range(count)]
+    total: K.Value = loads[0]
+    for load in loads[1:]:
+        total = K.Compute(f32, "add", (total, load))
     stores = replace_values(kernel.stores, {form.reduce: total})
-    rest = kernel.replace(axes=(*outer, K.Axis(part, count)))
-    return first, _with_buffer(rest, stores, read)
+    return first, _with_buffer(kernel.replace(axes=tuple(outer)), stores, read)
 
 
 def _step(form: Form, axis: str) -> int:

@@ -29,8 +29,9 @@ MOST_SUMS = 128
 MOST_SUMS_BESIDE_OPERANDS = 64
 # Seconds: a launch with its first loads and last stores; one load from the second cache and from device memory.
 START, CACHE_LATENCY, MEMORY_LATENCY = 2.5e-6, 0.3e-6, 0.7e-6
-# Parts of a sum are only made where that is expected to save this share of the time.
-WORTH_SPLITTING = 0.8
+# Parts of a sum are only made where they are expected to take at most this share of the time; and no more of them than take
+# so much longer than the best number: what they save is an estimate, what they write and read again is certain.
+WORTH_SPLITTING, AS_GOOD = 0.8, 1.25
 # and of so many summed positions at least; a quarter of them where other axes are summed too
 SHORTEST_PART = 128
 
@@ -268,18 +269,19 @@ def choose_parts(form: Form, device: Device, precision: str) -> int:
     longest = max(size_estimate(form.kernel.extents[a]) for a in form.reduce.over)
     shortest = SHORTEST_PART if len(form.reduce.over) == 1 else SHORTEST_PART // 4
 
+    schedules, least_moved = list(_fitting(form, device, precision)), minimal_bytes(form.kernel) / device.copy_bandwidth
+
     def best(parts: int) -> float:
-        return min(_seconds(each, form, device, parts) for each in _fitting(form, device, precision))
+        return START + max(least_moved, min(_busy(each, form, device, parts) for each in schedules))
 
     results = size_estimate(form.size((*form.batch, *form.rows, *form.columns)))
-    found, least = 1, best(1) * WORTH_SPLITTING
+    most = best(1) * WORTH_SPLITTING
+    seconds = {}
     for parts in (2, 4, 8, 16):
-        if longest % parts or longest // parts < shortest:
-            continue
-        seconds = best(parts) + START + 2 * parts * results * 4 / RATES[device.arch].cache
-        if seconds < least:
-            found, least = parts, seconds
-    return found
+        if longest % parts == 0 and longest // parts >= shortest:
+            seconds[parts] = best(parts) + START + 2 * parts * results * 4 / RATES[device.arch].cache
+    least = min(seconds.values(), default=most)
+    return next((parts for parts, taken in seconds.items() if taken < most and taken <= AS_GOOD * least), 1)
 
 
 def tiles_of(form: Form, each: MatrixSchedule) -> Dim:

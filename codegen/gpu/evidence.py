@@ -105,6 +105,9 @@ def library_flops(step: LibraryCall) -> int:
 
 def kernel_traffic(kernel: K.Kernel, loops: bool) -> tuple[int, int, int]:
     """(bytes moved, bytes at least, scalar operations). A loop reads again in each phase what it needs there."""
+    if isinstance(kernel, K.Bundle):
+        moved, minimum, flops = (sum(each) for each in zip(*(kernel_traffic(part, loops) for part in kernel.parts)))
+        return moved, minimum, flops
     touched: dict[K.Buffer, int] = {}
     moved = flops = 0
     phases_of = _phases_that_read(kernel) if loops else {}

@@ -25,6 +25,8 @@ _NUMBERS = ("threads", "shared_bytes", "extra_words", "scratch_bytes")
 
 def kernel_key(kernel: K.Kernel, arch: str, aligned: frozenset[str], variant: str = "") -> str:
     """By what an assembled kernel is known: equal for kernels that differ in name and origin alone."""
+    if isinstance(kernel, K.Bundle):
+        kernel = kernel.replace(parts=tuple(part.replace(name="part", origin=()) for part in kernel.parts))
     text = f"{kernel.replace(name='kernel', origin=())}\n{arch} {sorted(aligned)} {variant}"
     return hashlib.sha256(text.encode()).hexdigest()
 

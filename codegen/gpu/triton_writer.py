@@ -52,10 +52,11 @@ class TritonKernel:
 
 
 class TritonWriter:
-    """Writes one kernel by one schedule."""
+    """Writes one kernel by one schedule; `program` is the text of the program's number."""
 
-    def __init__(self, kernel: K.Kernel, schedule: GpuSchedule) -> None:
+    def __init__(self, kernel: K.Kernel, schedule: GpuSchedule, program: str = "tl.program_id(0)") -> None:
         self.kernel = kernel
+        self.program = program
         self.schedule = schedule
         self.phases = Phases(kernel, schedule)
         self.extents = {**kernel.extents, **schedule.axes}
@@ -76,23 +77,35 @@ class TritonWriter:
 
     # -- text --------------------------------------------------------------------------------------------------------------
 
-    def write(self, name: str, aligned: frozenset[str] = frozenset()) -> TritonKernel:
-        """The source of the kernel as a function called `name`."""
+    def function(self, name: str, first: Sequence[str] = ()) -> str:
+        """The kernel as a Triton function, its parameters after the `first` ones."""
         self._begin()
         if not self.schedule.inner:
             self._emit_all(s.value for s in self.kernel.stores)
             self._store_all(self.kernel.stores)
         else:
             self._reduce()
-        arguments = [b.name for b in self.kernel.buffers] + list(self.kernel.size_symbols)
+        parameters = ", ".join([*first, *self.arguments, *(f"{b}: tl.constexpr" for b in self.blocks)])
+        body = "\n".join(self.lines) + "\n"
+        return f'@triton.jit\ndef {name}({parameters}):\n    """{self._documentation()}"""\n{body}'
+
+    @property
+    def arguments(self) -> list[str]:
+        """Names of addresses, then of sizes."""
+        return [b.name for b in self.kernel.buffers] + list(self.kernel.size_symbols)
+
+    @property
+    def blocks(self) -> dict[str, int]:
+        """Constexpr parameters and their values."""
         blocks = {"ROWS": self.schedule.row_block}
         if self.schedule.second:
             blocks["INNER" if self.schedule.inner else "COLUMNS"] = self.schedule.second_block
-        parameters = ", ".join([*arguments, *(f"{b}: tl.constexpr" for b in blocks)])
-        body = "\n".join(self.lines) + "\n"
-        head = f'@triton.jit\ndef {name}({parameters}):\n    """{self._documentation()}"""\n'
-        header = HEADER + (LIBDEVICE_HEADER if "libdevice." in body + scalars.helpers_used(body) else "")
-        source = f"{header}{scalars.helpers_used(body)}\n\n{head}{body}"
+        return blocks
+
+    def write(self, name: str, aligned: frozenset[str] = frozenset()) -> TritonKernel:
+        """The source of the kernel as a function called `name`."""
+        text, blocks = self.function(name), self.blocks
+        source = with_imports(text)
         source += main_section(name, self.kernel, self.schedule.grid, blocks, self.schedule.warps)
         signature = {b.name: scalars.pointer_name(b.dtype) for b in self.kernel.buffers}
         signature |= dict.fromkeys(self.kernel.size_symbols, "i64") | dict.fromkeys(blocks, "constexpr")
@@ -126,7 +139,7 @@ class TritonWriter:
 
     def _begin(self) -> None:
         schedule = self.schedule
-        program = self._wide("tl.program_id(0)")
+        program = self._wide(self.program)
         if schedule.columns:
             across = index_text((schedule.second_elements + (schedule.second_block - 1)) // schedule.second_block, {})
             self._line(f"program = {program}")
@@ -345,6 +358,13 @@ class TritonWriter:
                 mask = [self.row_mask] if self.row_mask else []
             arguments = [f"{store.buffer.name} + ({text})", self.names[store.value], *([" & ".join(mask)] if mask else [])]
             self._line(f"tl.store({', '.join(arguments)})")
+
+
+def with_imports(text: str) -> str:
+    """Functions with all that they call before them: a module."""
+    helpers = scalars.helpers_used(text)
+    header = HEADER + (LIBDEVICE_HEADER if "libdevice." in text + helpers else "")
+    return f"{header}{helpers}\n\n{text}"
 
 
 def _literals(kernel: K.Kernel) -> frozenset[K.Value]:

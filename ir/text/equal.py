@@ -97,6 +97,11 @@ def kernels_equal(left: Kernel, right: Kernel) -> str | None:
     for what in ("name", "axes", "buffers", "origin", "winograd"):
         if getattr(left, what) != getattr(right, what):
             return f"{what} of the kernels differ: {getattr(left, what)} and {getattr(right, what)}"
+    if isinstance(left, K.Bundle) or isinstance(right, K.Bundle):
+        parts = K.parts_of(left), K.parts_of(right)
+        if type(left) is not type(right) or len(parts[0]) != len(parts[1]):
+            return "the kernels have different numbers of parts"
+        return next(filter(None, map(kernels_equal, *parts)), None)
     if len(left.values) != len(right.values) or len(left.stores) != len(right.stores):
         return "the kernels have different numbers of values or stores"
     names = {v: f"v{k}" for k, v in enumerate(left.values)}

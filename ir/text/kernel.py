@@ -11,6 +11,8 @@ kernel softmax(x: f32[M, N] strides [1, M], out y: f32[M, N]) for i < M, j < N f
   store y[i, j] = v2
 }
 
+A bundle has kernels in its body, which are its parts.
+
 A kernel that may be computed by Winograd's algorithm says so after its axes: `for n < 8, k < 64 as winograd(transformed, 4, 4)`.
 """
 
@@ -42,6 +44,8 @@ def print_kernel(kernel: Kernel, *, label: str | None = None) -> str:
     names = {value: f"v{k}" for k, value in enumerate(kernel.values)}
     lines = [f"  {names[v]} = {show_kernel_value(v, names)} : {v.dtype}" for v in kernel.values]
     lines += [f"  store {show_name(s.buffer.name)}{show_dims(s.index)} = {names[s.value]}" for s in kernel.stores]
+    if isinstance(kernel, K.Bundle):
+        lines += ["  " + line for part in kernel.parts for line in print_kernel(part).splitlines()]
     return "\n".join((header, *lines, "}")) + "\n"
 
 
@@ -99,6 +103,7 @@ class _Reader:
         self.axes: dict[str, K.Axis] = {}
         self.values: dict[str, K.Value] = {}
         self.stores: list[K.Store] = []
+        self.parts: list[Kernel] = []
 
     def read(self) -> tuple[Kernel, tuple[str, int]]:
         scanner = self.scanner
@@ -123,9 +128,13 @@ class _Reader:
         while not scanner.accept("}"):
             if scanner.accept("store"):
                 self.store()
+            elif scanner.peek() == "kernel" and scanner.tokens[scanner.at + 1] != "=":
+                self.parts.append(read_kernel(scanner)[0])
             else:
                 self.value()
         axes, buffers = tuple(self.axes.values()), tuple(self.buffers.values())
+        if self.parts:
+            return K.Bundle(label[0], axes, buffers, tuple(self.stores), tuple(origin), winograd, tuple(self.parts)), label
         return Kernel(label[0], axes, buffers, tuple(self.stores), tuple(origin), winograd), label
 
     def winograd(self) -> K.Winograd:

@@ -350,7 +350,9 @@ class _Fuser:
         def inlined(node: Node) -> bool:
             return self._is_inlined(node) and node not in read
 
-        kernel, reads, _ = lower_group("trial", nodes, outputs, inlined, strides, cost_matters)
+        # on GPUs a store, a launch and a load cost more than lanes whose result is not taken
+        counts_masked = not self.target.counts_bytes
+        kernel, reads, _ = lower_group("trial", nodes, outputs, inlined, strides, cost_matters, counts_masked)
         return (split_groups(kernel) if is_grouped(nodes) else kernel), list(reads)
 
     def _is_inlined(self, node: Node) -> bool:

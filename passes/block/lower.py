@@ -30,13 +30,16 @@ def lower_group(
     inlined: Callable[[Node], bool],
     strides_of: Callable[[Node], tuple[Dim, ...]] | None = None,
     cost_matters: bool = True,
+    counts_masked: bool = True,
 ) -> tuple[K.Kernel, tuple[Node, ...], tuple[Node, ...]]:
     """The kernel that computes `outputs`, with the graph nodes that its in and out buffers stand for, in buffer order.
 
     nodes     members, in topological order: computed here
     inlined   whether a node outside the group has no memory of its own and is computed by each reader (views, small constants)
     strides_of memory layout of nodes that have memory, row major if not given
-    Raises Refusal: where the kernel would be wrong, and if `cost_matters` also where it would do work again and again.
+    Raises Refusal: where the kernel would be wrong, and if `cost_matters` also where it would do work again and again. If not
+    `counts_masked`, work whose result is not taken (beside a padded image, in the other half of a concatenation) is none, as far
+    as it is no more than what is taken.
     """
     strides_of = strides_of or (lambda node: contiguous_strides(node.shape))
     members = frozenset(nodes)
@@ -61,7 +64,7 @@ def lower_group(
     kernel = _without_unused(kernel)
     _check(kernel, nodes, outputs)
     if cost_matters:
-        _check_cost(kernel, builder, nodes)
+        _check_cost(kernel, builder, nodes, counts_masked)
     kept = {b for b in kernel.buffers}
     return kernel, tuple(n for n in loaded if buffers[n] in kept), tuple(outputs)
 
@@ -177,7 +180,7 @@ def _check(kernel: K.Kernel, nodes: Sequence[Node], outputs: Sequence[Node]) -> 
             raise Refusal(f"it reduces over {_names(value.over)} and over {_names(others)}: two loop nests")
 
 
-def _check_cost(kernel: K.Kernel, builder: KernelBuilder, nodes: Sequence[Node]) -> None:
+def _check_cost(kernel: K.Kernel, builder: KernelBuilder, nodes: Sequence[Node], counts_masked: bool) -> None:
     """Refuse kernels too large to compile quickly, and those that do work again and again."""
     if len(kernel.values) > MAXIMUM_VALUES:
         raise Refusal(f"one kernel would compute {len(kernel.values)} values, more than {MAXIMUM_VALUES}")
@@ -188,20 +191,39 @@ def _check_cost(kernel: K.Kernel, builder: KernelBuilder, nodes: Sequence[Node])
         if isinstance(value, K.Reduce) and kernel.axes_of[value] != outer:
             again = outer - kernel.axes_of[value]
             raise Refusal(f"a reduction over {_names(value.over)} would be repeated for each step of {_names(again)}")
-    _check_repeated_work(kernel, builder, nodes)
+    _check_repeated_work(kernel, builder, nodes, counts_masked)
 
 
-def _check_repeated_work(kernel: K.Kernel, builder: KernelBuilder, nodes: Sequence[Node]) -> None:
+def _check_repeated_work(kernel: K.Kernel, builder: KernelBuilder, nodes: Sequence[Node], counts_masked: bool) -> None:
     """Refuse to compute elements of a member more often than it has elements (a pooling window over an activation)."""
     for node in nodes:
         index = builder.asked.get(node)
         if index is None or node.has(Trait.SOURCE):
             continue
-        points = product(
-            kernel.extents[a] for a in frozenset().union(*(symbols(e) for e in index), frozenset()) if a in kernel.extents
-        )
+        axes = [a for a in frozenset().union(*(symbols(e) for e in index), frozenset()) if a in kernel.extents]
+        points = product(kernel.extents[a] for a in axes)
+        if not counts_masked and is_non_negative(2 * node.tensor.numel - points):
+            within = _extents_within(builder.asked_within[node])
+            points = product(_smaller(kernel.extents[a], within.get(a)) for a in axes)
         if not is_non_negative(node.tensor.numel - points):
             raise Refusal(f"elements of %{node.name} would be computed more than once")
+
+
+def _extents_within(bounds: Iterable[K.Bound]) -> dict[str, Dim]:
+    """How many values bounds leave to the axes that are bounded alone: 0 <= i - 3 < 8 leaves 8 of i."""
+    found: dict[str, Dim] = {}
+    for bound in bounds:
+        names = symbols(bound.expression)
+        coefficients = linear_coefficients(bound.expression, names)
+        if coefficients is not None and len(names) == 1 and coefficients.get(*names) in (1, -1):
+            (name,) = names
+            found[name] = _smaller(bound.extent, found.get(name))
+    return found
+
+
+def _smaller(size: Dim, other: Dim | None) -> Dim:
+    """The smaller of two sizes where that is known, else the first."""
+    return other if other is not None and is_non_negative(size - other) else size
 
 
 def _names(axes: Iterable[str]) -> str:

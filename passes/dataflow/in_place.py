@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from dlcompiler.ir.expression import Dim, symbols
 from dlcompiler.ir.kernel import Kernel, Load, Reduce, Store, Value
-from dlcompiler.ir.program import Launch, Program, Slot
+from dlcompiler.ir.program import Launch, Program, Slot, View
 
 
 def find_aliases(program: Program) -> dict[Slot, Slot]:
@@ -23,34 +23,34 @@ def find_aliases(program: Program) -> dict[Slot, Slot]:
     for number, step in enumerate(program.steps):
         if not isinstance(step, Launch):
             continue
-        if step.kernel not in safe:
-            safe[step.kernel] = safe_pairs(step.kernel)
         taken: set[Slot] = set()
-        for out, operands in safe[step.kernel].items():
-            target = step.arguments[out]
-            if target.slot.role != "intermediate" or lifetimes[target.slot][0] != number:
-                continue
-            for operand in operands:
-                source = step.arguments[operand]
-                dies = source.slot.role == "intermediate" and lifetimes[source.slot][1] == number
-                if dies and source.slot not in taken and _fits(step, operand, out):
-                    aliases[target.slot] = source.slot
-                    taken.add(source.slot)
-                    break
+        for kernel, arguments in step.parts:
+            if kernel not in safe:
+                safe[kernel] = safe_pairs(kernel)
+            for out, operands in safe[kernel].items():
+                target = arguments[out]
+                if target.slot.role != "intermediate" or lifetimes[target.slot][0] != number:
+                    continue
+                for operand in operands:
+                    source = arguments[operand]
+                    dies = source.slot.role == "intermediate" and lifetimes[source.slot][1] == number
+                    if dies and source.slot not in taken and _fits(step, kernel, source, target, operand, out):
+                        aliases[target.slot] = source.slot
+                        taken.add(source.slot)
+                        break
     return aliases
 
 
-def _fits(step: Launch, operand: int, out: int) -> bool:
+def _fits(step: Launch, kernel: Kernel, source: View, target: View, operand: int, out: int) -> bool:
     """Whether the two slots are alike, and are seen by these two arguments only."""
-    source, target = step.arguments[operand], step.arguments[out]
-    buffers = step.kernel.buffers
     seen = [view.slot for view in step.arguments]
     return (
         source.offset == target.offset
         and source.slot.bytes == target.slot.bytes
         and seen.count(source.slot) == 1
         and seen.count(target.slot) == 1
-        and all(step.arguments[k].strides == buffers[k].strides for k in (operand, out))
+        and source.strides == kernel.buffers[operand].strides
+        and target.strides == kernel.buffers[out].strides
     )
 
 

@@ -85,12 +85,13 @@ def _units(program: Program) -> list[Unit]:
         for view in step.writes:
             if view is not None and view.slot not in values:
                 values[view.slot] = len(values)
-                makes.append((values[view.slot], _bytes(view.slot)))
+                makes.append((values[view.slot], slot_bytes(view.slot)))
         units.append(Unit(needs, tuple(makes), tuple(sorted(after))))
     return units
 
 
-def _bytes(slot: Slot) -> int:
+def slot_bytes(slot: Slot) -> int:
+    """Bytes of arena or ATen memory that a slot takes, symbolic sizes taken for typical ones; 0 for any other."""
     if slot.role not in ("intermediate", "extern"):
         return 0
     return evaluate(slot.bytes, dict.fromkeys(symbols(slot.bytes), TYPICAL_SIZE))

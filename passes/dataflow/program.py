@@ -9,7 +9,7 @@ ordered for low peak memory, results take over the memory of operands that die, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Hashable, Mapping, Sequence, Set
 from typing import Any, Protocol
 
 from dlcompiler.ir import program as P
@@ -24,10 +24,12 @@ from dlcompiler.ir.types import HostType, TensorType, TupleType, contiguous_stri
 from dlcompiler.ir.winograd import transform_panels
 from dlcompiler.passes.block.fuse import Fusion, Group, fixed_buffers, fuse, is_grouped
 from dlcompiler.passes.block.lower import lower_group
+from dlcompiler.passes.dataflow.bundle import bundle_launches
 from dlcompiler.passes.dataflow.in_place import find_aliases
 from dlcompiler.passes.dataflow.layout import assign_layouts
 from dlcompiler.passes.dataflow.memory import place
 from dlcompiler.passes.dataflow.order import order_steps
+from dlcompiler.passes.dataflow.take_over import take_over
 from dlcompiler.passes.dataflow.write_back import write_in_place
 from dlcompiler.passes.fixed import is_fixed_source
 from dlcompiler.passes.strides import Strides, channels_last_strides, image_of, wants_channels_last
@@ -62,6 +64,15 @@ class PlanTarget(Protocol):
         """A kernel that puts in order what a sum of products reads of `fixed` buffers, and the kernel that reads that, last."""
         ...
 
+    @property
+    def shares_launches(self) -> bool:
+        """Whether launches that do not depend on each other become one; then `form_to_share` says which may (see `bundle`)."""
+        ...
+
+    def form_to_share(self, kernel: Kernel) -> Hashable | None:
+        """What kernels have in common that are written once in a launch of several; None for one that runs alone."""
+        ...
+
     def in_parts(self, kernel: Kernel) -> tuple[Kernel, Kernel] | None:
         """A sum of products as a kernel of partial sums, its one out buffer, and one that reads these, last, and adds them up."""
         ...
@@ -80,6 +91,10 @@ class WithoutRoutines:
 
     library_ops: Set[str] = frozenset()
     tiles_sums = False
+    shares_launches = False
+
+    def form_to_share(self, kernel: Kernel) -> None:
+        return None
 
     def contracts(self, kernel: Kernel, fixed: Set[Buffer]) -> bool:
         return False
@@ -118,7 +133,10 @@ class _Planner:
         self.panels: dict[tuple, P.View] = {}
         self.contracted: dict[tuple[str, frozenset[str]], bool] = {}
         self.matrices: dict[tuple, P.View] = {}
+        self.sums_of_parts: set[P.Launch] = set()
         self.output_slots = 0
+        # results that are views of something, as whoever gets them wants them laid out
+        self.handed_out: set[tuple[Node, Strides]] = set()
 
     def run(self) -> P.Program:
         inputs = self._input_slots()
@@ -132,7 +150,7 @@ class _Planner:
             self.graph.name, self.graph, slots, tuple(self.steps), inputs, outputs, tuple(self.constants),
             refusals=self.fusion.refusals, history=self.graph.history, preparation=tuple(self.preparation),
         )  # fmt: skip
-        return program
+        return take_over(program, self.sums_of_parts)
 
     def _find_prepared(self) -> frozenset[Node]:
         """Nodes that are there before the first step: what stays the same between calls, and is not handed out as a result."""
@@ -185,6 +203,8 @@ class _Planner:
         computed |= {n for n in self.graph.nodes if n.op.name == "tuple.get" and n.inputs[0].has(Trait.LIBRARY)}
         for node, strides in zip(self.graph.outputs, wanted):
             base, view = self._base_view(node)
+            if base is not node and view is None:
+                self.handed_out.add((node, strides or contiguous_strides(node.shape)))
             if base in self.slots or base not in computed or not isinstance(base.type, TensorType):
                 continue
             if base is node or (view is not None and base.tensor.numel == node.tensor.numel and self._shows(view, node, strides)):
@@ -309,6 +329,7 @@ class _Planner:
         given = {image_of(node): self._image(node) for node in nodes if wants_channels_last(node)}
         kernel, reads, views = self._lower(nodes, outputs, writes, given)
         sums = [node for node in nodes if node.has(Trait.CONTRACTION) and node.op.name in self.target.library_ops]
+        is_sum_of_parts = False
         if sums:
             if not self._contracts(kernel, fixed_buffers(kernel, reads, self.prepared_nodes)):
                 # operands are not laid out as was expected when the sum was kept from the library
@@ -321,9 +342,14 @@ class _Planner:
             fixed = fixed_buffers(kernel, reads, self.prepared_nodes)
             kernel, views = self._pack(kernel, views, fixed, sizes)
             kernel, views = self._arrange(kernel, views, fixed)
+            whole = kernel
             kernel, views = self._split(kernel, views)
+            is_sum_of_parts = kernel is not whole
+        launch = P.Launch(kernel, (*views, *writes), kernel.origin)
+        if is_sum_of_parts:
+            self.sums_of_parts.add(launch)
         is_prepared = all(view.slot.role == "prepared" for view in writes)
-        (self.preparation if is_prepared else self.steps).append(P.Launch(kernel, (*views, *writes), kernel.origin))
+        (self.preparation if is_prepared else self.steps).append(launch)
 
     def _contracts(self, kernel: Kernel, fixed: frozenset[Buffer]) -> bool:
         """`PlanTarget.contracts`, asked once for equal layers: their kernels differ in names and origins only."""
@@ -453,8 +479,13 @@ class _Planner:
     def _copy(self, node: Node, strides: Strides, role: P.Role = "intermediate") -> P.View:
         """A kernel that stores an inlined (or differently laid out) node into a slot of its own."""
         key = (node, strides)
-        if role == "intermediate" and key in self.copies:
+        is_result = key in self.handed_out
+        if role == "output":
+            self.handed_out.discard(key)  # another result of the same values gets memory of its own
+        if key in self.copies and (role == "intermediate" or is_result):
             return self.copies[key]
+        if is_result:
+            role = "output"  # made once, for the steps that read it and for whoever is given it
         position = -1
         if role == "output":
             position, self.output_slots = self.output_slots, self.output_slots + 1
@@ -463,8 +494,7 @@ class _Planner:
         slot = P.Slot(f"{node.name}.copy{len(self.extra_slots)}", node.dtype, node.shape, strides, role, position)
         self.extra_slots.append(slot)
         self._copy_into(node, slot.view())
-        if role != "output":
-            self.copies[key] = slot.view()
+        self.copies[key] = slot.view()
         return slot.view()
 
     def _copy_into(self, node: Node, view: P.View) -> None:
@@ -534,6 +564,8 @@ def plan(fusion: Fusion, target: Any = None, options=None) -> P.Program:
     """The program of a fused graph: slots, steps in order, in-place reuse and, if no size is symbolic, the memory plan."""
     program = _Planner(fusion, target or WithoutRoutines()).run()
     program = order_steps(write_in_place(program))
+    if target is not None and target.shares_launches:
+        program = bundle_launches(program, target)
     program = program.replace(aliases=find_aliases(program))
     if not program.symbols:
         program = program.replace(placement=place(program, {}))

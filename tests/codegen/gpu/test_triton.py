@@ -37,7 +37,9 @@ def simulated(graph: Graph, inputs: Sequence[np.ndarray]) -> tuple[list[np.ndarr
     groups += [((n,), (n,)) for n in dict.fromkeys(graph.outputs) if fusion.inlined(n)]
     written = []
     for nodes, outputs in groups:
-        kernel, reads, writes = lower_group("kernel", nodes, outputs, lambda n, own=outputs: fusion.inlined(n) or n in own)
+        kernel, reads, writes = lower_group(
+            "kernel", nodes, outputs, lambda n, own=outputs: fusion.inlined(n) or n in own, cost_matters=False
+        )
         buffers = {}
         for buffer, node in zip(kernel.buffers, (*reads, *writes)):
             if node in writes:

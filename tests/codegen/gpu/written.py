@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from dlcompiler.codegen.gpu.bundle import bundle_writers
 from dlcompiler.codegen.gpu.contraction import product_writers
 from dlcompiler.codegen.gpu.device import device_of
 from dlcompiler.codegen.gpu.routines import routine_writers
@@ -13,6 +14,7 @@ from dlcompiler.codegen.gpu.triton_writer import TritonKernel, write_triton
 from dlcompiler.codegen.target import Target, parse_target
 from dlcompiler.ir.graph import Graph
 from dlcompiler.ir.interpret import interpret_program
+from dlcompiler.ir.kernel import Bundle
 from dlcompiler.ir.program import Launch, Program, RoutineCall
 from dlcompiler.passes.block.fuse import fuse
 from dlcompiler.passes.dataflow.program import plan
@@ -31,6 +33,8 @@ def written(step: Launch | RoutineCall, target: Target = TARGET) -> TritonKernel
     device = device_of(target.arch)
     if isinstance(step, RoutineCall):
         return next(routine_writers(step, device, target.float32, frozenset()))
+    if isinstance(step.kernel, Bundle):
+        return next(bundle_writers(step.kernel, device, frozenset()))
     products = product_writers(step.kernel, device, target.float32, frozenset(b.name for b in step.kernel.buffers))
     return next(products) if products is not None else write_triton(step.kernel)
 
