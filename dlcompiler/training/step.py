@@ -327,7 +327,7 @@ class _Captured:
         if self.settings.scaling is None:
             return []
         given = self.joint.graph.inputs[-1].tensor
-        return [torch.full(given.shape, self.settings.scaling.factors()[0], dtype=TO_TORCH[given.dtype])]
+        return [torch.full(given.known_shape, self.settings.scaling.factors()[0], dtype=TO_TORCH[given.dtype])]
 
     def _sums(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         for parameter in parameters:
