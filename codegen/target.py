@@ -113,6 +113,11 @@ class Target:
         """How many independent pieces of work keep the target busy: a reduction with fewer results is split."""
         return 16 if self.kind == "cpu" else 512
 
+    @property
+    def rows_at_a_time(self) -> int:
+        """Of how many rows a large product is worth starting: so that the weight, read for each part, costs little beside."""
+        return 512 if self.kind == "cpu" else 2048
+
     def contracts(self, kernel: Kernel, fixed: Set[Buffer]) -> bool:
         """Whether a kernel is a sum of products that our tiles compute, and at least as quickly as a library.
 

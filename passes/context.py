@@ -33,6 +33,11 @@ class PassTarget(Protocol):
         """How many independent pieces of work keep the target busy: a reduction with fewer results is split."""
         ...
 
+    @property
+    def rows_at_a_time(self) -> int:
+        """Of how many rows a large matrix product is worth starting: see `passes.block.row_chunks`."""
+        ...
+
     def winograd_sizes(self, convolution: Node) -> tuple[int, ...] | None:
         """Results of a tile, along each dimension, with which Winograd's algorithm pays for a plain convolution; None if none."""
         ...

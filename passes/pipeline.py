@@ -16,6 +16,7 @@ from dlcompiler.ir.graph import Event, Graph
 from dlcompiler.ir.verify import verify_graph
 from dlcompiler.passes.block.merge_linears import merge_linears
 from dlcompiler.passes.block.patterns import match_patterns
+from dlcompiler.passes.block.row_chunks import make_rows_in_parts
 from dlcompiler.passes.block.simplify import simplify
 from dlcompiler.passes.context import Context, DefaultOptions, Fuel, PassOptions, PassTarget
 from dlcompiler.passes.node.attention_parts import split_attention
@@ -53,6 +54,7 @@ TRANSPOSED_CONVOLUTIONS = Pass("transposed-convolutions", split_transposed_convo
 WINOGRAD = Pass("winograd", choose_winograd, level=2)
 ATTENTION_PARTS = Pass("attention-parts", split_attention, level=2)
 QUANTIZED = Pass("quantized", sum_integers, level=2)
+ROWS_IN_PARTS = Pass("rows-in-parts", make_rows_in_parts, level=2)
 MERGE_LINEARS = Pass("merge-linears", merge_linears, level=3)
 REPEAT_RANDOM = Pass("repeat-random", repeat_random)
 DECOMPOSE = Pass("decompose", decompose, level=0)
@@ -83,6 +85,8 @@ PIPELINE: tuple[Pass, ...] = (
     TRANSPOSED_CONVOLUTIONS,
     CONSTANT_FOLDING,
     VIEWS,
+    # once reshapes and slices around products are gone
+    ROWS_IN_PARTS,
     # the convolutions are what they will be: this only says how each is computed
     WINOGRAD,
     # after all that attention is found by

@@ -7,6 +7,7 @@ linear(pad(%g)^T, %x^T)       -->  linear(%g^T, slice(%x)^T)
 
 from __future__ import annotations
 
+from dlcompiler.ir.expression import known
 from dlcompiler.ir.graph import Node
 from dlcompiler.passes.node.contractions import is_transpose
 from dlcompiler.passes.rewrite import GraphRewriter, rule
@@ -66,7 +67,7 @@ def padded_sum(b: GraphRewriter, node: Node) -> Node | None:
         whole = _reshaped(b, other, (*padded.shape[:-1], other.shape[-1]))
         limits = (*(size - after for size, after in zip(padded.shape[:-1], high)), other.shape[-1])
         kept = b.slice(whole, starts=low, limits=limits, steps=(1,) * len(low))
-        rows = padded.inputs[0].tensor.numel // padded.shape[-1] if padded.shape[-1] else 0
+        rows = known(padded.inputs[0].tensor.numel) // known(padded.shape[-1])
         both = [_flat(b, padded.inputs[0], rows), _flat(b, kept, rows)]
         return b.linear(*(b.permute(each, dims=(1, 0)) for each in (both if k == 0 else both[::-1])))
     return None

@@ -68,6 +68,7 @@ def test_composites_that_a_library_runs_stay_whole():
         library_ops = frozenset({"matmul"})
         tiles_sums = False
         parallel_rows = 16
+        rows_at_a_time = 512
 
         def runs_whole(self, node):
             return node.op.name in self.library_ops

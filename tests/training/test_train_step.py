@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as functional
+from dlcompiler.codegen.target import Target
 from dlcompiler.ir.errors import InputError, UnsupportedError
+from dlcompiler.passes.block import row_chunks
 from torch import Tensor, nn
 
 import dlcompiler
@@ -323,6 +325,33 @@ def test_losses_that_transformers_computes_from_labels(name: str) -> None:
     for _ in range(2):
         torch.testing.assert_close(step(batch), eager_step(eager, loss, reference, batch), rtol=1e-4, atol=1e-5)
     assert_same_state(ours, eager, 1e-4)
+
+
+@pytest.mark.parametrize("form", ["bfloat16", "sum of smoothed", "shifted"])
+def test_a_layer_of_a_large_vocabulary_in_parts(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loss(model: Any, tokens: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=form == "bfloat16"):
+            logits = model(tokens).float()
+        if form == "shifted":
+            return functional.cross_entropy(logits[:, :-1].reshape(-1, 90), tokens[:, 1:].reshape(-1))
+        targets = torch.where(tokens < 9, -100, tokens).flatten()
+        if form == "bfloat16":
+            return functional.cross_entropy(logits.flatten(0, 1), targets)
+        return functional.cross_entropy(logits.flatten(0, 1), targets, reduction="sum", label_smoothing=0.1)
+
+    monkeypatch.setattr(row_chunks, "LARGE_BYTES", 1)
+    monkeypatch.setattr(Target, "rows_at_a_time", 16)
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.Embedding(90, 12), nn.Tanh(), nn.Linear(12, 90, bias=form != "shifted"))
+    eager, tokens = copy.deepcopy(ours), torch.randint(0, 90, (5, 21))
+    optimizer, reference = (torch.optim.SGD(m.parameters(), lr=0.01) for m in (ours, eager))
+    step = dlcompiler.train_step(ours, loss, optimizer, tokens)
+    assert any("rows in parts" in line for line in step.reports[-1].history)
+    tolerance = 2e-2 if form == "bfloat16" else 1e-5
+    for _ in range(2):
+        expected = eager_step(eager, loss, reference, tokens)
+        torch.testing.assert_close(step(tokens), expected, rtol=tolerance, atol=tolerance)
+    assert_same_state(ours, eager, tolerance)
 
 
 def test_dropout_follows_the_seed_and_differs_from_call_to_call() -> None:
