@@ -41,16 +41,22 @@ class Joint:
 
 
 def joint_graph(
-    module: torch.fx.GraphModule, inputs: Sequence[Any], trained: Sequence[int], name: str, scaled: bool = False
+    module: torch.fx.GraphModule,
+    inputs: Sequence[Any],
+    trained: Sequence[int],
+    name: str,
+    scaled: bool = False,
+    has_scans: bool = True,
 ) -> Joint:
     """Differentiate a captured loss function and import the result.
 
-    trained   positions of the inputs whose gradients are wanted
-    scaled    whether the derivative is that of the loss times a number that each call gives
+    trained    positions of the inputs whose gradients are wanted
+    scaled     whether the derivative is that of the loss times a number that each call gives
+    has_scans  whether the target computes recurrent layers as scans
     Raises InputError if the function does not return one number that depends on such an input, UnsupportedError for what a Graph
     cannot hold.
     """
-    keep_recurrent_layers_whole(module)
+    keep_recurrent_layers_whole(module, has_scans)
     with ExitStack() as stack, torch.enable_grad():
         traced = aot_export_joint_with_descriptors(stack, module, tuple(inputs), decompositions=decompositions())
     found = _Results(traced.graph_module, set(trained), scaled)

@@ -258,8 +258,9 @@ class _Captured:
         if not candidates:
             raise InputError("the loss function uses no parameter of the optimizer")
         with self.timings.stage("capture"):
-            scaled = self.settings.scaling is not None
-            self.joint: Joint = joint_graph(module, inputs, candidates, _name_of(step.model), scaled)
+            scaled, target = self.settings.scaling is not None, self.settings.target
+            has_scans = target is None or target.kind == "cpu"
+            self.joint: Joint = joint_graph(module, inputs, candidates, _name_of(step.model), scaled, has_scans)
         self.trained = sorted(self.joint.gradients)
         self.hyperparameters = Hyperparameters(step.optimizer, [inputs[k] for k in self.trained])
         self.rule = self.hyperparameters.rule
