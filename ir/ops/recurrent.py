@@ -128,7 +128,8 @@ def unpacked(x: Array, hidden: int) -> Array:
     return units.reshape(-1, *blocks.shape[4:])
 
 
-def _evaluate_scan(cell: Cell):
+def evaluate_scan(cell: Cell):
+    """The meaning of the scan of a cell."""
     each = 3 if cell.inner_bias else 2
 
     def evaluate(operands, attributes):
@@ -197,7 +198,7 @@ def _infer_layers(cell: Cell):
 
 
 def _evaluate_layers(cell: Cell):
-    scan = _evaluate_scan(cell)
+    scan = evaluate_scan(cell)
 
     def evaluate(operands, attributes):
         dtype = operands[0].dtype
@@ -281,4 +282,4 @@ for _cell in CELLS.values():
         evaluate=_evaluate_layers(_cell),
         expand=_expand_layers(_cell),
     )
-    register(f"{_cell.name}_scan", _infer_scan(_cell), Trait.LIBRARY, evaluate=_evaluate_scan(_cell))
+    register(f"{_cell.name}_scan", _infer_scan(_cell), Trait.LIBRARY, evaluate=evaluate_scan(_cell))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from dlcompiler.ir.errors import ShapeError
 from dlcompiler.ir.ops import Trait, lookup, register
-from dlcompiler.ir.ops.recurrent import CELLS, Array, Cell, sigmoid, unpacked
+from dlcompiler.ir.ops.recurrent import CELLS, Array, Cell, evaluate_scan, sigmoid, unpacked
 from dlcompiler.ir.ops.rules import require_float, require_operands, same_dtype
 from dlcompiler.ir.types import TensorType, TupleType
 
@@ -97,7 +97,9 @@ def _infer_keeping(cell: Cell):
     def infer(types, attributes):
         """As the scan; also kept[D, T, B, K*H]."""
         scanned = lookup(f"{cell.name}_scan").infer(types, attributes)
+        assert isinstance(scanned, TupleType)
         y, state = scanned.elements[:2]
+        assert isinstance(y, TensorType) and isinstance(state, TensorType)
         directions, batch, hidden = state.shape
         shape = (directions, y.shape[0], batch, DERIVATIVES[cell.name].count * hidden)
         return TupleType((*scanned.elements, TensorType(y.dtype, shape)))
@@ -107,10 +109,10 @@ def _infer_keeping(cell: Cell):
 
 def _evaluate_keeping(cell: Cell):
     each = 3 if cell.inner_bias else 2
-    derivatives = DERIVATIVES[cell.name]
+    derivatives, scan = DERIVATIVES[cell.name], evaluate_scan(cell)
 
     def evaluate(operands, attributes):
-        results = lookup(f"{cell.name}_scan").evaluate(operands, attributes)
+        results = scan(operands, attributes)
         dtype = operands[0].dtype
         wide = [x.astype(np.float32) if x.dtype.itemsize < 4 else x for x in operands]
         initial, rest = wide[: cell.states], wide[cell.states :]
@@ -152,7 +154,7 @@ def _infer_backward(cell: Cell):
             raise ShapeError(f"{name} of {dy}, {dh}: both need rank 3")
         (steps, batch), hidden = dy.shape[:2], dh.shape[2]
         rows = cell.gates * hidden
-        wanted = [(steps, batch, directions * hidden), *[(directions, batch, hidden)] * cell.states]
+        wanted: list[tuple[Any, ...]] = [(steps, batch, directions * hidden), *[(directions, batch, hidden)] * cell.states]
         wanted += [(directions, steps, batch, DERIVATIVES[cell.name].count * hidden), *[(rows, hidden)] * directions]
         for type, shape in zip(types, wanted):
             if type.shape != shape:

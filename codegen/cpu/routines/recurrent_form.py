@@ -160,7 +160,8 @@ def scan_form(op: str, types: Sequence[Any], attributes: Mapping[str, Any], mach
     hidden = types[0].shape[2]
     vectors = 1 if cell.gates > 1 else min(4, -(-hidden // machine.lanes(types[0].dtype.bytes)))
     keeps = DERIVATIVES[cell.name].count if op.endswith("_keeping") else 0
-    return ScanForm(*_common(cell, types[0], vectors, attributes, machine), attributes.get("activation", "tanh"), keeps)
+    activation = attributes.get("activation", "tanh")
+    return ScanForm(**_common(cell, types[0], vectors, attributes, machine), activation=activation, keeps=keeps)
 
 
 def back_form(op: str, types: Sequence[Any], attributes: Mapping[str, Any], machine: Machine) -> BackForm:
@@ -171,15 +172,18 @@ def back_form(op: str, types: Sequence[Any], attributes: Mapping[str, Any], mach
     most = 4 if machine.vector_registers >= 32 else 2
     # panels of about the same number of vectors
     vectors = -(-whole // -(-whole // most))
-    return BackForm(*_common(cell, types[1], vectors, attributes, machine), DERIVATIVES[cell.name].count)
+    return BackForm(**_common(cell, types[1], vectors, attributes, machine), keeps=DERIVATIVES[cell.name].count)
 
 
-def _common(cell: Cell, state: Any, vectors: int, attributes: Mapping[str, Any], machine: Machine) -> tuple[Any, ...]:
+def _common(cell: Cell, state: Any, vectors: int, attributes: Mapping[str, Any], machine: Machine) -> dict[str, Any]:
     """What both forms have, from the type of a state [D, B, H]."""
     _, batch, hidden = state.shape
     reverse = tuple(attributes["reverse"])
-    splits = _splits(batch, len(reverse), machine)
-    return cell, state.dtype, batch, hidden, reverse, machine.lanes(state.dtype.bytes), vectors, machine.vector_registers, splits
+    return {
+        "cell": cell, "dtype": state.dtype, "batch": batch, "hidden": hidden, "reverse": reverse, "vectors": vectors,
+        "lanes": machine.lanes(state.dtype.bytes), "registers": machine.vector_registers,
+        "splits": _splits(batch, len(reverse), machine),
+    }  # fmt: skip
 
 
 def _splits(batch: Dim, directions: int, machine: Machine) -> int:
