@@ -574,6 +574,37 @@ _recurrent_layer("rnn", 1, 1, *_RNN_KINDS)
 _recurrent_scan("lstm_scan", 4, 2, False, {})
 _recurrent_scan("gru_scan", 3, 1, True, {})
 _recurrent_scan("rnn_scan", 1, 1, False, *_RNN_KINDS)
+_recurrent_scan("lstm_scan_keeping", 4, 2, False, {})
+_recurrent_scan("gru_scan_keeping", 3, 1, True, {})
+_recurrent_scan("rnn_scan_keeping", 1, 1, False, *_RNN_KINDS)
+
+
+def _scan_backward(name: str, gates: int, states: int, kept: int) -> None:
+    """The record of the gradients of the recurrence of one layer: 4 steps, a batch of 2, 5 hidden units."""
+    types = (T(f32, 4, 2, 5), *(T(f32, 1, 2, 5),) * states, T(f32, 1, 4, 2, 5 * kept), T(f32, 5 * gates, 5))
+    given = {"reverse": (False,)}
+
+    @record(
+        name,
+        (types[:-1], given, ShapeError),
+        (types, {"reverse": ()}, ShapeError),
+        (types, {"reverse": (False, True)}, ShapeError),
+        ((T(f32, 2, 5), *types[1:]), given, ShapeError),
+        ((*types[:-2], T(f32, 1, 4, 2, 4), types[-1]), given, ShapeError),
+        ((*types[:-1], types[-1].with_dtype(f64)), given, DTypeError),
+        (tuple(t.with_dtype(i32) for t in types), given, DTypeError),
+    )
+    def _():
+        for dtype, reverse in itertools.product((f32, f64, bf16), ((False,), (True,), (False, True))):
+            both = len(reverse)
+            shapes = [(4, 2, 5 * both), *[(both, 2, 5)] * states, (both, 4, 2, 5 * kept), *[(5 * gates, 5)] * both]
+            operands = [array(dtype, *shape, seed=k, low=-1, high=1) for k, shape in enumerate(shapes)]
+            yield Sample(name, tuple(operands), {"reverse": reverse}, exact=False)
+
+
+_scan_backward("lstm_scan_backward", 4, 2, 6)
+_scan_backward("gru_scan_backward", 3, 1, 5)
+_scan_backward("rnn_scan_backward", 1, 1, 1)
 
 
 _BLOCK = {"bits": 4, "block": 8, "columns": 5}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dlcompiler.frontends.fx_pointwise import pointwise
+from dlcompiler.frontends.fx_recurrent import KINDS
 from dlcompiler.frontends.fx_rules import NoRule, rule
 from dlcompiler.frontends.fx_view import expand, permute, reshape
 from dlcompiler.frontends.resample import adaptive_matrix, resample_all
@@ -317,3 +318,20 @@ def _recurrent(i, name, x, states, weights, has_biases, layers, dropout, train, 
         **activation,
     )  # fmt: skip
     return i.elements(whole)
+
+
+@rule(*(f"dlcompiler.{name}_scan.default" for name in KINDS))
+def _scan(i, states, gates, weights, biases):
+    """One layer's recurrence; what gradients read is kept if somebody reads it."""
+    cell, attributes = KINDS[i.node.target.name().removeprefix("dlcompiler::").removesuffix("_scan")]
+    operands = [*states, *(x for own in zip(gates, weights, *([biases] if biases else [])) for x in own)]
+    keeps = i.uses(1 + len(states))
+    reverse = (False, True)[: len(gates)]
+    whole = i.b(f"{cell}_scan_keeping" if keeps else f"{cell}_scan", *operands, reverse=reverse, **attributes)
+    return i.elements(whole) if keeps else (*i.elements(whole), None)
+
+
+@rule(*(f"dlcompiler.{name}_scan_backward.default" for name in KINDS))
+def _scan_backward(i, grads, kept, weights):
+    cell, _ = KINDS[i.node.target.name().removeprefix("dlcompiler::").removesuffix("_scan_backward")]
+    return i.elements(i.b(f"{cell}_scan_backward", *grads, kept, *weights, reverse=(False, True)[: len(weights)]))

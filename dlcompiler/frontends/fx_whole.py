@@ -2,9 +2,10 @@
 
     torch.gru(x, h, weights, ...)  -->  torch.ops.dlcompiler.gru(x, h, weights, ...)
 
-Dynamo's graph calls torch's function; an operator of our own takes its place, which nobody knows how to break up. Its backward
-pass is one call too: torch runs the layer again, eagerly, and differentiates it, so that a graph does not grow with the number of
-time steps. Dynamo traces the layers of `torch.nn` only under `torch._dynamo.config.allow_rnn`.
+Dynamo's graph calls torch's function; an operator of our own takes its place, which nobody knows how to break up. Where gradients
+are wanted it is linears and scans (`fx_recurrent`). Layers that those do not compute, as of half precision or on a GPU, have one
+call as their backward pass: torch runs the layer again, eagerly, and differentiates it, so that a graph does not grow with the
+number of time steps. Dynamo traces the layers of `torch.nn` only under `torch._dynamo.config.allow_rnn`.
 """
 
 from __future__ import annotations
@@ -16,32 +17,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dlcompiler.frontends.fx_recurrent import as_list, is_suitable, layers_with_gradients
+
 _SETTINGS = "bool has_biases, int num_layers, float dropout, bool train, bool bidirectional, bool batch_first"
 _FUNCTIONS = {"lstm": torch.lstm, "gru": torch.gru, "rnn_tanh": torch.rnn_tanh, "rnn_relu": torch.rnn_relu}
 _NAMES = {function: name for name, function in _FUNCTIONS.items()}
 
 
-def keep_recurrent_layers_whole(module: torch.fx.GraphModule) -> None:
-    """Replace torch's recurrent functions in a graph of Dynamo's by our operators."""
+def keep_recurrent_layers_whole(module: torch.fx.GraphModule, has_scans: bool = True) -> None:
+    """Replace torch's recurrent functions in a graph of Dynamo's by our operators; `has_scans`: the target computes those."""
     for node in module.graph.nodes:
         name = _NAMES.get(node.target) if node.op == "call_function" else None
-        if name is not None and _is_plain(name, node):
+        if name is None or not _is_plain(name, node):
+            continue
+        examples = torch.fx.map_arg(node.args, lambda n: n.meta.get("example_value"))
+        if has_scans and is_suitable(name, examples):
+            node.target = layers_with_gradients(name)
+        elif not (node.args[5] and node.args[6]):
             node.target = _operators()[name]
     module.recompile()
 
 
 def _is_plain(name: str, node: torch.fx.Node) -> bool:
-    """Whether it is a call for sequences of one length, all arguments by position, and without dropout."""
+    """Whether it is a call for sequences of one length, all arguments by position."""
     if len(node.args) != 9 or node.kwargs or not isinstance(node.args[2], list | tuple):
         return False
-    states, dropout, train = node.args[1], node.args[5], node.args[6]
-    return isinstance(states, list | tuple) == (name == "lstm") and not (dropout and train)
+    return isinstance(node.args[1], list | tuple) == (name == "lstm")
 
 
 @lru_cache(maxsize=1)
 def _operators() -> dict[str, Any]:
     """Our operators by the names of torch's functions, defined when first needed."""
-    library = torch.library.Library("dlcompiler", "DEF")  # torch drops the operators together with this object
+    library = torch.library.Library("dlcompiler", "FRAGMENT")  # torch drops the operators together with this object
     for name, function in _FUNCTIONS.items():
         states, results = ("Tensor[] hx", 3) if name == "lstm" else ("Tensor hx", 2)
         library.define(f"{name}(Tensor input, {states}, Tensor[] params, {_SETTINGS}) -> ({', '.join(['Tensor'] * results)})")
@@ -59,15 +66,15 @@ def _define_backward(library: torch.library.Library, name: str, function: Any, s
 
     def backward(grads: Sequence[Tensor], x: Tensor, hx: Any, params: Sequence[Tensor], *settings: Any) -> list[Tensor]:
         with torch.enable_grad(), torch.inference_mode(False):
-            leaves = [t.detach().requires_grad_() for t in (x, *_as_list(hx), *params)]
-            count = len(_as_list(hx))
+            leaves = [t.detach().requires_grad_() for t in (x, *as_list(hx), *params)]
+            count = len(as_list(hx))
             state = leaves[1 : 1 + count] if isinstance(hx, list | tuple) else leaves[1]
             results = function(leaves[0], state, leaves[1 + count :], *settings)
             gradients = torch.autograd.grad(results, leaves, list(grads), materialize_grads=True)
         return [g.contiguous() for g in gradients]
 
     def shapes(grads: Sequence[Tensor], x: Tensor, hx: Any, params: Sequence[Tensor], *settings: Any) -> list[Tensor]:
-        tensors = (x, *_as_list(hx), *params)
+        tensors = (x, *as_list(hx), *params)
         return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
 
     library.impl(f"{name}_backward", backward, "CPU")
@@ -77,8 +84,8 @@ def _define_backward(library: torch.library.Library, name: str, function: Any, s
 
     def remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         x, hx, params, *settings = inputs
-        ctx.save_for_backward(x, *_as_list(hx), *params)
-        ctx.states, ctx.settings = len(_as_list(hx)) if isinstance(hx, list | tuple) else 0, settings
+        ctx.save_for_backward(x, *as_list(hx), *params)
+        ctx.states, ctx.settings = len(as_list(hx)) if isinstance(hx, list | tuple) else 0, settings
         ctx.set_materialize_grads(True)
 
     def differentiate(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
@@ -89,10 +96,6 @@ def _define_backward(library: torch.library.Library, name: str, function: Any, s
         return dx, others[:count] if ctx.states else others[0], others[count:], *([None] * len(ctx.settings))
 
     torch.library.register_autograd(f"dlcompiler::{name}", differentiate, setup_context=remember, lib=library)
-
-
-def _as_list(states: Any) -> list[Tensor]:
-    return list(states) if isinstance(states, list | tuple) else [states]
 
 
 def _shapes(x: Tensor, hx: Any, params: Any, *settings: Any) -> tuple[Tensor, ...]:

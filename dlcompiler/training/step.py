@@ -258,8 +258,10 @@ class _Captured:
         if not candidates:
             raise InputError("the loss function uses no parameter of the optimizer")
         with self.timings.stage("capture"):
-            scaled, numerics = self.settings.scaling is not None, self.settings.options.numerics
-            self.joint: Joint = joint_graph(module, inputs, candidates, _name_of(step.model), scaled, numerics)
+            settings, name = self.settings, _name_of(step.model)
+            scaled, numerics = settings.scaling is not None, settings.options.numerics
+            has_scans = settings.target is None or settings.target.kind == "cpu"
+            self.joint: Joint = joint_graph(module, inputs, candidates, name, scaled, numerics, has_scans)
         self.trained = sorted(self.joint.gradients)
         self.hyperparameters = Hyperparameters(step.optimizer, [inputs[k] for k in self.trained])
         self.rule = self.hyperparameters.rule

@@ -100,6 +100,7 @@ def _fill_table() -> None:
         order,
         pointwise,
         recurrent,
+        recurrent_training,
         reduction,
         scan,
         scatter,

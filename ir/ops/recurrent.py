@@ -39,21 +39,21 @@ class Cell:
     step: Callable[[Array, Array, tuple[Array, ...], Any], tuple[Array, ...]]
 
 
-def _sigmoid(x: Array) -> Array:
+def sigmoid(x: Array) -> Array:
     return apply_scalar("sigmoid", x)
 
 
 def _lstm_step(gates, product, states, attributes):
     _, c = states
     i, f, g, o = np.split(gates + product, 4, axis=-1)
-    c = _sigmoid(f) * c + _sigmoid(i) * np.tanh(g)
-    return _sigmoid(o) * np.tanh(c), c
+    c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+    return sigmoid(o) * np.tanh(c), c
 
 
 def _gru_step(gates, product, states, attributes):
     (h,) = states
     hidden = h.shape[-1]
-    r, z = np.split(_sigmoid(gates[:, : 2 * hidden] + product[:, : 2 * hidden]), 2, axis=-1)
+    r, z = np.split(sigmoid(gates[:, : 2 * hidden] + product[:, : 2 * hidden]), 2, axis=-1)
     n = np.tanh(gates[:, 2 * hidden :] + r * product[:, 2 * hidden :])
     return ((1 - z) * n + z * h,)
 
@@ -74,9 +74,9 @@ CELLS = {
 
 
 def scanned_cell(op_name: str) -> Cell | None:
-    """The cell of a scan op, None for any other op."""
+    """The cell of a scan op (also of one that keeps what its gradients read), None for any other op."""
     name, _, rest = op_name.partition("_")
-    return CELLS.get(name) if rest == "scan" else None
+    return CELLS.get(name) if rest in ("scan", "scan_keeping") else None
 
 
 def _require_activation(cell: Cell, attributes) -> None:
@@ -119,7 +119,7 @@ def _infer_scan(cell: Cell):
     return infer
 
 
-def _unpacked(x: Array, hidden: int) -> Array:
+def unpacked(x: Array, hidden: int) -> Array:
     """A weight [G*H, H] or bias [G*H] as it is, also of the panels [P, H, G, V, L] or [P, G, V, L] in which a program has it."""
     if x.ndim < 4:
         return x
@@ -128,7 +128,8 @@ def _unpacked(x: Array, hidden: int) -> Array:
     return units.reshape(-1, *blocks.shape[4:])
 
 
-def _evaluate_scan(cell: Cell):
+def evaluate_scan(cell: Cell):
+    """The meaning of the scan of a cell."""
     each = 3 if cell.inner_bias else 2
 
     def evaluate(operands, attributes):
@@ -140,7 +141,7 @@ def _evaluate_scan(cell: Cell):
         for direction, backwards in enumerate(attributes["reverse"]):
             gates, *packed = rest[direction * each : (direction + 1) * each]
             states = tuple(s[direction] for s in initial)
-            weight, *bias = (_unpacked(x, states[0].shape[-1]) for x in packed)
+            weight, *bias = (unpacked(x, states[0].shape[-1]) for x in packed)
             y = np.empty((*gates.shape[:2], states[0].shape[-1]), gates.dtype)
             for t in reversed(range(len(gates))) if backwards else range(len(gates)):
                 product = states[0] @ weight.T + (bias[0] if bias else 0)
@@ -197,7 +198,7 @@ def _infer_layers(cell: Cell):
 
 
 def _evaluate_layers(cell: Cell):
-    scan = _evaluate_scan(cell)
+    scan = evaluate_scan(cell)
 
     def evaluate(operands, attributes):
         dtype = operands[0].dtype
@@ -281,4 +282,4 @@ for _cell in CELLS.values():
         evaluate=_evaluate_layers(_cell),
         expand=_expand_layers(_cell),
     )
-    register(f"{_cell.name}_scan", _infer_scan(_cell), Trait.LIBRARY, evaluate=_evaluate_scan(_cell))
+    register(f"{_cell.name}_scan", _infer_scan(_cell), Trait.LIBRARY, evaluate=evaluate_scan(_cell))

@@ -66,12 +66,15 @@ def routines() -> Mapping[str, Routine]:
     from dlcompiler.codegen.cpu.routines.block_linear import BlockLinear
     from dlcompiler.codegen.cpu.routines.indexing import INDEXING
     from dlcompiler.codegen.cpu.routines.recurrent import Recurrent
+    from dlcompiler.codegen.cpu.routines.recurrent_backward import RecurrentBackward
 
-    scan = Recurrent()
-    scans = dict.fromkeys(("lstm_scan", "gru_scan", "rnn_scan"), scan)
-    forward = Attention()
+    forward, backward = Recurrent(), RecurrentBackward()
+    scans: dict[str, Routine] = {}
+    for cell in ("lstm", "gru", "rnn"):
+        scans |= {f"{cell}_scan": forward, f"{cell}_scan_keeping": forward, f"{cell}_scan_backward": backward}
+    attention = Attention()
     return {
-        "attention": forward, "attention_with_logsumexp": forward, "attention_backward": AttentionBackward(),
+        "attention": attention, "attention_with_logsumexp": attention, "attention_backward": AttentionBackward(),
         "block_linear": BlockLinear(), **scans, **INDEXING,
     }  # fmt: skip
 

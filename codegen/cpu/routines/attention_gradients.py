@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dlcompiler.codegen.cpu.literals import ELEMENT_BITS
 from dlcompiler.codegen.cpu.machine import Machine
-from dlcompiler.codegen.cpu.routines.attention_problem import PAGE, WIDE, Problem, Strided, broadcast_numbers, of_rows, strided
+from dlcompiler.codegen.cpu.routines.attention_problem import WIDE, Problem, Strided, broadcast_numbers, of_rows, strided
 from dlcompiler.ir.expression import Dim, evaluate, product, symbols
 from dlcompiler.ir.graph import Node
 from dlcompiler.ir.program import RoutineCall, View
@@ -17,6 +17,8 @@ ROWS = 64
 KEYS = 64
 # Heads wider than this have half as many keys in a block; wider than `WIDE`, half as many of both.
 MEDIUM = 64
+# Bytes. Rows of keys a multiple of this apart share few sets of the first cache, so that a block of them does not fit there.
+CROWDED = 1024
 # Keys whose gradients are in registers at the same time.
 KEPT_KEYS = 4
 # The most parts that a head's keys are divided into, where heads are too few for the cores.
@@ -63,7 +65,7 @@ class GradientProblem(Problem):
     def copies_keys(self) -> bool:
         """Whether blocks of keys are copied: here columns of them are read too, as those of values in `Problem`."""
         step, size = self.key.row, ELEMENT_BITS[self.key.memory] // 8
-        return self.key.memory != self.element or (isinstance(step, int) and step > 0 and step * size % PAGE == 0)
+        return self.key.memory != self.element or (isinstance(step, int) and step > 0 and step * size % CROWDED == 0)
 
     @property
     def copies_values(self) -> bool:

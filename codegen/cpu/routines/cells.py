@@ -56,9 +56,28 @@ def lstm_cell(e: Emitter, sums: Sequence[Value], c: Value) -> tuple[Value, Value
     return new_c, grown_c / ((grown_c + 2.0) * one_and_decay(e, o)[0])
 
 
+def lstm_cell_kept(e: Emitter, sums: Sequence[Value], c: Value) -> tuple[Value, ...]:
+    """(c, h), and what `ir.ops.recurrent_training` keeps of a step."""
+    i, f, g, o = sums
+    i, f, g, o = 1.0 / one_and_decay(e, i)[0], 1.0 / one_and_decay(e, f)[0], tanh(e, g), 1.0 / one_and_decay(e, o)[0]
+    new_c = e.fma(f, c, i * g)
+    grown = tanh(e, new_c)
+    h = o * grown
+    return new_c, h, h * (1.0 - o), o * (1.0 - grown * grown), g * i * (1.0 - i), c * f * (1.0 - f), i * (1.0 - g * g), f
+
+
 def gru_cell(e: Emitter, sums: Sequence[Value], inner: Value, h: Value) -> Value:
     """h from the sums of r and z, the recurrent product of n, and n's gate of the input."""
     r, z, product = sums
     n = tanh(e, inner + product / one_and_decay(e, r)[0])
     one, decay = one_and_decay(e, z)
     return e.fma(n, decay, h) / one
+
+
+def gru_cell_kept(e: Emitter, sums: Sequence[Value], inner: Value, h: Value) -> tuple[Value, ...]:
+    """h, and what `ir.ops.recurrent_training` keeps of a step."""
+    r, z, product = sums
+    r, z = 1.0 / one_and_decay(e, r)[0], 1.0 / one_and_decay(e, z)[0]
+    n = tanh(e, e.fma(r, product, inner))
+    rest, less = 1.0 - z, h - n
+    return e.fma(z, less, n), rest * (1.0 - n * n), less * z * rest, r, product * r * (1.0 - r), z

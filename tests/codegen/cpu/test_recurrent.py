@@ -18,6 +18,7 @@ from dlcompiler.ir.graph import Builder
 from dlcompiler.ir.interpret import evaluate_op, interpret_graph
 from dlcompiler.ir.ops import lookup
 from dlcompiler.ir.ops.recurrent import CELLS
+from dlcompiler.ir.ops.recurrent_training import DERIVATIVES
 from dlcompiler.ir.program import RoutineCall, Slot, View
 from dlcompiler.ir.types import TensorType, contiguous_strides, dtype_of
 from hypothesis import given, settings
@@ -53,7 +54,7 @@ def run_routine(
     sizes = sizes or {}
     names = {number: symbol(name) for name, number in sizes.items()}
     # the hidden size has to be known: only the leading dimensions of gates and the batch of states are symbols
-    shapes = [tuple(names.get(n, n) if d < x.ndim - 1 and x.ndim == 3 else n for d, n in enumerate(x.shape)) for x in operands]
+    shapes = [tuple(names.get(n, n) if d < x.ndim - 1 and x.ndim >= 3 else n for d, n in enumerate(x.shape)) for x in operands]
     builder = Builder("routine")
     inputs = [builder.input("x", TensorType(dtype_of(x), shape)) for x, shape in zip(operands, shapes)]
     node = builder(op, *inputs, **attributes)
@@ -116,12 +117,32 @@ def scans(draw) -> tuple[str, list[np.ndarray], dict[str, object], dict[str, int
     unknown = {} if steps == batch or batch in (1, 2) or steps < 3 else draw(st.sampled_from(({}, {"T": steps, "B": batch})))
     if len(reverse) in unknown.values():
         unknown = {}
-    return f"{cell.name}_scan", operands, attributes, unknown
+    form = draw(st.sampled_from(("scan", "scan_keeping")))
+    return f"{cell.name}_{form}", operands, attributes, unknown
+
+
+@st.composite
+def gradients_of_scans(draw) -> tuple[str, list[np.ndarray], dict[str, object], dict[str, int]]:
+    """As `scans`, of the op that goes back."""
+    op, operands, attributes, unknown = draw(scans())
+    cell = CELLS[op.partition("_")[0]]
+    each = 3 if cell.inner_bias else 2
+    reverse = attributes["reverse"]
+    gates, *weights = operands[cell.states], *operands[cell.states + 1 :: each]
+    directions, batch, hidden = operands[0].shape
+    random = np.random.default_rng(draw(st.integers(0, 1000)))
+    shapes = [(len(gates), batch, directions * hidden), (directions, len(gates), batch, DERIVATIVES[cell.name].count * hidden)]
+    dy, kept = (random.normal(size=shape).astype(gates.dtype) for shape in shapes)
+    if draw(st.booleans()):
+        dy = strided(dy, (1, 0, 2))
+    return f"{cell.name}_scan_backward", [dy, *operands[: cell.states], kept, *weights], {"reverse": reverse}, unknown
 
 
 @pytest.mark.parametrize("machine", machines(), ids=lambda m: m.name)
-@settings(max_examples=14, deadline=None, derandomize=True)
-@given(scan=scans(), cores=st.sampled_from((1, 2, 3)), cuts=st.lists(st.floats(0, 1), max_size=2))
+@settings(max_examples=16, deadline=None, derandomize=True)
+@given(
+    scan=st.one_of(scans(), gradients_of_scans()), cores=st.sampled_from((1, 2, 3)), cuts=st.lists(st.floats(0, 1), max_size=2)
+)
 def test_scan_equals_its_meaning(machine, scan, cores, cuts) -> None:
     op, operands, attributes, unknown = scan
     wide = [x.astype(np.float64) for x in operands]
