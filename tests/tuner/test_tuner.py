@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import dlcompiler
 from dlcompiler.options import Options
 from dlcompiler.tuner import kept, search
+from dlcompiler.tuner.bench import CpuBench
 from dlcompiler.tuner.problem import find_problems
 from tests.tuner.graphs import GRAPHS
 
@@ -47,7 +48,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     made = Clock()
     monkeypatch.setattr(search.Search, "_start", lambda self, attempt: made.start(self, attempt))
-    monkeypatch.setattr(search, "in_turns", made.in_turns)
+    monkeypatch.setattr(CpuBench, "in_turns", lambda self, *asked: made.in_turns(*asked))
     monkeypatch.setattr(Target, "alternatives", lambda self, question: CHANGES if question.kind == "schedule" else [])
     monkeypatch.setattr(cache, "_said", set())
     monkeypatch.setattr(logging.getLogger("dlcompiler"), "propagate", True)
@@ -169,11 +170,12 @@ def test_a_damaged_decision_is_a_miss_with_one_warning(clock: Clock, tmp_path: P
 
 
 def test_a_decision_is_for_one_number_of_threads_and_one_target() -> None:
-    target = parse_target("cpu")
-    names = {
-        kept.entry_of(problem, at, threads) for problem in "ab" for at in (target, parse_target("cuda")) for threads in (1, 2)
-    }
-    assert len(names) == 8 and kept.entry_of("a", target, 1) in names
+    def names(target: str) -> set[str]:
+        return {kept.entry_of(problem, parse_target(target), threads) for problem in "ab" for threads in (1, 2)}
+
+    # how many threads a CPU would have is nothing to a GPU
+    assert len(names("cpu")) == 4 and len(names("cuda:sm_90")) == len(names("cuda:sm_80")) == 2
+    assert not names("cpu") & names("cuda:sm_90") and not names("cuda:sm_80") & names("cuda:sm_90")
 
 
 def test_what_cannot_be_tuned_says_so(tmp_path: Path) -> None:
