@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -129,6 +130,11 @@ class TensorType:
     @property
     def is_static(self) -> bool:
         return all(isinstance(d, int) for d in self.shape)
+
+    @property
+    def is_addressable(self) -> bool:
+        """Whether its known sizes leave it below 2^63 bytes; zeros aside, since strides are made of the others."""
+        return math.prod(d for d in self.shape if isinstance(d, int) and d) * self.dtype.bytes < 2**63
 
     @property
     def known_shape(self) -> tuple[int, ...]:

@@ -6,14 +6,13 @@ little more than walking over it.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, NoReturn
 
 import numpy as np
 from dlcompiler.ir.control import bound_by, misfit, regions, symbols_of, tensor_types
 from dlcompiler.ir.errors import CompilerError, VerifyError
-from dlcompiler.ir.expression import Dim, Expression, is_size_name, symbol_name, symbols
+from dlcompiler.ir.expression import Dim, Expression, is_size_name, symbol_name
 from dlcompiler.ir.graph import Graph, Node
 from dlcompiler.ir.ops import TABLE, Trait
 from dlcompiler.ir.ops.source import GIVEN_TYPE
@@ -38,7 +37,6 @@ def verify_graph(graph: Graph) -> None:
     sizes = _bound_sizes(graph)
     known: set[Node] = set()
     names: set[str] = set()
-    checked_dims: set[Expression] = set()
     for node in (*graph.inputs, *graph.nodes):
         if node.name in names:
             _fail(graph, node, f"the name %{node.name} is taken")
@@ -57,11 +55,8 @@ def verify_graph(graph: Graph) -> None:
                 _fail(graph, node, problem)
         for _, region in regions(node):
             verify_graph(region)
-        for dim in _dims(node):
-            if isinstance(dim, Expression) and dim not in checked_dims:
-                for name in symbols(dim) - sizes:
-                    _fail(graph, node, f"no input binds the size {name!r}")
-                checked_dims.add(dim)
+        for name in _sizes_used(node) - sizes:
+            _fail(graph, node, f"no input binds the size {name!r}")
     for node in graph.inputs:
         if node.op.name not in ("input", "size"):
             _fail(graph, node, f"{node.op.name} among the inputs")
@@ -79,6 +74,14 @@ def _bound_sizes(graph: Graph) -> set[str]:
     for name in found:
         if not is_size_name(name):
             raise VerifyError(f"graph {graph.name}: a size cannot be called {name!r}", hint="see expression.size_name")
+    return found
+
+
+def _sizes_used(node: Node) -> Set[str]:
+    """Sizes in a node's type and attributes, found once."""
+    found = node.__dict__.get("_sizes_used")
+    if found is None:
+        found = node.__dict__["_sizes_used"] = frozenset(symbols_of(node))
     return found
 
 
@@ -102,8 +105,7 @@ def _verify_node(graph: Graph, node: Node) -> None:
         if not _is_word(dim):
             _fail(graph, node, "a size is too large for a 64-bit integer")
     for type_ in tensor_types(node.type):
-        # zero sizes aside: strides are made of the others
-        if math.prod(d for d in type_.shape if isinstance(d, int) and d) * type_.dtype.bytes >= 2**63:
+        if not type_.is_addressable:
             _fail(graph, node, f"{type_} takes more memory than can be addressed")
     if node.op.name in GIVEN_TYPE:
         return

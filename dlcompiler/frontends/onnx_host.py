@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -116,19 +116,29 @@ def _evaluator(text: str) -> tuple[Any, list[str]]:
 
 def run_operator(target: str, attributes: Mapping[str, Any], operands: Sequence[Any]) -> list[Any]:
     """The operator's results on arrays and host values. Raises InputError where it does not take them."""
-    own = OWN.get((attributes["domain"], attributes["operator"]))
-    if own is not None:
-        given = iter(operands)
-        values = [next(given) if is_given else None for is_given in attributes["given"]]
-        return [own(*values, **{name: value for name, value in attributes["attributes"].items() if name != "type"})]
-    key = {name: attributes[name] for name in ("operator", "domain", "version", "given", "results", "attributes")}
-    evaluator, names = _evaluator(json.dumps(key))
+    run = _operator(attributes)
     try:
-        return list(evaluator.run(None, dict(zip(names, operands))))
-    except (ValueError, TypeError, IndexError, RuntimeError, OSError) as error:  # OSError: no image, says the reader of images
+        return run(operands)
+    # OSError: no image, says the reader of images. ArithmeticError: parts of size zero
+    except (ValueError, TypeError, IndexError, RuntimeError, OSError, ArithmeticError) as error:
         raise InputError(f"{target} does not take these values: {error}") from error
     except ImportError as error:
         raise UnsupportedError(f"{target} needs a package that is not installed: {error}", items=(target,)) from None
+
+
+def _operator(attributes: Mapping[str, Any]) -> Callable[[Sequence[Any]], list[Any]]:
+    own = OWN.get((attributes["domain"], attributes["operator"]))
+    if own is None:
+        key = {name: attributes[name] for name in ("operator", "domain", "version", "given", "results", "attributes")}
+        evaluator, names = _evaluator(json.dumps(key))
+        return lambda operands: list(evaluator.run(None, dict(zip(names, operands))))
+    named = {name: value for name, value in attributes["attributes"].items() if name != "type"}
+
+    def run(operands: Sequence[Any]) -> list[Any]:
+        given = iter(operands)
+        return [own(*(next(given) if is_given else None for is_given in attributes["given"]), **named)]
+
+    return run
 
 
 # -- types -------------------------------------------------------------------------------------------------------------------

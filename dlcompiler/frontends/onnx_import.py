@@ -216,6 +216,8 @@ class _Importer:
     def _input(self, name: str, type: TensorType | HostType) -> Node:
         """An input of the graph, with the limits of the symbols that no input before it has."""
         dims = type.shape if isinstance(type, TensorType) else ()
+        if isinstance(type, TensorType) and not type.is_addressable:
+            raise InvalidModelError(f"input {name}: {type} takes more memory than can be addressed")
         own = sorted(name for name in frozenset().union(*map(symbols, dims)) if name in self.unstated)
         limits = tuple((size, *self.unstated.pop(size)) for size in own)
         attributes = {"limits": limits} if limits else {}
