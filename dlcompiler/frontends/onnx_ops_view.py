@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from dlcompiler.frontends.onnx_registry import Call, operator
 from dlcompiler.ir.expression import Dim, is_non_negative, maximum, minimum, symbol_name
@@ -21,6 +22,8 @@ def concat(call: Call) -> Node:
 
 def _of_one_batch(call: Call, parts: Sequence[Node], axis: int) -> Sequence[Node]:
     """Parts of which some are made for a batch of one: [1, 1, 8] beside [N, 16, 8] --> [N, 1, 8], the same for every sample."""
+    if not all(part.shape for part in parts):
+        return parts
     batches = {part.shape[0] for part in parts} - {1}
     batch = next(iter(batches), 1)
     if axis == 0 or len(batches) != 1 or symbol_name(batch) is None or all(part.shape[0] == batch for part in parts):
@@ -42,8 +45,7 @@ def split(call: Call) -> tuple[Node, ...]:
         count = call.attribute("num_outputs", len(call.outputs))
         if count != len(call.outputs):
             call.invalid(f"num_outputs is {count}, but there are {len(call.outputs)} outputs")
-        chunk = -(-size // count) if isinstance(size, int) else (size + (count - 1)) // count
-        sizes = (*(chunk,) * (count - 1), size - chunk * (count - 1))
+        sizes = _equal_parts(size, count)
     total: Dim = sum(sizes, 0)
     if len(sizes) != len(call.outputs) or total != size or any(isinstance(s, int) and s < 0 for s in sizes):
         call.misfit(f"sizes {list(sizes)} do not split a dimension of {size} into {len(call.outputs)} outputs")
@@ -53,6 +55,16 @@ def split(call: Call) -> tuple[Node, ...]:
         parts.append(call.slice(x, axis, start, start + part))
         start = start + part
     return tuple(parts)
+
+
+def _equal_parts(size: Dim, count: int) -> list[Dim]:
+    """Sizes of which the last is what is left. Of a size known only when called, parts that begin behind its end are empty."""
+    if isinstance(size, int):
+        chunk = -(-size // count)
+        return [*(chunk,) * (count - 1), size - chunk * (count - 1)]
+    part: Dim = (size + (count - 1)) // count
+    ends = [k * part if k < 2 else minimum(k * part, size) for k in range(count)] + [size]
+    return [end - start for start, end in pairwise(ends)]
 
 
 # -- slice -------------------------------------------------------------------------------------------------------------------

@@ -330,6 +330,8 @@ class Call:
     def size(self, dim: Dim, dtype: DType) -> Node:
         """A dimension as a 0-d tensor."""
         if isinstance(dim, int):
+            if not -(2**63) <= dim < 2**63:
+                self.invalid(f"it computes with {dim}, which is too large for a 64-bit integer")
             return self.b.constant(dim, dtype)
         return self.cast(self.b.dim(value=dim), dtype)
 

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from onnx import helper
 
-from tests.frontends.onnx_checks import by_onnxruntime, check_node
+from dlcompiler.frontends.onnx import import_onnx
+from tests.frontends.onnx_checks import by_onnxruntime, check_node, interpret, model_of
 
 few = settings(max_examples=10, derandomize=True, deadline=None)
 shapes = st.lists(st.integers(0, 4), min_size=0, max_size=4).map(tuple)
@@ -543,3 +545,14 @@ def test_old_broadcasting_from_an_axis():
     x, y = normal((2, 3, 4)), normal((3,), 1)
     check_node("Add", {"x": x, "y": y}, opset=6, broadcast=1, axis=1, expected=[x + y[:, None]])
     check_node("Mul", {"x": x, "y": normal((4,), 1)}, opset=6, broadcast=1, expected=[x * normal((4,), 1)])
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize("rows", [0, 1, 3, 4, 5, 9])
+def test_split_of_a_size_known_only_when_called(count, rows):
+    names = [f"y{k}" for k in range(count)]
+    model = model_of([helper.make_node("Split", ["x"], names, num_outputs=count)], {"x": ("float32", ["N"])}, names)
+    x = np.arange(rows, dtype=np.float32)
+    part = -(-rows // count)
+    for k, found in enumerate(interpret(import_onnx(model), {"x": x})):
+        np.testing.assert_array_equal(found, x[k * part : (k + 1) * part if k < count - 1 else rows])
