@@ -59,6 +59,8 @@ class Schema:
 @lru_cache(maxsize=4096)
 def schema_of(op_type: str, version: int, domain: str) -> Schema | None:
     """The operator's schema in that version of its operator set, or None if it has none."""
+    if version >= 2**31:  # onnx takes no larger one
+        return None
     try:
         return Schema(onnx.defs.get_schema(op_type, version, domain))
     except onnx.defs.SchemaError:
