@@ -28,9 +28,9 @@ def run_alone(path: Path, folder: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("DLCOMPILER_")}
     done = subprocess.run(
         [sys.executable, str(path)],
-        cwd=folder, env={**environment, "PATH": ""}, capture_output=True, text=True, timeout=300,
+        cwd=folder, env={**environment, "PATH": "", "PYTHONFAULTHANDLER": "1"}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert "Traceback" not in done.stderr and done.stdout.strip()
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import socket
+import sys
 from collections.abc import Callable
 
 import torch
@@ -51,3 +54,8 @@ def _connected(rank: int, work: Callable[[int], None], port: int) -> None:
         work(rank)
     finally:
         distributed.destroy_process_group()
+    # gloo's threads outlive the group; one that lets go of a tensor while Python shuts down aborts the process (pytorch#179291):
+    # leave after the exit functions, without the shutdown.
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    os._exit(0)
