@@ -258,6 +258,33 @@ def _vit(tiny: bool) -> ZooModel:
     )
 
 
+def _whisper(tiny: bool) -> ZooModel:
+    """The encoder: two convolutions over frames, then attention over all of them. (batch, mel bins, frames)"""
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    if tiny:
+        config = _config(
+            "WhisperConfig",
+            d_model=32,
+            encoder_layers=2,
+            encoder_attention_heads=4,
+            encoder_ffn_dim=64,
+            num_mel_bins=8,
+            max_source_positions=20,
+        )
+    else:
+        config = _config(
+            "WhisperConfig", d_model=512, encoder_layers=6, encoder_attention_heads=8, encoder_ffn_dim=2048, num_mel_bins=80
+        )
+    return _wrapped(
+        "whisper-base",
+        WhisperEncoder(config),
+        "input_features",
+        "last_hidden_state",
+        _normal_inputs(config.num_mel_bins, 2 * config.max_source_positions),
+    )
+
+
 def _resnet(tiny: bool) -> ZooModel:
     from transformers import ResNetForImageClassification
 
@@ -374,6 +401,7 @@ BUILDERS: dict[str, Callable[[bool], ZooModel]] = {
     "bert-base": _bert,
     "gpt2": _gpt2,
     "vit-b16": _vit,
+    "whisper-base": _whisper,
     "resnet50": _resnet,
     "resnet18": _resnet18,
     "mobilenet-v2": _mobilenet,

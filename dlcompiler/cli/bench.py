@@ -178,7 +178,8 @@ def _openvino(model: str, source: Any, feeds: Mapping[str, Any]) -> Callable[[],
     core.set_property("CPU", {"INFERENCE_NUM_THREADS": _threads()})
     read = core.read_model(model)
     read.reshape({name: list(np.shape(value)) for name, value in feeds.items()})
-    compiled = core.compile_model(read, "CPU", {"PERFORMANCE_HINT": "LATENCY"})
+    # its default on processors with bfloat16 is to compute a float32 file in that type
+    compiled = core.compile_model(read, "CPU", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"})
     request = compiled.create_infer_request()
     count = len(compiled.outputs)
 
