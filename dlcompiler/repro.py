@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from dlcompiler.culprit import Finding, Repro
 from dlcompiler.files import write_atomically
 from dlcompiler.graph_file import write_graph_file
+from dlcompiler.import_culprit import ImportFinding
 from dlcompiler.names import names_of_inputs
 from dlcompiler.version import __version__
 
@@ -25,7 +26,7 @@ def free_folder(path: Path) -> Path:
     return found
 
 
-def write_repro(folder: Path, finding: Finding, target: str, tolerances: dict[str, float | None]) -> list[str]:
+def write_repro(folder: Path, finding: Finding, target: str, tolerances: Mapping[str, float | None]) -> list[str]:
     """Write the folder; the command that shows the fault in it. Raises OSError."""
     repro = finding.repro
     assert repro is not None
@@ -39,12 +40,33 @@ def write_repro(folder: Path, finding: Finding, target: str, tolerances: dict[st
     return command
 
 
+def write_import_repro(folder: Path, finding: ImportFinding, against: str, tolerances: Mapping[str, float | None]) -> list[str]:
+    """Write a folder with the one node that is imported wrongly; the command that shows it there. Raises OSError."""
+    assert finding.model is not None
+    message = finding.model.SerializeToString()
+    folder.mkdir(parents=True)
+    write_atomically(folder / "node.onnx", lambda file: file.write(message))
+    arrays = {name: _plain(value) for name, value in finding.values.items()}
+    write_atomically(folder / "inputs.npz", lambda file: np.savez(file, allow_pickle=False, **arrays))
+    command = ["dlcompiler", "verify", "node.onnx", "-i", "inputs.npz", "--against", against, *_limits(tolerances)]
+    said = ["# A node that dlcompiler imports wrongly", "", *describe_import(finding, against), "", "In this folder,", ""]
+    said += [f"    {shlex.join(command)}", "", f"exits with 5 (dlcompiler {__version__})."]
+    write_atomically(folder / "README.md", lambda file: file.write(("\n".join(said) + "\n").encode()))
+    return command
+
+
+def describe_import(finding: ImportFinding, against: str) -> list[str]:
+    """What was found, a line for each thing that is known."""
+    lines = [f"the model as imported is compiled rightly: the import and {against} disagree"]
+    return [*lines, f"{'import ' if finding.node else ''}{finding.text}"]
+
+
 def _plain(value: Any) -> np.ndarray:
     array = np.asarray(value)
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
-def _flags(repro: Repro, target: str, tolerances: dict[str, float | None]) -> list[str]:
+def _flags(repro: Repro, target: str, tolerances: Mapping[str, float | None]) -> list[str]:
     """What makes `verify` compile as it was compiled when the fault showed."""
     options = repro.options
     flags = [] if target == "cpu" else ["--target", target]
@@ -55,10 +77,11 @@ def _flags(repro: Repro, target: str, tolerances: dict[str, float | None]) -> li
         flags += ["--numerics", options.numerics]
     for name in sorted(options.disabled_passes):
         flags += ["--disable-pass", name]
-    for name, value in tolerances.items():
-        if value is not None:
-            flags += [f"--{name}", repr(value)]
-    return flags
+    return flags + _limits(tolerances)
+
+
+def _limits(tolerances: Mapping[str, float | None]) -> list[str]:
+    return [word for name, value in tolerances.items() if value is not None for word in (f"--{name}", repr(value))]
 
 
 def _readme(finding: Finding, repro: Repro, command: Sequence[str]) -> str:

@@ -15,8 +15,8 @@ import click
 import numpy as np
 
 from dlcompiler.cli.commands import MODEL, complete_systems, flags, input_flags, manual
+from dlcompiler.cli.judges import onnxruntime_session
 from dlcompiler.cli.shared import Session, build, make_inputs, print_json, read_inputs, read_source, table
-from dlcompiler.cli.verify import onnxruntime_session
 from dlcompiler.compare import compare_all
 from dlcompiler.ir.errors import UnsupportedError
 from dlcompiler.names import names_of_inputs

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,16 +12,18 @@ import click
 import numpy as np
 
 from dlcompiler.cli.commands import MODEL, flags, input_flags, manual
+from dlcompiler.cli.judges import JUDGES, judge, part_judge
 from dlcompiler.cli.progress import Progress
 from dlcompiler.cli.shared import Session, build, make_inputs, print_json, read_inputs, read_source
 from dlcompiler.codegen.target import Target
 from dlcompiler.compare import compare_all
-from dlcompiler.culprit import find
-from dlcompiler.ir.errors import InvalidModelError, UnsupportedError
+from dlcompiler.culprit import Finding, find
+from dlcompiler.import_culprit import ImportFinding, ImportSearch
+from dlcompiler.ir.errors import CompilerError
 from dlcompiler.ir.graph import Graph
 from dlcompiler.names import names_of_inputs, names_of_outputs
 from dlcompiler.options import Options
-from dlcompiler.repro import describe, free_folder, write_repro
+from dlcompiler.repro import describe, describe_import, free_folder, write_import_repro, write_repro
 
 if TYPE_CHECKING:
     from dlcompiler.sources import Source
@@ -34,6 +35,7 @@ EXAMPLES = """
 dlcompiler verify model.onnx                                 against the reference interpreter
 dlcompiler verify model.onnx --against onnxruntime --input-shape x:1x3x224x224
 dlcompiler verify model.onnx --bisect                        names what is wrong, leaves dlcompiler-repro/
+dlcompiler verify model.onnx --bisect --against onnx         also which node of the file is imported wrongly
 dlcompiler verify model.onnx -i in.npz --rtol 1e-3
 """
 
@@ -41,13 +43,16 @@ dlcompiler verify model.onnx -i in.npz --rtol 1e-3
 @click.command(name="verify", epilog=manual(EXAMPLES))
 @MODEL
 @click.option(
-    "--against", type=click.Choice(["reference", "onnxruntime"]), default="reference", show_default=True,
-    help="reference: the interpreter of the captured graph; onnxruntime: for .onnx files.",
+    "--against", type=click.Choice(JUDGES), default="reference", show_default=True,
+    help="reference: the interpreter of the captured graph. For .onnx files: onnxruntime; onnx: that package's own evaluator.",
 )  # fmt: skip
 @input_flags("random")
 @click.option("--rtol", type=click.FloatRange(min=0), help="Relative tolerance.  [default: by dtype; 1e-4 for float32]")
 @click.option("--atol", type=click.FloatRange(min=0), help="Absolute one, as a share of the largest value.  [default: by dtype]")
-@click.option("--bisect", is_flag=True, help="If wrong, find the rewrite, pass, fusion group and node that make it so.")
+@click.option(
+    "--bisect", is_flag=True,
+    help="If wrong, find the rewrite, pass, fusion group and node that make it so, or the file's node that is imported wrongly.",
+)  # fmt: skip
 @click.option(
     "--repro", type=click.Path(file_okay=False), default="dlcompiler-repro", show_default=True, metavar="DIR",
     help="With --bisect: a new folder for a small graph that is wrong, its inputs and the command.",
@@ -61,43 +66,71 @@ def command(
     """Compare compiled results of MODEL with a judge's, output by output. Exits with 5 where they differ."""
     session = Session.start(parameters)
     tolerances = {"rtol": rtol, "atol": atol}
-    found_in: Path | None = None
-    how_to: list[str] = []
+    kept: dict[str, Any] = {"repro": None, "command": []}
     with session.progress() as progress:
         source = read_source(model, session, progress)
         given = read_inputs(inputs, names_of_inputs(source.graph)) if inputs else {}
         values = make_inputs(source.graph, given, session, fill, seed)
         compiled = build(source, session, progress)
         progress.say(f"running {against}")
-        expected = _judge(against, model, source, values)
+        expected = judge(against, model, source.graph, values)
         actual = call_copy(compiled.simulate if simulate else compiled, values)
         found = compare_all(compiled.output_names, expected, actual, relative=rtol, absolute=atol)
-        culprit = None
-        if bisect and not all(d.same for d in found):
+        same = all(d.same for d in found)
+        culprit: Finding | ImportFinding | None = None
+        if bisect and not same:
             trial = Trial(source, compiled.target, progress, simulate, rtol, atol)
             culprit = find(source.graph, values, compiled.target, compiled.options, trial.is_right)
-            if culprit.repro is not None:
-                found_in = free_folder(Path(repro))
-                target = "cpu" if compiled.target.host else str(compiled.target)
-                how_to = write_repro(found_in, culprit, target, tolerances) + (["--simulate"] if simulate else [])
-    same = all(d.same for d in found)
+            if culprit.kind == "none" and against != "reference":
+                culprit = blame_import(against, model, source.graph, values, session, tolerances, progress)
+            kept = keep_repro(Path(repro), culprit, compiled.target, against, tolerances, simulate)
     if session.as_json:
         outputs = [difference.as_dict() for difference in found]
-        blamed = culprit.as_dict() | {"repro": str(found_in) if found_in else None, "command": how_to} if culprit else None
-        print_json({"same": same, "against": against, "outputs": outputs, "culprit": blamed})
+        print_json({"same": same, "against": against, "outputs": outputs, "culprit": culprit and culprit.as_dict() | kept})
     else:
         for difference in found:
             click.echo(str(difference))
         if culprit is not None:
-            click.echo("\n".join(describe(culprit)))
-            if culprit.kind == "none" and against != "reference":
-                click.echo(f"so the model as imported is compiled rightly: the import and {against} disagree")
-        if found_in is not None:
-            click.echo(f"repro  {found_in}: cd {shlex.quote(str(found_in))} && {shlex.join(how_to)}")
+            click.echo("\n".join(describe(culprit) if isinstance(culprit, Finding) else describe_import(culprit, against)))
+        if kept["repro"] is not None:
+            click.echo(f"repro  {kept['repro']}: cd {shlex.quote(kept['repro'])} && {shlex.join(kept['command'])}")
     if not same:
         wrong = sum(not difference.same for difference in found)
         click.echo(f"dlcompiler: error: {wrong} of {len(found)} outputs differ from {against}", err=True)
     return 0 if same else MISMATCH
+
+
+def blame_import(
+    against: str, model: str, graph: Graph, values: Sequence[Any], session: Session, tolerances: Mapping[str, float | None],
+    progress: Progress,
+) -> ImportFinding:  # fmt: skip
+    """The node of the file that is taken for something else, where what is compiled is right."""
+    rename = {"rtol": "relative", "atol": "absolute"}
+    limits = {rename[name]: value for name, value in tolerances.items()}
+    run = part_judge(against)
+    try:
+        search = ImportSearch(model, run, session.input_shapes, session.options.fix_batch, limits, progress.say)
+        return search.find(dict(zip(names_of_inputs(graph), values)))
+    except CompilerError as error:  # that results differ is known, and is said first
+        return ImportFinding(f"which node of the file it is could not be found out: {error}")
+
+
+def keep_repro(
+    folder: Path, culprit: Finding | ImportFinding, target: Target, against: str, tolerances: Mapping[str, float | None],
+    simulate: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Write a folder that shows the fault, if there is something to show: where it is, and the command that fails in it."""
+    if isinstance(culprit, ImportFinding):
+        if culprit.model is None:
+            return {"repro": None, "command": []}
+        place = free_folder(folder)
+        return {"repro": str(place), "command": write_import_repro(place, culprit, against, tolerances)}
+    if culprit.repro is None:
+        return {"repro": None, "command": []}
+    place = free_folder(folder)
+    name = "cpu" if target.host else str(target)
+    command = write_repro(place, culprit, name, tolerances) + (["--simulate"] if simulate else [])
+    return {"repro": str(place), "command": command}
 
 
 def call_copy(compiled: Any, values: Sequence[Any]) -> list[np.ndarray]:
@@ -105,37 +138,6 @@ def call_copy(compiled: Any, values: Sequence[Any]) -> list[np.ndarray]:
     copies = [value.copy() if isinstance(value, np.ndarray) else value for value in values]
     result = compiled(*copies)
     return list(result) if isinstance(result, tuple) else [result]
-
-
-def _judge(against: str, model: str, source: Source, values: Sequence[Any]) -> list[np.ndarray]:
-    if against == "reference":
-        from dlcompiler.reference import run_reference
-
-        return run_reference(source.graph, values)[: len(source.graph.outputs)]
-    session = onnxruntime_session(model)
-    feeds = dict(zip(names_of_inputs(source.graph), values))
-    return session.run(None, feeds)
-
-
-def onnxruntime_session(model: str, threads: int | None = None) -> Any:
-    """An ONNX Runtime session on the CPU. Raises UnsupportedError where it is missing or cannot run the model."""
-    if not model.endswith(".onnx"):
-        raise click.UsageError(f"ONNX Runtime runs .onnx files, and {os.path.basename(model)} is none")
-    try:
-        import onnxruntime
-    except ModuleNotFoundError:
-        raise UnsupportedError("onnxruntime is not installed", items=("onnxruntime",), hint="pip install onnxruntime") from None
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 3
-    if threads is not None:
-        settings.intra_op_num_threads = threads
-    failures = onnxruntime.capi.onnxruntime_pybind11_state
-    try:
-        return onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
-    except failures.NotImplemented as error:
-        raise UnsupportedError(f"ONNX Runtime cannot run the model: {str(error).splitlines()[0]}") from None
-    except (failures.Fail, failures.InvalidGraph, failures.InvalidProtobuf, failures.InvalidArgument) as error:
-        raise InvalidModelError(f"ONNX Runtime refuses the model: {str(error).splitlines()[0]}") from None
 
 
 @dataclass

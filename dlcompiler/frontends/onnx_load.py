@@ -19,6 +19,7 @@ from onnx import ModelProto, TensorProto
 from dlcompiler.frontends.onnx_fold import MOST_DIMENSIONS
 from dlcompiler.frontends.onnx_registry import element_type
 from dlcompiler.ir.errors import InvalidModelError, UnsupportedError
+from dlcompiler.ir.types import DType
 from dlcompiler.weights import map_file
 
 LARGEST_MESSAGE = 1 << 31  # bytes: protobuf's own limit
@@ -133,6 +134,11 @@ def _unpacked(packed: np.ndarray, numel: int, width: int) -> np.ndarray:
     return np.packbits(bits, axis=1, bitorder="little").reshape(numel)
 
 
+def _bytes_stored(dtype: DType, numel: int) -> int:
+    """As raw data: numbers of fewer than 8 bits lie side by side."""
+    return -(-numel * PACKED_BITS.get(dtype.name, dtype.bits) // 8)
+
+
 class TensorReader:
     """Turns tensors of a file into arrays; `folder` holds the external data (None: there is no file); `files` of it were read."""
 
@@ -152,7 +158,7 @@ class TensorReader:
             raise InvalidModelError(f"tensor {name} has a shape that no tensor can have: {str(shape)[:80]}")
         numel = math.prod(shape)
         width = PACKED_BITS.get(dtype.name, dtype.bits)
-        wanted = -(-numel * width // 8)
+        wanted = _bytes_stored(dtype, numel)
         if tensor.HasField("segment"):
             raise InvalidModelError(f"tensor {name} is stored in segments, which ONNX no longer has")
         if tensor.data_location == TensorProto.EXTERNAL:
@@ -170,6 +176,14 @@ class TensorReader:
         if numel and raw.ctypes.data % min(dtype.bytes, 8):
             raw = raw.copy()
         return raw.view(dtype.numpy).reshape(shape)
+
+    def inlined(self, tensor: TensorProto) -> TensorProto:
+        """The tensor with its bytes in the message. Raises InvalidModelError as `array` does."""
+        if tensor.data_location != TensorProto.EXTERNAL:
+            return tensor
+        elements = self.array(tensor)  # which checks what the tensor says
+        raw = self._external(tensor, printable(tensor.name), _bytes_stored(element_type(tensor.data_type), elements.size))
+        return TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=raw.tobytes())
 
     def _typed_fields(self, tensor: TensorProto, name: str, shape: tuple[int, ...], numel: int) -> np.ndarray:
         code = tensor.data_type

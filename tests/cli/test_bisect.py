@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from dlcompiler.ir.graph import Builder, Graph
 from dlcompiler.ir.text import parse_graph
@@ -14,10 +15,11 @@ from dlcompiler.ir.types import TensorType, f32
 from dlcompiler.passes.block import simplify
 from dlcompiler.passes.pattern import algebra
 from dlcompiler.passes.rewrite import RuleTable
+from onnx import TensorProto, helper
 
 from dlcompiler.isolate import around, isolate
 from dlcompiler.reference import run_reference
-from tests.cli.conftest import WIDTH, Cli
+from tests.cli.conftest import WIDTH, Cli, save
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, name: str, rule: str) -> None:
@@ -121,3 +123,54 @@ def test_a_part_computes_what_the_whole_does(reach: tuple[int, int]) -> None:
             np.testing.assert_array_equal(ours, theirs)
         assert part.size <= len([each for each in graph.nodes if each.op.name != "constant"])
         assert parse_graph(str(part.graph)).symbols == part.graph.symbols
+
+
+@pytest.mark.parametrize("against", ["onnxruntime", "onnx"])
+def test_a_node_that_is_imported_wrongly(
+    cli: Cli, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, against: str
+) -> None:
+    from dlcompiler.frontends.onnx_registry import OPERATORS
+
+    arguments = ("--against", against, "--bisect", "--input-shape", f"x:0:3x{WIDTH}", "--repro", tmp_path / "found")
+    with monkeypatch.context() as patch:
+        honest = OPERATORS[("", "Relu")]
+        patch.setitem(OPERATORS, ("", "Relu"), lambda call: call.b.mul(honest(call), 1.5))
+        found = cli("verify", model, *arguments, "--json")
+        assert found.code == 5
+        culprit = found.json["culprit"]
+        told = {"kind": "import", "node": "relu", "operator": "ai.onnx.Relu", "version": 21, "output": "h3", "proved": True}
+        assert told.items() <= culprit.items()
+        small = onnx.load(Path(culprit["repro"]) / "node.onnx")
+        assert [node.op_type for node in small.graph.node] == ["Relu"]
+        onnx.checker.check_model(small)
+        assert repeat(cli, culprit, monkeypatch) == 5
+        assert (
+            "import 'relu', Relu [ai.onnx 21], is imported as something else: h3: DIFFERS" in cli("verify", model, *arguments).out
+        )
+    assert repeat(cli, culprit, monkeypatch) == 0  # the fault is gone
+
+
+def test_a_node_that_needs_to_know_a_shape(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shape that the file computes is a constant of the node that is left. A wrong branch is one node of the file."""
+    from dlcompiler.frontends.onnx_registry import OPERATORS
+
+    sizes = np.array([3, 2], np.int64)
+    result = helper.make_tensor_value_info("b", TensorProto.FLOAT, None)
+    branches = [helper.make_graph([helper.make_node(op, ["r"], ["b"])], op, [], [result]) for op in ("Neg", "Abs")]
+    nodes = [
+        helper.make_node("ReduceSum", ["x:0"], ["s"], keepdims=0),
+        helper.make_node("Cast", ["s"], ["c"], to=TensorProto.BOOL),
+        helper.make_node("Add", ["sizes", "zero"], ["shape"]),
+        helper.make_node("Reshape", ["x:0", "shape"], ["r"], name="reshaped"),
+        helper.make_node("If", ["c"], ["y"], name="chosen", then_branch=branches[0], else_branch=branches[1]),
+    ]
+    path = save(tmp_path / "m.onnx", nodes, [2, 3], [3, 2], sizes=sizes, zero=np.zeros(2, np.int64))
+    arguments = ("verify", path, "--against", "onnxruntime", "--bisect", "--json", "--repro", tmp_path / "found")
+    for op, name in (("Reshape", "reshaped"), ("Neg", "chosen")):
+        with monkeypatch.context() as patch:
+            honest = OPERATORS[("", op)]
+            patch.setitem(OPERATORS, ("", op), lambda call, honest=honest: call.b.add(honest(call), 1.0))
+            culprit = cli(*arguments, "--fill", "ones").json["culprit"]
+            assert (culprit["node"], culprit["proved"]) == (name, True)
+            assert repeat(cli, culprit, monkeypatch) == 5
+        assert repeat(cli, culprit, monkeypatch) == 0
