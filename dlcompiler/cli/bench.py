@@ -16,7 +16,7 @@ import numpy as np
 
 from dlcompiler.cli.commands import MODEL, complete_systems, flags, input_flags, manual
 from dlcompiler.cli.judges import onnxruntime_session
-from dlcompiler.cli.shared import Session, build, make_inputs, print_json, read_inputs, read_source, table
+from dlcompiler.cli.shared import Session, build, check_plan, make_inputs, print_json, read_inputs, read_source, table
 from dlcompiler.compare import compare_all
 from dlcompiler.ir.errors import UnsupportedError
 from dlcompiler.names import names_of_inputs
@@ -110,6 +110,7 @@ def command(
         values = make_inputs(source.graph, given, session, fill, seed)
         with _Watch() as watch:
             compiled = build(source, session, progress)
+            check_plan(compiled, session, values)
             compiled(*values)
         ours = Timed("dlcompiler", lambda: compiled(*values), watch.seconds, watch.peak, watch.kept)
         feeds = dict(zip(compiled.input_names, values))

@@ -1,6 +1,6 @@
 """The one place where errors become exit codes and messages of one line.
 
-0 ok · 1 internal error · 2 usage · 3 invalid model or input file · 4 unsupported op or dtype · 5 verify mismatch ·
+0 ok · 1 internal error · 2 usage · 3 invalid model or input file · 4 unsupported op, dtype or size · 5 verify mismatch ·
 6 device or resource · 130 interrupted
 
 This is also the one place with a broad handler: whatever nobody foresaw is our bug, and its traceback goes into a file that the

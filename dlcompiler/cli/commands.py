@@ -23,8 +23,8 @@ COMMANDS = {
     "completion": "print a script that completes commands and flags in a shell",
 }
 
-EXIT_CODES = """Exit codes: 0 ok, 1 internal error, 2 usage, 3 invalid model or input file, 4 unsupported op or dtype, 5 verify
-mismatch, 6 device or resource, 130 interrupted (nothing is half-written)."""
+EXIT_CODES = """Exit codes: 0 ok, 1 internal error, 2 usage, 3 invalid model or input file, 4 unsupported op, dtype or size, 5
+verify mismatch, 6 device or resource, 130 interrupted (nothing is half-written)."""
 
 
 def manual(examples: str, codes: str = EXIT_CODES) -> str:

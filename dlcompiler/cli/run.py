@@ -52,7 +52,7 @@ def command(
         graph, make = open_model(model, session, progress)
         given = read_inputs(inputs, names_of_inputs(graph)) if inputs else {}
         values = make_inputs(graph, given, session, fill, seed)
-        compiled = make()
+        compiled = make(values)
         call = compiled.simulate if simulate else compiled
         progress.say("running")
         for _ in range(repeat):

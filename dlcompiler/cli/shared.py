@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import re
 import sys
@@ -159,30 +158,33 @@ def build(source: Source, session: Session, progress: Progress, observer: Observ
     return build_source(source, session.target or source.target or "cpu", options, observe=Observers(*observers))
 
 
-def open_model(model: str, session: Session, progress: Progress) -> tuple[Graph, Callable[[], Compiled]]:
-    """A model to be run: its graph, and what compiles it. Where this machine has kept its program, the graph has the inputs only,
-    and nothing is compiled.
+def open_model(model: str, session: Session, progress: Progress) -> tuple[Graph, Callable[[Sequence[Any]], Compiled]]:
+    """A model to be run: its graph, and what compiles it for a call with some inputs.
+
+    Where this machine has kept its program, the graph has the inputs only, and nothing is compiled.
     """
     from dlcompiler.compiled import KeptCompiled
     from dlcompiler.kept import Place, find, keep
 
     place = Place("run", session.target, session.options, session.input_shapes)
 
-    def make(source: Source | None = None) -> Compiled:
+    def make(values: Sequence[Any] | None = None, source: Source | None = None) -> Compiled:
         compiled = build(source or read_source(model, session, progress), session, progress)
+        if values is not None:
+            check_plan(compiled, session, values)
         keep(place, compiled)
         return compiled
 
     found = find(place, model)
     if found is None:
         source = read_source(model, session, progress)
-        return source.graph, lambda: make(source)
+        return source.graph, lambda values: make(values, source)
     executable, names = found
     builder = Builder()
     for name, tensor in zip(names["inputs"], executable.program.inputs):
         builder.input(name, TensorType(DTYPES[tensor.dtype], tensor.shape), location=name)
     graph = builder.finish((), output_names=tuple(names["outputs"]))
-    return graph, lambda: KeptCompiled(executable, names, make)
+    return graph, lambda values: KeptCompiled(executable, names, make)
 
 
 # -- inputs ------------------------------------------------------------------------------------------------------------------
@@ -214,7 +216,7 @@ def make_inputs(graph: Graph, given: Mapping[str, np.ndarray], session: Session,
     """Every input of a call: those given, converted where the file's format has no dtype for them, the rest filled.
 
     A size that nothing says is made up too, with a warning: 1. Raises InputError naming what is missing or unknown, and
-    UnsupportedError for one that is no tensor of numbers.
+    UnsupportedError for one that is no tensor of numbers, or for inputs that no memory holds.
     """
     names = names_of_inputs(graph)
     unknown = [name for name in given if name not in names]
@@ -231,19 +233,55 @@ def make_inputs(graph: Graph, given: Mapping[str, np.ndarray], session: Session,
                 hint="dlcompiler.compile(path)(...) takes it in Python",
             )
     bindings = _bindings(graph, names, given, session.input_shapes)
+    shapes = _shapes(graph, names, given, bindings)
+    check_memory(graph, session, bindings)
     generator = np.random.default_rng(seed)
     values: list[Any] = []
     for name, node in zip(names, graph.inputs):
         if name in given:
             values.append(_as_expected(name, node, given[name]))
         elif node.op.name == "size":
-            values.append(_sized(node.attributes["symbol"], name, bindings))
+            values.append(bindings[node.attributes["symbol"]])
         else:
-            shape = tuple(_evaluate(dim, bindings, name) for dim in node.shape)
-            if math.prod(d for d in shape if d) * 8 >= 2**63:  # what is random is made in a wider dtype first
-                raise MemoryError(f"input {name!r} of shape {list(shape)} is larger than any memory")
-            values.append(filled(node, shape, fill or "zeros", generator))
+            values.append(filled(node, shapes[name], fill or "zeros", generator))
     return values
+
+
+def _shapes(graph: Graph, names: Sequence[str], given: Mapping[str, Any], bindings: dict[str, int]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the inputs to be made up. Sizes that nothing says are added to the bindings."""
+    found: dict[str, tuple[int, ...]] = {}
+    for name, node in zip(names, graph.inputs):
+        if name in given:
+            continue
+        if node.op.name == "size":
+            _sized(node.attributes["symbol"], name, bindings)
+        else:
+            found[name] = tuple(_evaluate(dim, bindings, name) for dim in node.shape)
+    return found
+
+
+def check_memory(graph: Graph, session: Session, bindings: Mapping[str, int], planned: int | None = None) -> None:
+    """Before anything large is allocated: raises UnsupportedError for a file whose tensors this process cannot have in memory.
+
+    Where --input-shape says how large they are, that is the caller's doing and not the file's: MemoryError.
+    """
+    from dlcompiler.demand import require_memory
+
+    try:
+        require_memory(graph, bindings, planned or 0)
+    except UnsupportedError as error:
+        if session.input_shapes:
+            raise MemoryError(error.message) from None
+        raise
+
+
+def check_plan(compiled: Compiled, session: Session, values: Sequence[Any]) -> None:
+    """The same for what a compiled model plans to use for these inputs."""
+    names = names_of_inputs(compiled.graph)
+    bindings = _bindings(compiled.graph, names, dict(zip(names, values)), {})
+    place = getattr(compiled.executable, "placement", None)  # of a single program
+    planned = place(bindings).arena_bytes if place is not None else compiled.report().planned_peak
+    check_memory(compiled.graph, session, bindings, planned)
 
 
 def _bindings(graph: Graph, names: Sequence[str], given: Mapping[str, Any], shapes: Mapping[str, tuple]) -> dict[str, int]:
@@ -298,7 +336,7 @@ def filled(node: Node, shape: tuple[int, ...], fill: str, generator: np.random.G
         return (generator.standard_normal(shape) + 1j * generator.standard_normal(shape)).astype(dtype.numpy)
     if dtype.is_float:
         return generator.standard_normal(shape, dtype=np.float32).astype(dtype.numpy)
-    return generator.integers(0, 2, shape).astype(dtype.numpy)
+    return generator.integers(0, 2, shape, dtype=np.uint8).astype(dtype.numpy)
 
 
 # -- results -----------------------------------------------------------------------------------------------------------------

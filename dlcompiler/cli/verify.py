@@ -14,7 +14,7 @@ import numpy as np
 from dlcompiler.cli.commands import MODEL, flags, input_flags, manual
 from dlcompiler.cli.judges import JUDGES, judge, part_judge
 from dlcompiler.cli.progress import Progress
-from dlcompiler.cli.shared import Session, build, make_inputs, print_json, read_inputs, read_source
+from dlcompiler.cli.shared import Session, build, check_plan, make_inputs, print_json, read_inputs, read_source
 from dlcompiler.codegen.target import Target
 from dlcompiler.compare import compare_all
 from dlcompiler.culprit import Finding, find
@@ -72,6 +72,7 @@ def command(
         given = read_inputs(inputs, names_of_inputs(source.graph)) if inputs else {}
         values = make_inputs(source.graph, given, session, fill, seed)
         compiled = build(source, session, progress)
+        check_plan(compiled, session, values)
         progress.say(f"running {against}")
         expected = judge(against, model, source.graph, values)
         actual = call_copy(compiled.simulate if simulate else compiled, values)

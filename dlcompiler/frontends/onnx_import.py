@@ -21,6 +21,7 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 
 from dlcompiler.frontends import onnx_ops_all  # noqa: F401 - fills the table
 from dlcompiler.frontends.onnx_attributes import attribute_values, resolved_attributes
+from dlcompiler.frontends.onnx_contrib_schema import check_contrib
 from dlcompiler.frontends.onnx_control import ControlFlow
 from dlcompiler.frontends.onnx_fold import FoldingBuilder, Limits
 from dlcompiler.frontends.onnx_host import host_attributes, is_implemented
@@ -36,7 +37,7 @@ from dlcompiler.frontends.onnx_registry import (
     NeedsValuesError,
     ToFunctionBody,
 )
-from dlcompiler.frontends.onnx_schema import Schema, check_node, check_types, function_body, schema_of
+from dlcompiler.frontends.onnx_schema import Schema, check_node, check_types, first_schema, function_body, schema_of
 from dlcompiler.ir.control import needed, tensor_types
 from dlcompiler.ir.errors import DTypeError, InputError, InvalidModelError, ShapeError, UnsupportedError
 from dlcompiler.ir.expression import symbols
@@ -362,13 +363,16 @@ class _Importer:
             self._problem(described, location)
             self._scan_branches(node, scope)
             return missing
-        if schema is not None:
-            check_node(node, schema, location)
+        rules = schema or first_schema(node.op_type, domain)
+        if rules is not None:
+            check_node(node, rules, location)
+        else:
+            check_contrib(node, inputs, location)
         if any(isinstance(i, _Missing) for i in inputs):
             self._scan_branches(node, scope)
             return missing
-        if schema is not None:
-            check_types(node, schema, inputs, location)
+        if rules is not None:
+            check_types(node, rules, inputs, location)
         try:
             if node.op_type in CONTROL_FLOW and domain == "":
                 results = self._control_flow(node, scope, inputs, schema, location)

@@ -67,6 +67,15 @@ def schema_of(op_type: str, version: int, domain: str) -> Schema | None:
         return None
 
 
+@lru_cache(maxsize=256)
+def first_schema(op_type: str, domain: str) -> Schema | None:
+    """The oldest schema of an operator, which a file of an older operator set must not use; several are taken all the same."""
+    newest = schema_of(op_type, onnx.defs.onnx_opset_version(), domain)
+    while newest is not None and (older := schema_of(op_type, newest.version - 1, domain)) is not None:
+        newest = older
+    return newest
+
+
 def check_node(node: NodeProto, schema: Schema, location: str) -> None:
     """Numbers of inputs and outputs, and attributes. Raises InvalidModelError."""
     raw = schema.raw

@@ -87,6 +87,19 @@ def test_a_bomb_is_not_folded(cli: Cli, tmp_path: Path) -> None:
     assert result.code == 0 and result.json["outputs"][0]["max"] == 1.0
 
 
+def test_more_than_memory_is_the_files_or_the_callers_doing(cli: Cli, tmp_path: Path) -> None:
+    """The same tensors: 4 where the file says that they are so large, 6 where the command line does."""
+    nodes = [helper.make_node("Softmax", ["x:0"], ["y"])]
+    huge, open_ = (save(tmp_path / f"{size}.onnx", nodes, [size, 1 << 20], [size, 1 << 20]) for size in (1 << 30, "n"))
+    of_file = cli("run", huge, "--fill", "ones")
+    assert of_file.code == 4 and "8.0 PiB" in of_file.err and "'x:0'" in of_file.err and "this process may have" in of_file.err
+    of_caller = cli("run", open_, "--fill", "ones", "--input-shape", f"x:0:{1 << 30}x{1 << 20}")
+    assert of_caller.code == 6 and "out of memory" in of_caller.err and "8.0 PiB" in of_caller.err
+    assert cli("verify", huge).code == 4 and cli("bench", huge).code == 4
+    assert cli("compile", huge).code == 0  # it may be run elsewhere
+    assert cli("run", open_, "--fill", "ones").code == 0
+
+
 def test_some_mutations_of_each_kind(cli: Cli, tmp_path: Path) -> None:
     for kind in cases.KINDS:
         for index in range(0, 600, 40):

@@ -126,7 +126,41 @@ def own_models() -> dict[str, ModelProto]:
             [2, 5, 4], [2, 5, 4], weight("wq", 4, 4), weight("wk", 4, 4), weight("g", 4),
         ),
     ]  # fmt: skip
-    return {each.graph.name: each for each in made}
+    return {each.graph.name: each for each in made} | contrib_models()
+
+
+# operator of com.microsoft -> (shapes of inputs, `i` in front for numbers of a table, None for one left out; attributes)
+CONTRIB: dict[str, tuple[list, dict[str, object]]] = {
+    "FastGelu": ([(2, 4), (4,)], {}),
+    "QuickGelu": ([(2, 4)], {"alpha": 1.5}),
+    "FusedMatMul": ([(2, 3, 4), (2, 5, 4)], {"transB": 1, "alpha": 0.5}),
+    "SkipLayerNormalization": ([(2, 3, 4), (2, 3, 4), (4,), (4,), (4,)], {"epsilon": 1e-5}),
+    "EmbedLayerNormalization": ([("i", 2, 3), ("i", 2, 3), (5, 4), (3, 4), (2, 4), (4,), (4,)], {}),
+    "RotaryEmbedding": ([(2, 3, 8), ("l", 2, 3), (4, 2), (4, 2)], {"num_heads": 2}),
+    "MatMulNBits": ([(3, 32), ("u", 6, 2, 8), (12,)], {"K": 32, "N": 6, "bits": 4, "block_size": 16}),
+    "Attention": ([(2, 3, 4), (4, 12), (12,), ("i", 2, 3)], {"num_heads": 2, "unidirectional": 1}),
+    "MultiHeadAttention": ([(2, 3, 4), (2, 3, 4), (2, 3, 4), (12,)], {"num_heads": 2}),
+    "GroupQueryAttention": (
+        [(2, 1, 16), (2, 1, 8), (2, 1, 8), (2, 2, 3, 4), (2, 2, 3, 4), ("i", 2), ("i", 1), (8, 2), (8, 2)],
+        {"num_heads": 4, "kv_num_heads": 2, "do_rotary": 1},
+    ),
+}
+CODES = {"i": TensorProto.INT32, "l": TensorProto.INT64, "u": TensorProto.UINT8}
+
+
+def contrib_models() -> dict[str, ModelProto]:
+    """A model of one node for each operator of `com.microsoft`, for which the onnx package has no cases."""
+    found = {}
+    for op, (shapes, attributes) in CONTRIB.items():
+        infos = []
+        for k, shape in enumerate(shapes):
+            code = CODES.get(shape[0], TensorProto.FLOAT)
+            infos.append(helper.make_tensor_value_info(f"x{k}", code, shape if code == TensorProto.FLOAT else shape[1:]))
+        nodes = [helper.make_node(op, [info.name for info in infos], ["y"], domain="com.microsoft", **attributes)]
+        graph = helper.make_graph(nodes, f"contrib_{op}", infos, [helper.make_empty_tensor_value_info("y")])
+        opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+        found[graph.name] = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    return found
 
 
 TEXTS = (
