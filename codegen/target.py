@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from dlcompiler.codegen.choices import Answer, Choices, Question
 from dlcompiler.ir.errors import OptionError, UnsupportedError
 from dlcompiler.ir.expression import known
+from dlcompiler.ir.ops.recurrent import CELLS
 from dlcompiler.ir.scalar import SCALARS
 from dlcompiler.ir.types import DType, TensorType, compute_dtype
 
@@ -23,7 +24,8 @@ GPU_ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_
 # Ops that a library runs whole on each kind of target; everything else becomes kernels of our own.
 LIBRARY_OPS = {
     "cpu": frozenset({
-        "matmul", "linear", "block_linear", "convolution", "attention", "attention_with_logsumexp", "attention_backward", "scan",
+        "matmul", "linear", "block_linear", "convolution", "attention", "attention_with_logsumexp", "attention_backward", "lstm",
+        "gru", "rnn", "scan",
     }),
     "cuda": frozenset({
         "matmul", "linear", "convolution", "attention", "attention_with_logsumexp", "attention_backward", "lstm", "gru", "rnn",
@@ -32,6 +34,8 @@ LIBRARY_OPS = {
 }  # fmt: skip
 # Of these those that no library has: they are written out where no kernel of ours applies.
 ROUTINES_ALONE = frozenset({"block_linear", "attention_with_logsumexp", "attention_backward"})
+# Dtypes of recurrent layers that are scans of ours; those of others are a library's, whole.
+SCANNED = {"cpu": frozenset({"f32", "f64"}), "cuda": frozenset({"f32", "f16", "bf16"})}
 
 
 @dataclass(frozen=True)
@@ -74,10 +78,17 @@ class Target:
         """Ops kept whole for a library."""
         return LIBRARY_OPS[self.kind]
 
+    @property
+    def scanned_dtypes(self) -> frozenset[str]:
+        """Names of the dtypes for which a recurrent layer is products and scans of ours."""
+        return SCANNED[self.kind]
+
     def runs_whole(self, node: Node) -> bool:
         """Whether a composite is run as it is, by a library or by a hand-written kernel."""
         if node.op.name not in self.library_ops:
             return False
+        if node.op.name in CELLS:
+            return node.inputs[0].dtype.name not in self.scanned_dtypes
         return node.op.name not in ROUTINES_ALONE or self.scratch_of_routine(node) is not None
 
     @property

@@ -268,7 +268,7 @@ def record(
         native=max(0, computed - sum(library.values()) - sum(a.count for a in aten)),
         library=dict(library.most_common()),
         aten=aten,
-        kernels=len(launches),
+        kernels=len(launches) + _further_starts(program),
         distinct=distinct,
         compiled=kernels_compiled,
         loaded=kernels_loaded,
@@ -367,6 +367,12 @@ def record_fallback(name: str, operators: Sequence[str], reason: str, options: O
         _reports.append(report)
     _log(report, options)
     return report
+
+
+def _further_starts(program: Program) -> int:
+    """Starts of kernels beyond one a step, as of one that is started for each time step."""
+    kernels = program.code.kernels if isinstance(program.code, DeviceCode) else ()
+    return sum(kernel.known_starts - 1 for kernel in kernels if kernel is not None)
 
 
 def _evidence(program: Program) -> tuple[Mapping[str, Any], ...]:

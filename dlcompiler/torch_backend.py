@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from dlcompiler.codegen.target import Target
+from dlcompiler.codegen.target import SCANNED, Target
 from dlcompiler.devices import target_of_devices
 from dlcompiler.frontends.fx import decompositions, import_fx, keep_recurrent_layers_whole, number_draws, result_kinds
 from dlcompiler.frontends.fx_location import input_names
@@ -78,7 +78,8 @@ class Backend:
         resolved = _resolve(mode, options, unknown)
         name, key = _names(graph_module)
         called = input_names(graph_module)
-        keep_recurrent_layers_whole(graph_module)
+        on_gpu = any(isinstance(x, torch.Tensor) and x.device.type == "cuda" for x in example_inputs)
+        keep_recurrent_layers_whole(graph_module, SCANNED["cuda" if on_gpu else "cpu"])
 
         def compiler(part: str) -> Callable[..., Any]:
             suffix = f"_{part}" if part else ""

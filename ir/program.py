@@ -206,12 +206,14 @@ class DeviceKernel:
     """Machine code of one kernel for a GPU: an entry of a binary, and how it is started.
 
     The entry is given the address of each of `kernel.buffers` (of a RoutineCall: of its `arguments`), then each of its
-    `size_symbols` as an int64, then `extra_words` words: the address of scratch memory, `scratch_bytes` for each block, and 0s.
+    `size_symbols` as an int64, then, if it `repeats`, the number of the start, then `extra_words` words: the address of scratch
+    memory, `scratch_bytes` for each block, and 0s.
 
     name      of the entry in `binary`, a cubin for `arch`; stages["ptx"] is the same for later architectures
     stages    name -> text, from what a person reads to what is assembled
     grid      number of blocks; may be symbolic, in the program's sizes
     threads   of a block; shared_bytes: its dynamic shared memory
+    repeats   how often it is started in a row, each start after the one before; None: once, and it is given no number
     written   codegen's own record of it
     """
 
@@ -226,11 +228,17 @@ class DeviceKernel:
     scratch_bytes: int = 0
     schedule: str = ""
     written: Any = field(repr=False, default=None)
+    repeats: Dim | None = None
 
     @property
     def text(self) -> str:
         """The source that a person reads."""
         return next(iter(self.stages.values()), "")
+
+    @property
+    def known_starts(self) -> int:
+        """How often a call starts it; 1 where only the call's sizes tell."""
+        return self.repeats if isinstance(self.repeats, int) else 1
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,11 +22,20 @@ from torch import Tensor
 class _Start:
     """One launch that is ready: the loaded kernel, its words, and which of them change from call to call."""
 
-    __slots__ = ("blocks", "loaded", "number", "patches", "words")
+    __slots__ = ("blocks", "loaded", "number", "patches", "repeats", "words")
 
-    def __init__(self, number: int, loaded: Any, blocks: int, words: Words, patches: tuple[tuple[int, int, int], ...]) -> None:
+    def __init__(
+        self,
+        number: int,
+        loaded: Any,
+        blocks: int,
+        words: Words,
+        patches: tuple[tuple[int, int, int], ...],
+        repeats: tuple[int, int] | None = None,
+    ) -> None:
         self.number, self.loaded, self.blocks, self.words = number, loaded, blocks, words
         self.patches = patches  # (word, base, bytes beyond it)
+        self.repeats = repeats  # (word that is the number of the start, how many starts); None: one, without a number
 
 
 class GpuFrame:
@@ -70,7 +79,11 @@ class GpuFrame:
             memory = torch.empty(kernel.scratch_bytes * launch.blocks + ALIGNMENT, dtype=torch.uint8, device=self.plan.device)
             self._scratch.append(memory)
             extra[0] = -(-memory.data_ptr() // ALIGNMENT) * ALIGNMENT
-        return _Start(launch.number, self.device.load(kernel), launch.blocks, Words([*values, *extra]), patches)
+        repeats = None
+        if launch.repeats is not None:
+            repeats = (len(values), launch.repeats)
+            values.append(0)
+        return _Start(launch.number, self.device.load(kernel), launch.blocks, Words([*values, *extra]), patches, repeats)
 
     # -- a call ----------------------------------------------------------------------------------------------------------------
 
@@ -124,7 +137,14 @@ class GpuFrame:
         values = start.words.values
         for word, base, offset in start.patches:
             values[word] = self.bases[base] + offset
-        self.device.start(start.loaded, start.blocks, start.words, stream)
+        if start.repeats is None:
+            self.device.start(start.loaded, start.blocks, start.words, stream)
+            return
+        # the driver copies the arguments of a start before it returns
+        word, count = start.repeats
+        for number in range(count):
+            values[word] = number
+            self.device.start(start.loaded, start.blocks, start.words, stream)
 
     def _run_torch(self, section: Any) -> None:
         results = section.routine(self.tensors)

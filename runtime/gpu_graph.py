@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
-from dlcompiler.ir.program import AtenCall, Launch, Program, RoutineCall
+from dlcompiler.ir.program import AtenCall, Program
 from dlcompiler.runtime.gpu_frame import GpuFrame, set_call
 from dlcompiler.runtime.gpu_plan import GpuPlan
 from dlcompiler.runtime.tensors import span
@@ -87,7 +87,7 @@ class Recorder:
         return True
 
     def _is_worth_it(self, steady: Mapping[int, int]) -> bool:
-        launches = sum(isinstance(step, Launch | RoutineCall) for step in self.plan.program.steps)
+        launches = sum(kernel.known_starts for kernel in self.plan.shared.code.kernels if kernel is not None)
         if launches < FEWEST_LAUNCHES:
             return False
         moving = [layout for k, layout in enumerate(self.plan.inputs) if layout is not None and k not in steady]

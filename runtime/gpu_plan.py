@@ -24,12 +24,13 @@ PREPARED = -3  # the "base" of what the preparation has made: there is one copy,
 
 
 class GpuLaunch(NamedTuple):
-    """One launch with sizes known; `number` is its step."""
+    """One launch with sizes known; `number` is its step. `repeats`: how often it is started, None: once, with no number."""
 
     number: int
     kernel: DeviceKernel
     words: tuple[Word, ...]
     blocks: int
+    repeats: int | None = None
 
 
 class GpuShared:
@@ -168,7 +169,8 @@ class GpuPlan(Plan):
     def _record(self, number: int, step: Launch | RoutineCall, kernel: Any) -> GpuLaunch:
         if not isinstance(kernel, DeviceKernel):
             raise LaunchError(f"step {number} has no code for a GPU")
-        return GpuLaunch(number, kernel, tuple(self._words(step)), self.number(kernel.grid))
+        repeats = None if kernel.repeats is None else self.number(kernel.repeats)
+        return GpuLaunch(number, kernel, tuple(self._words(step)), self.number(kernel.grid), repeats)
 
     @property
     def call_bytes(self) -> int:

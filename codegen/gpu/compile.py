@@ -100,6 +100,7 @@ def assemble(kernel: TritonKernel, target: Target) -> AssembledKernel:
         scratch_bytes=getattr(metadata, "global_scratch_size", 0) or 0,
         schedule=kernel.schedule or f"{kernel.warps} warps",
         written=kernel,
+        repeats=kernel.repeats,
     )
 
 
@@ -268,13 +269,14 @@ def _restored(kept: KeptKernel, kernel: K.Kernel | RoutineCall) -> AssembledKern
     entry, files = kept.entry, kept.entry["files"]
     stages = {stage: kept.read(files[stage]).decode() for stage in SUFFIXES if stage in files}
     grid = parse_dim(entry["grid"])
+    repeats = parse_dim(entry["repeats"]) if entry.get("repeats") is not None else None
     source = stages.get("triton", "")
     written: TritonKernel | CudaKernel
     if "cuda" in stages:
         written = CudaKernel(entry["name"], kernel, stages["cuda"], grid, entry["threads"], entry["schedule"])
     else:
         constants = dict(entry["constants"])
-        written = TritonKernel(entry["name"], kernel, source, grid, constants, {}, warps=entry["threads"] // 32)
+        written = TritonKernel(entry["name"], kernel, source, grid, constants, {}, warps=entry["threads"] // 32, repeats=repeats)
     return AssembledKernel(
         entry["name"],
         kept.arch,
@@ -287,6 +289,7 @@ def _restored(kept: KeptKernel, kernel: K.Kernel | RoutineCall) -> AssembledKern
         entry["scratch_bytes"],
         entry["schedule"],
         written,
+        repeats,
     )
 
 

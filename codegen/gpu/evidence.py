@@ -13,11 +13,12 @@ from typing import Any
 
 from dlcompiler.codegen.gpu.cubin import resources_of
 from dlcompiler.codegen.gpu.device import Device, device_of
+from dlcompiler.codegen.gpu.recurrent_form import cell_of
 from dlcompiler.codegen.phases import Phases
 from dlcompiler.codegen.schedule import merge_axes, size_estimate
 from dlcompiler.ir import kernel as K
 from dlcompiler.ir.expression import Dim, symbols
-from dlcompiler.ir.program import AtenCall, DeviceCode, DeviceKernel, Launch, LibraryCall, Program, View
+from dlcompiler.ir.program import AtenCall, DeviceCode, DeviceKernel, Launch, LibraryCall, Program, RoutineCall, View
 
 REGISTER_UNIT = 256  # of a warp's registers, in which they are given out
 SHARED_UNIT = 1024  # bytes that the system takes of each block's shared memory
@@ -26,6 +27,8 @@ SHARED_UNIT = 1024  # bytes that the system takes of each block's shared memory
 @dataclass(frozen=True)
 class Evidence:
     """One step of a program. `kind`: kernel, library or aten; registers and the like are 0 for what is not a kernel of ours.
+
+    launches               how often the kernel is started, as for each time step; 1 where only a call tells
 
     bytes, minimum_bytes   moved, and at least to be moved; flops: scalar operations, of library calls multiply-adds counted twice
     occupancy              threads that are there at once, as a part of the most there can be
@@ -44,6 +47,7 @@ class Evidence:
     minimum_bytes: int
     flops: int
     roofline_seconds: float
+    launches: int = 1
 
     @property
     def intensity(self) -> float:
@@ -68,20 +72,28 @@ def program_evidence(program: Program, device: Device | None = None) -> list[Evi
 def _step_evidence(number: int, step: Any, code: DeviceKernel | None, device: Device) -> Evidence:
     if isinstance(step, Launch):
         moved, minimum, flops = kernel_traffic(step.kernel, code is not None and "loop" in code.schedule)
-        resources = resources_of(code.binary, code.name) if code is not None else None
-        registers = resources.registers if resources else 0
-        occupied = occupancy(device, code.threads, registers, code.shared_bytes) if code is not None else 0.0
-        return Evidence(
-            number, "kernel", step.kernel.name, code.schedule if code is not None else "", registers,
-            resources.local_bytes if resources else 0, code.shared_bytes if code is not None else 0, occupied, moved, minimum,
-            flops, max(moved / device.copy_bandwidth, flops / device.float32),
-        )  # fmt: skip
+        seconds = max(moved / device.copy_bandwidth, flops / device.float32)
+        return _of_kernel(number, step.kernel.name, code, device, moved, minimum, flops, seconds)
     moved = sum(_view_bytes(v) for v in {*step.reads, *(w for w in step.writes if w is not None)})
     kind, name = ("aten", step.target) if isinstance(step, AtenCall) else ("library", step.op)
     flops = library_flops(step) if isinstance(step, LibraryCall) else 0
     rate = device.half if step.reads and step.reads[0].dtype.bits == 16 else device.float32
+    seconds = max(moved / device.copy_bandwidth, flops / rate)
+    if isinstance(step, RoutineCall):
+        return _of_kernel(number, name, code, device, moved, moved, flops, seconds)
+    return Evidence(number, kind, name, "", 0, 0, 0, 0.0, moved, moved, flops, seconds)
+
+
+def _of_kernel(
+    number: int, name: str, code: DeviceKernel | None, device: Device, moved: int, minimum: int, flops: int, seconds: float
+) -> Evidence:
+    if code is None:
+        return Evidence(number, "kernel", name, "", 0, 0, 0, 0.0, moved, minimum, flops, seconds)
+    resources = resources_of(code.binary, code.name)
+    occupied = occupancy(device, code.threads, resources.registers, code.shared_bytes)
     return Evidence(
-        number, kind, name, "", 0, 0, 0, 0.0, moved, moved, flops, max(moved / device.copy_bandwidth, flops / rate)
+        number, "kernel", name, code.schedule, resources.registers, resources.local_bytes, code.shared_bytes, occupied, moved,
+        minimum, flops, seconds, code.known_starts,
     )  # fmt: skip
 
 
@@ -90,7 +102,7 @@ def _view_bytes(view: View) -> int:
 
 
 def library_flops(step: LibraryCall) -> int:
-    """Multiply-adds, counted twice, of a matrix product, a convolution or attention; 0 for another op."""
+    """Multiply-adds, counted twice, of a product, a convolution, attention or a recurrence; 0 for another op."""
     shapes = [tuple(map(size_estimate, v.shape)) for v in step.reads]
     out = math.prod(map(size_estimate, step.writes[0].shape)) if step.writes and step.writes[0] is not None else 0
     match step.op:
@@ -100,6 +112,11 @@ def library_flops(step: LibraryCall) -> int:
             return 2 * out * math.prod(shapes[1][1:])
         case "attention":
             return 2 * (math.prod(shapes[0]) * shapes[1][-2] + out * shapes[1][-2])
+    if cell_of(step.op) is not None:  # in each step each row of the batch times the weight, in each direction
+        sequences = [shape for shape in shapes if len(shape) == 3]
+        steps, batch = sequences[0 if step.op.endswith("_backward") else -1][:2]
+        weight = next(shape for shape in shapes if len(shape) == 2)
+        return 2 * len(step.attributes["reverse"]) * steps * batch * math.prod(weight)
     return 0
 
 

@@ -57,6 +57,7 @@ def to_files(kernels: Iterable[tuple[str, Any]]) -> dict[str, bytes]:
             "files": {**names, "cubin": f"{number}.cubin"},
             "grid": str(kernel.grid),
             "schedule": kernel.schedule,
+            "repeats": None if kernel.repeats is None else str(kernel.repeats),
             "constants": dict(constants),
             **{name: getattr(kernel, name) for name in _NUMBERS},
         }
@@ -76,6 +77,8 @@ def from_files(arch: str, files: Mapping[str, Any], read: Callable[[str], bytes]
         found = {}
         for key, entry in index["kernels"].items():
             parse_dim(entry["grid"])
+            if entry.get("repeats") is not None:
+                parse_dim(entry["repeats"])
             numbers = [entry[name] for name in _NUMBERS] + list(entry["constants"].values())
             texts = [entry["name"], entry["schedule"], *entry["files"].values()]
             if not all(isinstance(n, int) and n >= 0 for n in numbers) or not all(isinstance(t, str) for t in texts):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from dlcompiler.codegen.gpu.index_text import index_text
 from dlcompiler.codegen.gpu.schedule import NARROW_LIMIT
-from dlcompiler.codegen.gpu.standalone import main_section
+from dlcompiler.codegen.gpu.standalone import STEP, main_section
 from dlcompiler.codegen.gpu.triton_writer import HEADER, LIBDEVICE_HEADER, TritonKernel
 from dlcompiler.ir import kernel as K
 from dlcompiler.ir.expression import Dim, evaluate, product, symbols
@@ -61,18 +61,23 @@ def finished(
     warps: int,
     schedule: str,
     aligned: frozenset[str],
+    repeats: Dim | None = None,
 ) -> TritonKernel:
-    """A routine's file around the body of its function, and all that starting it needs."""
+    """A routine's file around the body of its function, and all that starting it needs.
+
+    With `repeats` it is started so often, and `step` is the number of the start.
+    """
     from dlcompiler.codegen.gpu import scalars
 
     kernel = parameters(call)
     names = [b.name for b in kernel.buffers]
     sizes = list(call.size_symbols)
-    text = ", ".join([*names, *sizes, *(f"{b}: tl.constexpr" for b in blocks)])
+    step = [STEP] if repeats is not None else []
+    text = ", ".join([*names, *sizes, *step, *(f"{b}: tl.constexpr" for b in blocks)])
     origin = "".join(f"  {line}\n    " for line in call.origin)
     head = f'@triton.jit\ndef kernel({text}):\n    """Computes {call.op}\n    {origin}by {schedule}\n    """\n'
     header = HEADER + (LIBDEVICE_HEADER if "libdevice." in body + helpers else "")
-    source = f"{header}{helpers}\n\n{head}{body}" + main_section("kernel", kernel, grid, blocks, warps)
+    source = f"{header}{helpers}\n\n{head}{body}" + main_section("kernel", kernel, grid, blocks, warps, repeats)
     signature = {b.name: scalars.pointer_name(b.dtype) for b in kernel.buffers}
-    signature |= dict.fromkeys(sizes, "i64") | dict.fromkeys(blocks, "constexpr")
-    return TritonKernel("kernel", kernel, source, grid, blocks, signature, aligned, warps, schedule=schedule)
+    signature |= dict.fromkeys([*sizes, *step], "i64") | dict.fromkeys(blocks, "constexpr")
+    return TritonKernel("kernel", kernel, source, grid, blocks, signature, aligned, warps, schedule=schedule, repeats=repeats)

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from dlcompiler.codegen.gpu import attention, routine_text, scan, scatter
+from dlcompiler.codegen.gpu import attention, recurrent, routine_text, scan, scatter
+from dlcompiler.ir.ops.recurrent import CELLS
 from dlcompiler.ir.program import RoutineCall
 from dlcompiler.ir.types import TensorType
 
@@ -25,7 +26,7 @@ def scratch(node: Node) -> Sequence[TensorType] | None:
     if node.op.name in attention.ROLES:
         return () if attention.applies(node) else None
     own = OF_OP.get(node.op.name)
-    return () if own is not None and own.applies(node) else None
+    return None if own is None else own.scratch(node)
 
 
 def routine_parameters(call: RoutineCall) -> Kernel:
@@ -44,8 +45,9 @@ def routine_writers(call: RoutineCall, device: Device, precision: str, aligned: 
     """What writes the routine, by one schedule after another, the preferred one first."""
     if call.op in attention.ROLES:
         return attention.attention_writers(attention.problem_of(call), device, precision, aligned)
-    return OF_OP[call.op].writers(call, device, aligned)
+    return OF_OP[call.op].writers(call, device, precision, aligned)
 
 
-# op -> the module that computes it: whether it does (`applies`), what its text depends on (`key`), the text (`writers`)
+# op -> the module that computes it: in what `scratch` memory, None if it does not; what its text depends on (`key`); `writers`
 OF_OP: dict[str, ModuleType] = {"scan": scan, "index_update": scatter, "scatter": scatter}
+OF_OP |= {f"{cell}_scan{rest}": recurrent for cell in CELLS for rest in ("", "_keeping", "_backward")}

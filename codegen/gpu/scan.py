@@ -6,7 +6,7 @@ number of pieces; like eager's kernels on GPUs they are made in float32. Every r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from dlcompiler.codegen.gpu import scalars
 from dlcompiler.codegen.gpu.device import Device
@@ -19,7 +19,7 @@ from dlcompiler.ir.expression import product
 from dlcompiler.ir.graph import Node
 from dlcompiler.ir.ops.scan import neutral
 from dlcompiler.ir.program import RoutineCall
-from dlcompiler.ir.types import compute_dtype
+from dlcompiler.ir.types import TensorType, compute_dtype
 
 PIECE = 2048  # elements of a row at a time, where these lie side by side
 ROWS, SHORT_PIECE = 32, 32  # where rows do
@@ -39,12 +39,17 @@ def applies(node: Node) -> bool:
     return node.op.name == "scan" and node.dtype.kind in ("float", "int", "uint")
 
 
+def scratch(node: Node) -> Sequence[TensorType] | None:
+    """No memory besides the results; None for a node that is not computed here."""
+    return () if applies(node) else None
+
+
 def key(call: RoutineCall) -> str:
     """What the text depends on besides the parameters."""
     return f"{call.op} {sorted(call.attributes.items())}"
 
 
-def writers(call: RoutineCall, device: Device, aligned: frozenset[str]) -> Iterator[TritonKernel]:
+def writers(call: RoutineCall, device: Device, precision: str, aligned: frozenset[str]) -> Iterator[TritonKernel]:
     """The kernel, by pieces that get smaller."""
     (x,), (y,), axis = call.reads, call.writes, call.attributes["axis"]
     assert y is not None

@@ -9,7 +9,7 @@ Where that would be too many comparisons the op is a library's.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from dlcompiler.codegen.gpu import scalars
 from dlcompiler.codegen.gpu.device import Device
@@ -21,7 +21,7 @@ from dlcompiler.ir.expression import evaluate, product
 from dlcompiler.ir.graph import Node
 from dlcompiler.ir.ops.scatter import UPDATES
 from dlcompiler.ir.program import RoutineCall
-from dlcompiler.ir.types import compute_dtype
+from dlcompiler.ir.types import TensorType, compute_dtype
 
 MOST_COMPARISONS = 1 << 32  # about 2 ms of an H200
 MOST_UPDATES = 16  # along the axis of a scatter
@@ -44,12 +44,17 @@ def applies(node: Node) -> bool:
     return node.tensor.known_shape[0] * max(node.inputs[2].tensor.known_numel, 1) <= MOST_COMPARISONS
 
 
+def scratch(node: Node) -> Sequence[TensorType] | None:
+    """No memory besides the results; None for a node that is not computed here."""
+    return () if applies(node) else None
+
+
 def key(call: RoutineCall) -> str:
     """What the text depends on besides the parameters."""
     return f"{call.op} {sorted(call.attributes.items())}"
 
 
-def writers(call: RoutineCall, device: Device, aligned: frozenset[str]) -> Iterator[TritonKernel]:
+def writers(call: RoutineCall, device: Device, precision: str, aligned: frozenset[str]) -> Iterator[TritonKernel]:
     """The kernel."""
     yield _index_update(call, aligned) if call.op == "index_update" else _scatter(call, aligned)
 

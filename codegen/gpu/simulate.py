@@ -45,8 +45,12 @@ def run_interpreted(kernel: TritonKernel, buffers: Mapping[str, np.ndarray], siz
     programs = evaluate(kernel.grid, sizes)
     if not programs:
         return
-    addresses = [buffers[b.name].ctypes.data for b in kernel.kernel.buffers]
-    run_at(kernel, [*addresses, *(sizes[s] for s in kernel.kernel.size_symbols)], programs)
+    words = [*(buffers[b.name].ctypes.data for b in kernel.kernel.buffers), *(sizes[s] for s in kernel.kernel.size_symbols)]
+    if kernel.repeats is None:
+        run_at(kernel, words, programs)
+        return
+    for step in range(evaluate(kernel.repeats, sizes)):
+        run_at(kernel, [*words, step], programs)
 
 
 def run_at(kernel: TritonKernel, words: Sequence[int], programs: int) -> None:

@@ -7,14 +7,18 @@ from dlcompiler.ir.expression import Dim
 from dlcompiler.ir.kernel import Buffer, Kernel
 
 EXAMPLE_SIZE = 64  # for sizes that are not known
+STEP = "step"  # the argument that says how often a kernel that is started several times in a row has been started before
 
 
-def main_section(name: str, kernel: Kernel, grid: Dim, constants: dict[str, int], warps: int) -> str:
+def main_section(name: str, kernel: Kernel, grid: Dim, constants: dict[str, int], warps: int, repeats: Dim | None = None) -> str:
     """The text after a kernel's function. Without a GPU it needs TRITON_INTERPRET=1, and says so."""
     sizes = "".join(f"    {s} = {EXAMPLE_SIZE}\n" for s in kernel.size_symbols)
     buffers = "".join(f"    {b.name} = {_tensor(b)}\n" for b in kernel.buffers)
-    arguments = ", ".join([b.name for b in kernel.buffers] + list(kernel.size_symbols))
-    keywords = "".join(f", {k}={v}" for k, v in constants.items())
+    step = [STEP] if repeats is not None else []
+    arguments = ", ".join([*(b.name for b in kernel.buffers), *kernel.size_symbols, *step])
+    start = f"{name}[({_c_text(grid)},)]({arguments}{''.join(f', {k}={v}' for k, v in constants.items())}, num_warps={warps})"
+    if repeats is not None:
+        start = f"for {STEP} in range({_c_text(repeats)}):\n            {start}"
     outputs = "".join(
         f'    print("{b.name}", list({b.name}.shape), "mean", {b.name}.double().mean().item(), '
         f'"NaN", int({b.name}.double().isnan().sum()))\n'
@@ -31,7 +35,7 @@ if __name__ == "__main__":
     device = "cuda" if torch.cuda.is_available() else "cpu"
 {sizes}{buffers}
     def run():
-        {name}[({_c_text(grid)},)]({arguments}{keywords}, num_warps={warps})
+        {start}
 
     run()
 {outputs}    if device == "cuda":

@@ -37,6 +37,7 @@ class TritonKernel:
     aligned    arguments whose addresses are multiples of 16
     warps, stages   for Triton's compiler; stages None: its own choice
     schedule   as text, for people
+    repeats    how often it is started in a row, with the number of each start as last argument; None: once, without one
     """
 
     name: str
@@ -49,6 +50,7 @@ class TritonKernel:
     warps: int = 4
     stages: int | None = None
     schedule: str = ""
+    repeats: Dim | None = None
 
 
 class TritonWriter:

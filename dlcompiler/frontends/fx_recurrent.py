@@ -8,7 +8,7 @@ first one kept (`ir.ops.recurrent_training`), and one product over all steps for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -28,19 +28,29 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 
+NAMES = {torch.float32: "f32", torch.float64: "f64", torch.float16: "f16", torch.bfloat16: "bf16"}
+
+
 def layers_with_gradients(name: str) -> Callable[..., tuple[Tensor, ...]]:
-    """A function that takes what torch's function of that name takes, for sequences of one length, and computes the same."""
+    """A function that takes what torch's function of that name takes, for sequences of one length, and computes the same.
+
+    Its last argument says whether scans may be of half precision: under autocast they then are of the dtype of its products, as
+    on GPUs, else only these products are narrow.
+    """
     return _LAYERS[name]
 
 
-def is_suitable(name: str, arguments: Sequence[Any]) -> bool:
-    """Whether a call with these (example) arguments is made of tensors that scans compute, one of which wants a gradient."""
+def is_suitable(name: str, arguments: Sequence[Any], scanned: Collection[str]) -> bool:
+    """Whether a call with these (example) arguments is made of tensors that scans compute, one of which wants a gradient.
+
+    scanned  names of the dtypes for which there are scans
+    """
     x, hx, params, has_biases, layers, _, _, bidirectional, _ = arguments
     tensors = [x, *as_list(hx), *params]
-    if not all(isinstance(t, Tensor) and t.device.type == "cpu" and t.dtype is x.dtype for t in tensors):
+    if not all(isinstance(t, Tensor) and t.device == x.device and t.dtype is x.dtype for t in tensors):
         return False
     count = layers * (2 if bidirectional else 1) * (4 if has_biases else 2)
-    if x.dtype not in (torch.float32, torch.float64) or x.ndim != 3 or len(params) != count:
+    if NAMES.get(x.dtype) not in scanned or x.ndim != 3 or len(params) != count:
         return False
     is_sized = isinstance(params[1].shape[1], int) and params[1].shape[0] == CELLS[KINDS[name][0]].gates * params[1].shape[1]
     return is_sized and params[1].shape[1] > 0 and torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
@@ -53,7 +63,7 @@ def as_list(states: Any) -> list[Any]:
 
 def _layers(
     name: str, x: Tensor, hx: Any, params: Sequence[Tensor], has_biases: bool, layers: int, dropout: float, train: bool,
-    bidirectional: bool, batch_first: bool,
+    bidirectional: bool, batch_first: bool, is_narrow_scanned: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     directions, each = (2 if bidirectional else 1), (4 if has_biases else 2)
     states, scan = as_list(hx), _scans()[name]
@@ -74,7 +84,9 @@ def _layers(
             gates.append(torch.nn.functional.linear(rows, w_input, bias).view(steps, batch, w_input.shape[0]))
             weights.append(w_hidden)
         first = layer * directions
-        y, *found = scan([state[first : first + directions] for state in states], gates, weights, inner)
+        initial = [state[first : first + directions] for state in states]
+        dtype = gates[0].dtype if is_narrow_scanned else initial[0].dtype  # they differ under autocast
+        y, *found = scan(*([x.to(dtype) for x in each] for each in (initial, gates, weights, inner)))
         lasts.append(found[: len(states)])
     joined = [own[0] if layers == 1 else torch.cat(own) for own in zip(*lasts)]
     return (y.transpose(0, 1) if batch_first else y, *joined)
@@ -141,8 +153,9 @@ def _define(library: torch.library.Library, name: str) -> None:
     library.define(f"{name}_scan(Tensor[] states, Tensor[] gates, Tensor[] weights, Tensor[] biases) -> ({results})")
     results = ", ".join(["Tensor"] * (states + back))
     library.define(f"{name}_scan_backward(Tensor[] grads, Tensor kept, Tensor[] weights) -> ({results})")
-    library.impl(f"{name}_scan", forward, "CPU")
-    library.impl(f"{name}_scan_backward", backward, "CPU")
+    for device in ("CPU", "CUDA"):
+        library.impl(f"{name}_scan", forward, device)
+        library.impl(f"{name}_scan_backward", backward, device)
     torch.library.register_fake(f"dlcompiler::{name}_scan", shapes, lib=library)
     torch.library.register_fake(f"dlcompiler::{name}_scan_backward", backward_shapes, lib=library)
     differentiate = _gradients(getattr(torch.ops.dlcompiler, f"{name}_scan_backward").default, states, back)
@@ -153,7 +166,10 @@ def _meaning(op: str, operands: Sequence[Tensor], attributes: dict[str, Any]) ->
     """What the op's definition gives."""
     evaluate = lookup(op).evaluate
     assert evaluate is not None
-    return tuple(torch.from_numpy(x) for x in evaluate([t.detach().numpy() for t in operands], attributes))
+    first = operands[0]
+    wide = first.dtype if first.dtype is torch.float64 else torch.float32  # half precision is computed in float32, and rounded
+    results = evaluate([t.detach().to("cpu", wide).numpy() for t in operands], attributes)
+    return tuple(torch.from_numpy(x).to(first.device, first.dtype) for x in results)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -3,14 +3,14 @@
     torch.gru(x, h, weights, ...)  -->  torch.ops.dlcompiler.gru(x, h, weights, ...)
 
 Dynamo's graph calls torch's function; an operator of our own takes its place, which nobody knows how to break up. Where gradients
-are wanted it is linears and scans (`fx_recurrent`). Layers that those do not compute, as of half precision or on a GPU, have one
-call as their backward pass: torch runs the layer again, eagerly, and differentiates it, so that a graph does not grow with the
-number of time steps. Dynamo traces the layers of `torch.nn` only under `torch._dynamo.config.allow_rnn`.
+are wanted it is linears and scans (`fx_recurrent`). Layers of dtypes that the target has no scans for, as of half precision on a
+CPU, have one call as their backward pass: torch runs the layer again, eagerly, and differentiates it, so that a graph does not
+grow with the number of time steps. Dynamo traces the layers of `torch.nn` only under `torch._dynamo.config.allow_rnn`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -24,15 +24,19 @@ _FUNCTIONS = {"lstm": torch.lstm, "gru": torch.gru, "rnn_tanh": torch.rnn_tanh, 
 _NAMES = {function: name for name, function in _FUNCTIONS.items()}
 
 
-def keep_recurrent_layers_whole(module: torch.fx.GraphModule, has_scans: bool = True) -> None:
-    """Replace torch's recurrent functions in a graph of Dynamo's by our operators; `has_scans`: the target computes those."""
+def keep_recurrent_layers_whole(module: torch.fx.GraphModule, scanned: Collection[str]) -> None:
+    """Replace torch's recurrent functions in a graph of Dynamo's by our operators.
+
+    scanned  names of the dtypes for which the target has scans
+    """
     for node in module.graph.nodes:
         name = _NAMES.get(node.target) if node.op == "call_function" else None
         if name is None or not _is_plain(name, node):
             continue
         examples = torch.fx.map_arg(node.args, lambda n: n.meta.get("example_value"))
-        if has_scans and is_suitable(name, examples):
+        if is_suitable(name, examples, scanned):
             node.target = layers_with_gradients(name)
+            node.args = (*node.args, {"f16", "bf16"} <= set(scanned))
         elif not (node.args[5] and node.args[6]):
             node.target = _operators()[name]
     module.recompile()

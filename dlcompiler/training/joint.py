@@ -5,7 +5,7 @@ loss = f(parameters, buffers, batch)  -->  loss, gradient of every parameter, ne
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -47,18 +47,18 @@ def joint_graph(
     name: str,
     scaled: bool = False,
     numerics: str = "fast",
-    has_scans: bool = True,
+    scanned: Collection[str] = ("f32", "f64"),
 ) -> Joint:
     """Differentiate a captured loss function and import the result.
 
     trained    positions of the inputs whose gradients are wanted
     scaled     whether the derivative is that of the loss times a number that each call gives
     numerics   eager: random numbers are drawn by ATen
-    has_scans  whether the target computes recurrent layers as scans
+    scanned    names of the dtypes for which the target computes recurrent layers as scans
     Raises InputError if the function does not return one number that depends on such an input, UnsupportedError for what a Graph
     cannot hold.
     """
-    keep_recurrent_layers_whole(module, has_scans)
+    keep_recurrent_layers_whole(module, scanned)
     with ExitStack() as stack, torch.enable_grad():
         traced = aot_export_joint_with_descriptors(stack, module, tuple(inputs), decompositions=decompositions(numerics))
     found = _Results(traced.graph_module, set(trained), scaled)

@@ -260,8 +260,8 @@ class _Captured:
         with self.timings.stage("capture"):
             settings, name = self.settings, _name_of(step.model)
             scaled, numerics = settings.scaling is not None, settings.options.numerics
-            has_scans = settings.target.kind == "cpu"
-            self.joint: Joint = joint_graph(module, inputs, candidates, name, scaled, numerics, has_scans)
+            scanned = settings.target.scanned_dtypes
+            self.joint: Joint = joint_graph(module, inputs, candidates, name, scaled, numerics, scanned)
         self.trained = sorted(self.joint.gradients)
         self.hyperparameters = Hyperparameters(step.optimizer, [inputs[k] for k in self.trained])
         self.rule = self.hyperparameters.rule

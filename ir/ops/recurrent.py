@@ -233,10 +233,10 @@ def _scan_operands(cell: Cell, product, w_hidden, biases, add) -> list:
 
 def _expand_layers(cell: Cell):
     def expand(b, operands, attributes):
-        """float32 and float64 with a known hidden size as one linear and one scan a layer; None for others: a library's."""
+        """One linear and one scan a layer, for a known hidden size; None for others: a library's."""
         layers, directions, each = _layer_counts(attributes)
         x, initial, weights = operands[0], operands[1 : 1 + cell.states], operands[1 + cell.states :]
-        if x.dtype.name not in ("f32", "f64") or not isinstance(initial[0].shape[2], int) or initial[0].shape[2] < 1:
+        if not isinstance(initial[0].shape[2], int) or initial[0].shape[2] < 1:
             return None
         batch_first = attributes["batch_first"]
         kept = {"activation": attributes["activation"]} if cell.name == "rnn" else {}

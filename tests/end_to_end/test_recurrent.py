@@ -170,6 +170,21 @@ def test_gradients_of_layers_that_no_kernel_computes(traced: None) -> None:
 
 
 @ours_only
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_under_autocast_only_products_of_inputs_are_narrow_on_a_cpu(kind: str, traced: None) -> None:
+    model, other = (layer(kind, 4, 6) for _ in range(2))
+    x = torch.randn(3, 2, 4)
+    for run, each in ((torch.compile(model, backend="dlcompiler"), model), (other, other)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=run is not other):
+            result = run(x)[0]
+        assert result.dtype is torch.float32
+        result.square().sum().backward()
+        assert all(p.grad.dtype is torch.float32 for p in each.parameters())
+    for ours, eager in zip(model.parameters(), other.parameters()):
+        torch.testing.assert_close(ours.grad, eager.grad, rtol=2e-2, atol=2e-2)
+
+
+@ours_only
 @pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
 def test_scans_mean_the_same_where_nothing_compiles_them(kind: str, traced: None) -> None:
     """As when a graph is left to torch."""
@@ -177,7 +192,7 @@ def test_scans_mean_the_same_where_nothing_compiles_them(kind: str, traced: None
     x = torch.randn(3, 2, 4)
 
     def run_by_torch(graph_module: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
-        keep_recurrent_layers_whole(graph_module)
+        keep_recurrent_layers_whole(graph_module, ("f32", "f64"))
         return graph_module.forward
 
     states: list[torch.Tensor] = []

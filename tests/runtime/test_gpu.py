@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from dlcompiler.codegen import emit
+from dlcompiler.codegen.gpu import recurrent_form
 from dlcompiler.codegen.target import parse_target
 from dlcompiler.ir.errors import InputError, LaunchError
 from dlcompiler.ir.expression import symbol
@@ -206,6 +207,26 @@ def test_a_recorded_program_writes_its_inputs():
         before = moving.clone()
         run([moving])
         torch.testing.assert_close(moving, before + 1)
+
+
+def test_a_kernel_that_is_started_for_each_step_is_told_which(monkeypatch):
+    monkeypatch.setattr(recurrent_form, "WHOLE_WEIGHT_BYTES", 0)  # else a layer this narrow is one launch
+    device = InterpretedDevice()
+    shapes = [(1, 2, 17), (5, 2, 17), (17, 17)]
+
+    def build(b, *operands):
+        return b("tuple.get", b("rnn_scan", *operands, reverse=(False,), activation="tanh"), index=0)
+
+    run = executable(graph_of(build, *(TensorType(f32, shape) for shape in shapes)), device, graphs=True)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        h, gates, weight = (torch.randn(shape) * 0.3 for shape in shapes)
+        want, state = [], h[0]
+        for each in gates:
+            state = torch.tanh(each + state @ weight.t())
+            want.append(state)
+        torch.testing.assert_close(run([h, gates, weight])[0], torch.stack(want))
+    assert len(device.started) == 5 and device.recordings == 1 and device.replays == 2
 
 
 def test_too_little_memory_is_said_before_anything_runs():

@@ -123,8 +123,8 @@ def test_a_simulated_step_trains_as_the_cpu_does():
     (report,) = step.reports
     assert report.target == "cuda:sm_90"
     assert report.evidence and all(row["spilled_bytes"] == 0 for row in report.evidence)
-    # attention forward and backward are kernels; a recurrent layer is differentiated by ATen
-    assert [call.name for call in report.aten] == ["dlcompiler.gru_backward.default"]
+    # attention and the recurrent layer are kernels, forward and backward
+    assert not report.aten and not report.library
 
 
 def test_a_call_without_a_gpu_says_so_and_changes_nothing():
@@ -145,7 +145,7 @@ def test_a_call_without_a_gpu_says_so_and_changes_nothing():
         dlcompiler.train_step(model, squares, optimizer, batch_of(0)).simulate(batch_of(0))
 
 
-def test_gradients_of_convolutions_by_aten_can_be_recorded_and_other_calls_cannot():
+def test_steps_of_recurrent_layers_and_convolutions_can_be_recorded_and_those_with_other_calls_of_aten_cannot():
     def program_of(model: nn.Module, batch: Any) -> Any:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         compiled = []
@@ -160,7 +160,18 @@ def test_gradients_of_convolutions_by_aten_can_be_recorded_and_other_calls_canno
             dlcompiler.train_step(model, lambda m, x: m(x)[0].square().mean(), optimizer, batch, target="cuda:sm_90")
         return compiled[0]
 
-    convolution = program_of(nn.Conv2d(3, 2, 3), torch.randn(2, 3, 6, 6))
-    assert any(getattr(step, "target", "") == "aten.convolution_backward.default" for step in convolution.steps)
-    assert is_recordable(convolution) and not convolution.preparation
-    assert not is_recordable(program_of(nn.LSTM(3, 4), torch.randn(2, 3, 3)))
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.then = nn.Conv1d(3, 2, 3), nn.LSTM(4, 4)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.then(self.first(x))
+
+    both = program_of(Both(), torch.randn(2, 3, 6))
+    assert any(getattr(step, "target", "") == "aten.convolution_backward.default" for step in both.steps)
+    assert {"lstm_scan_keeping", "lstm_scan_backward"} <= {getattr(step, "op", "") for step in both.steps}
+    assert is_recordable(both) and not both.preparation
+    in_double = program_of(nn.LSTM(3, 4).double(), torch.randn(2, 3, 3).double())
+    assert any(getattr(step, "target", "") == "dlcompiler.lstm_backward.default" for step in in_double.steps)
+    assert not is_recordable(in_double)
