@@ -20,6 +20,7 @@ from dlcompiler.passes.block.row_chunks import make_rows_in_parts
 from dlcompiler.passes.block.simplify import simplify
 from dlcompiler.passes.context import Context, DefaultOptions, Fuel, PassOptions, PassTarget
 from dlcompiler.passes.node.attention_parts import split_attention
+from dlcompiler.passes.node.block_scaled import scale_in_blocks
 from dlcompiler.passes.node.common_subexpressions import merge_common_subexpressions
 from dlcompiler.passes.node.constant_folding import fold_constants
 from dlcompiler.passes.node.dead_code import remove_dead_code
@@ -54,6 +55,7 @@ TRANSPOSED_CONVOLUTIONS = Pass("transposed-convolutions", split_transposed_convo
 WINOGRAD = Pass("winograd", choose_winograd, level=2)
 ATTENTION_PARTS = Pass("attention-parts", split_attention, level=2)
 QUANTIZED = Pass("quantized", sum_integers, level=2)
+BLOCK_SCALED = Pass("block-scaled", scale_in_blocks, level=2)
 ROWS_IN_PARTS = Pass("rows-in-parts", make_rows_in_parts, level=2)
 MERGE_LINEARS = Pass("merge-linears", merge_linears, level=3)
 REPEAT_RANDOM = Pass("repeat-random", repeat_random)
@@ -70,6 +72,8 @@ PIPELINE: tuple[Pass, ...] = (
     REPLACE_OPS,
     # while a quantised operand is still bytes less a zero point times a scale
     QUANTIZED,
+    # what is left of these: the other operand is floats
+    BLOCK_SCALED,
     # attention is found around a softmax that is still whole
     PATTERNS,
     DECOMPOSE,

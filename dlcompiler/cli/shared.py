@@ -215,8 +215,8 @@ def read_inputs(path: str, names: Sequence[str]) -> dict[str, np.ndarray]:
 def make_inputs(graph: Graph, given: Mapping[str, np.ndarray], session: Session, fill: str | None, seed: int) -> list[Any]:
     """Every input of a call: those given, converted where the file's format has no dtype for them, the rest filled.
 
-    A size that nothing says is made up too, with a warning: 1. Raises InputError naming what is missing or unknown, and
-    UnsupportedError for one that is no tensor of numbers, or for inputs that no memory holds.
+    A size that nothing says is made up too, with a warning: 1, or the least that the model takes. Raises InputError naming what
+    is missing or unknown, and UnsupportedError for one that is no tensor of numbers, or for inputs that no memory holds.
     """
     names = names_of_inputs(graph)
     unknown = [name for name in given if name not in names]
@@ -253,10 +253,11 @@ def _shapes(graph: Graph, names: Sequence[str], given: Mapping[str, Any], bindin
     for name, node in zip(names, graph.inputs):
         if name in given:
             continue
+        least = {symbol: lowest for symbol, lowest, _ in node.attributes.get("limits", ())}
         if node.op.name == "size":
-            _sized(node.attributes["symbol"], name, bindings)
+            _sized(node.attributes["symbol"], name, bindings, least)
         else:
-            found[name] = tuple(_evaluate(dim, bindings, name) for dim in node.shape)
+            found[name] = tuple(_evaluate(dim, bindings, name, least) for dim in node.shape)
     return found
 
 
@@ -300,16 +301,17 @@ def _bindings(graph: Graph, names: Sequence[str], given: Mapping[str, Any], shap
     return bindings
 
 
-def _sized(symbol: str, name: str, bindings: dict[str, int]) -> int:
-    """A size, made up where nothing says what it is."""
+def _sized(symbol: str, name: str, bindings: dict[str, int], least: Mapping[str, int]) -> int:
+    """A size, made up where nothing says what it is: the least that the model takes."""
     if symbol not in bindings:
-        bindings[symbol] = 1
-        logger.warning("the size %s of input %r is not known; taking 1 (--input-shape %s:SHAPE says another)", symbol, name, name)
+        bindings[symbol] = size = max(1, least.get(symbol, 1))
+        told = f"--input-shape {name}:SHAPE says another"
+        logger.warning("the size %s of input %r is not known; taking %d (%s)", symbol, name, size, told)
     return bindings[symbol]
 
 
-def _evaluate(dim: Dim, bindings: dict[str, int], name: str) -> int:
-    return evaluate(dim, {symbol: _sized(symbol, name, bindings) for symbol in sorted(symbols(dim))})
+def _evaluate(dim: Dim, bindings: dict[str, int], name: str, least: Mapping[str, int]) -> int:
+    return evaluate(dim, {symbol: _sized(symbol, name, bindings, least) for symbol in sorted(symbols(dim))})
 
 
 def _as_expected(name: str, node: Node, value: np.ndarray) -> Any:

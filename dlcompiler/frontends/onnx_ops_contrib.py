@@ -10,7 +10,7 @@ from dlcompiler.frontends.onnx_ops_contraction import matrix_product
 from dlcompiler.frontends.onnx_registry import Call, operator
 from dlcompiler.ir.expression import Dim
 from dlcompiler.ir.graph import Node
-from dlcompiler.ir.ops.block_scaled import unpack_bits
+from dlcompiler.ir.ops.block_scaled import unpack_bits, without_zero_points
 from dlcompiler.ir.types import f32, i32, i64, u8
 
 MICROSOFT = "com.microsoft"
@@ -210,9 +210,7 @@ def matmul_n_bits(call: Call) -> Node:
             held = -(-blocks * bits // 8) * 8 // bits
             zero = call.slice(unpack_bits(call.b, zero, bits, (columns, held)), 1, 0, blocks)
         moved = call.b.sub(call.cast(call.reshape(zero, (columns, blocks)), f32), float(1 << (bits - 1)))
-        parts = call.reshape(a, (*a.shape[:-1], blocks, block))
-        sums = call.b.reduce_sum(parts, axes=(parts.tensor.rank - 1,), keepdims=False)
-        result = call.b.sub(result, call.b.linear(sums, call.b.mul(moved, scales)))
+        result = without_zero_points(call.b, result, a, call.b.mul(moved, scales), block)
     bias = call.get(5)
     if bias is not None:
         result = call.b.add(result, call.cast(bias, f32))

@@ -53,6 +53,8 @@ def windows(call: Call, sizes: Sequence[Dim], window: Sequence[Dim]) -> Windows:
         low, high = list(pads[:spatial]), list(pads[spatial:])
     else:
         call.invalid(f"auto_pad is {mode!r}, not NOTSET, SAME_UPPER, SAME_LOWER or VALID")
+    for size, span, before, behind in zip(sizes, plain.spans, low, high):
+        call.b.at_most(span, size + before + behind, always=True)  # there is no call with a window that does not fit
     return Windows(plain.kernel, strides, dilations, tuple(low), tuple(high), _ceil_extra(call, sizes, plain, low, high))
 
 

@@ -81,6 +81,22 @@ def unpack_bits(b, packed, bits: int, shape: tuple[int, ...]):
     return b.reshape(b.bitwise_and(moved, low), shape=shape)
 
 
+def pack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Codes u8[N, K] as the op takes them, the first of a byte in its lowest bits: u8[N, K * bits / 8]."""
+    each = 8 // bits
+    packed = codes[:, ::each]
+    for place in range(1, each):
+        packed = packed | codes[:, place::each] << np.uint8(bits * place)
+    return np.ascontiguousarray(packed)  # only now: codes may be a transposed view, and these are fewer
+
+
+def without_zero_points(b, result, x, moved, block: int):
+    """`result` of a block_linear of x less its zero points' share; `moved` [N, K / block]: (zero - 2 ** (bits - 1)) * scale."""
+    blocks = moved.shape[1]
+    parts = b.reshape(x, shape=(*x.shape[:-1], blocks, block))
+    return b.sub(result, b.linear(b.reduce_sum(parts, axes=(parts.tensor.rank - 1,), keepdims=False), moved))
+
+
 register(
     "block_linear",
     _infer_block_linear,
