@@ -54,7 +54,12 @@ function mark() {
   if (block) block.classList.add("on");
   if (row) {
     row.classList.add("chosen");
-    row.scrollIntoView({ block: "nearest" });
+    // a row that was jumped to stands among its neighbours; the next one, by a key, only just comes into view
+    const { top, bottom } = row.getBoundingClientRect(), frame = main.getBoundingClientRect();
+    const far = top > frame.bottom + 3 * ROW || bottom < frame.top - 3 * ROW;
+    // a block of the memory's picture is the place itself, and stays in view
+    if (!block) row.scrollIntoView({ block: far ? "center" : "nearest" });
+    main.scrollLeft = 0;
   }
   const svg = main.querySelector(".rows > svg");
   if (svg) light(svg, name);
@@ -109,6 +114,7 @@ function open(k) {
   search.setAttribute("aria-expanded", "false");
   search.blur();
   if (entry.code) codeShown = entry.more;
+  codeSought = entry.code ? search.value.toLowerCase().split(/\s+/).filter(Boolean)[0] : null;
   if (location.hash === entry.href) show();
   else location.hash = entry.href;
 }

@@ -44,6 +44,10 @@ data.stages.forEach((stage, number) => {
   }
 });
 
+function stageTitle(number) {
+  return number === 0 ? "0 as captured" : `${number} after ${data.stages[number].name}`;
+}
+
 function unique(items) {
   return [...new Set(items)];
 }

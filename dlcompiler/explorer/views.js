@@ -25,7 +25,7 @@ function overview(main) {
         .filter(([key]) => key !== "total").map(([key, value]) => `${key} ${value.toFixed(2)}`).join(", ")}`)),
     element("div.mono", {}, ...[...data.inputs, ...data.outputs].map((line) => element("div", {}, line))),
     element("h3", {}, "Graph after each pass"),
-    table(["stage", "nodes#", "what it did"], data.stages.map((stage, number) => ({
+    table(["stage", "nodes without constants#", "what it did (ops with constants)"], data.stages.map((stage, number) => ({
       href: links.stage(number),
       cells: [stage.name, stage.nodes.filter((n) => n[KIND] !== "source").length, stage.event],
     }))),
@@ -71,7 +71,7 @@ function graph(main, [stageText]) {
   const number = stageText === undefined ? lastStage : Math.min(Math.max(0, Number(stageText) || 0), lastStage);
   const stage = data.stages[number];
   const choose = element("select", { id: "stage", "aria-label": "Graph after", change: (e) => { location.hash = links.stage(e.target.value); } },
-    data.stages.map((each, k) => element("option", { value: k, selected: k === number }, `${k} after ${each.name}`)));
+    data.stages.map((each, k) => element("option", { value: k, selected: k === number }, stageTitle(k))));
   const nodes = stage.nodes.filter((node) => constantsShown || node[OP] !== "constant");
   main.append(
     element("div.bar", {}, choose,
@@ -165,7 +165,7 @@ function nodeDetail(stageText, name) {
   const later = source && number !== lastStage ? stepsOfSource(source) : [];
   const kernels = unique([...steps, ...later].map((each) => data.steps[each].kernel).filter((k) => k !== null));
   return [
-    heading(`%${name}`, `${node[OP]}, in the graph after ${stage.name}`),
+    heading(`%${name}`, `${node[OP]}, in the graph ${stageTitle(number).replace(/^\d+ /, "")}`),
     definitions([
       ["type", node[TYPE]],
       node[ATTRIBUTES] && [node[OP] === "constant" ? "value" : "attributes", element("span.mono", {}, node[ATTRIBUTES])],
@@ -178,7 +178,7 @@ function nodeDetail(stageText, name) {
     element("h3", {}, `Reads (${node[INPUTS].length})`), chips(node[INPUTS].map((each) => nodeLink(number, each))),
     element("h3", {}, `Read by (${readers.length})`), chips(readers.map((each) => nodeLink(number, each))),
     elsewhere.length ? element("h3", {}, "The same name in other stages") : null,
-    elsewhere.length ? chips(elsewhere.map(([each, k]) => link(links.node(k, name), `${k} after ${each.name}`))) : null,
+    elsewhere.length ? chips(elsewhere.map(([, k]) => link(links.node(k, name), stageTitle(k)))) : null,
   ];
 }
 
@@ -258,14 +258,14 @@ function kernelDetail(text) {
   ];
 }
 
-let codeShown = "kernel.txt";
+let codeShown = "kernel.txt", codeSought = null;
 
 function kernelCode(kernel) {
   const names = Object.keys(kernel.files);
   const code = element("pre", { tabindex: 0, "aria-label": "Code" });
   const choose = (name) => {
     codeShown = name;
-    code.textContent = kernel.files[name];
+    showText(code, kernel.files[name], codeSought);
     for (const button of bar.children) if (button.dataset.name) button.setAttribute("aria-pressed", String(button.dataset.name === name));
   };
   const copy = element("button", { type: "button", title: "Copy this text", click: () => navigator.clipboard && navigator.clipboard.writeText(code.textContent) }, "copy");
@@ -274,6 +274,15 @@ function kernelCode(kernel) {
     element("button", { type: "button", "data-name": name, click: () => choose(name) }, labels[name] || name.replace("kernel.", ""))), copy);
   choose(names.includes(codeShown) ? codeShown : names[0]);
   return [bar, code];
+}
+
+// a text, scrolled to the first place of `sought` in it, which is marked
+function showText(pre, text, sought) {
+  const at = sought ? text.toLowerCase().indexOf(sought) : -1;
+  if (at < 0) { pre.textContent = text; return; }
+  const found = element("mark", {}, text.slice(at, at + sought.length));
+  pre.replaceChildren(text.slice(0, at), found, text.slice(at + sought.length));
+  requestAnimationFrame(() => found.scrollIntoView({ block: "center" }));
 }
 
 // -- lines of the model ----------------------------------------------------------------------------------------------------
@@ -300,7 +309,19 @@ function sourceDetail(text) {
       kernels.length && ["kernels", chips(kernels.map(kernelLink))],
       ["steps", numbers.length ? chips(numbers.map(stepLink)) : "none: its values are computed while compiling, or inside other ops' kernels"],
     ]),
-    ...[...source.stages].flatMap(([number, names]) => [
-      element("h3", {}, `After ${data.stages[number].name}`), chips(names.map((name) => nodeLink(number, name)))]),
+    ...runsOfStages(source).flatMap(({ first, last, names }) => [
+      element("h3", {}, first === last ? `Graph ${stageTitle(first)}` : `Graphs ${stageTitle(first)} to ${stageTitle(last)}`),
+      chips(names.map((name) => nodeLink(last, name)))]),
   ];
+}
+
+// stages one after the other in which a line is the same nodes are one entry
+function runsOfStages(source) {
+  const runs = [];
+  for (const [number, names] of source.stages) {
+    const before = runs.at(-1);
+    if (before && before.last === number - 1 && before.names.join() === names.join()) before.last = number;
+    else runs.push({ first: number, last: number, names });
+  }
+  return runs;
 }
