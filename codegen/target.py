@@ -102,6 +102,11 @@ class Target:
         return self.kind == "cuda"
 
     @property
+    def multiplies_unsigned(self) -> bool:
+        """Whether products of unsigned bytes are summed as quickly as of signed ones. Tensor cores are only given the latter."""
+        return self.kind == "cpu"
+
+    @property
     def counts_bytes(self) -> bool:
         """Whether groups of ops are revised in the end so that less is moved, and by fewer launches."""
         return self.kind == "cuda"

@@ -205,6 +205,12 @@ class Compiled:
         code = {each.target.arch: _code_files(each.program) for each in (self, *others) if each.target.kind == "cuda"}
         from dlcompiler.artifact import Artifact, save_artifact
 
+        if self.target.kind == "cuda":
+            from dlcompiler.ir.text import graph_constants
+            from dlcompiler.runtime.constants import update_copy
+
+            for value in graph_constants(self.graph).values():
+                update_copy(value)
         save_artifact(path, Artifact(self.graph, first, options, self.source.convention.as_dict(), tuple(rest), code))
 
     def __repr__(self) -> str:

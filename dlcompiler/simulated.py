@@ -18,6 +18,7 @@ from dlcompiler.ir.interpret import RANDOM_SEED
 from dlcompiler.ir.program import Program
 from dlcompiler.reference import draw
 from dlcompiler.runtime.aten import prepare_aten
+from dlcompiler.runtime.constants import update_copy
 from dlcompiler.runtime.staged import StagedExecutable
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class Simulated:
         """As the executable's own call. Raises as `codegen.gpu.simulate.simulate`."""
         types = [node.dtype for node in self.program.graph.inputs]
         arrays = [array_from_tensor(x, dtype) if isinstance(x, torch.Tensor) else x for x, dtype in zip(inputs, types)]
+        for value in self.program.constants:
+            update_copy(value)
         results = simulate(self.program, arrays, _call_aten)
         count = len(self.program.outputs)
         position = {node: k for k, node in enumerate(self.program.graph.inputs)}

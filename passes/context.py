@@ -29,6 +29,11 @@ class PassTarget(Protocol):
         ...
 
     @property
+    def multiplies_unsigned(self) -> bool:
+        """Whether products of unsigned bytes are summed as quickly as of signed ones."""
+        ...
+
+    @property
     def parallel_rows(self) -> int:
         """How many independent pieces of work keep the target busy: a reduction with fewer results is split."""
         ...

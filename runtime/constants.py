@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from dlcompiler.ir.errors import LaunchError
 from dlcompiler.ir.expression import known
 from dlcompiler.ir.program import Program, Slot
@@ -44,6 +45,28 @@ def source_of(value: Any) -> Tensor | None:
     """As `tensor_behind`; the tensor on a device that it stands for, if it does for one."""
     behind = tensor_behind(value)
     return getattr(behind, "on_device", behind)
+
+
+def tensor_on_device(value: Any, slot: Slot, device: torch.device, alignment: int) -> Tensor | None:
+    """A model's own tensor on a device as the constant that it is, or a part of it; None where a copy must be made.
+
+    A copy is made of what lies on another device, in another layout or dtype than the slot says, or at an address that kernels
+    cannot read vectors from. Who reads the tensor itself sees every later change of it.
+    """
+    copy, source = tensor_behind(value), source_of(value)
+    if copy is None or source is None or source.device != device or copy.stride() != source.stride():
+        return None
+    array = np.asarray(value)
+    shape, strides = tuple(map(known, slot.shape)), tuple(map(known, slot.strides))
+    if source.dtype is not torch_dtype(slot.dtype) or array.shape != shape or source.is_neg() or source.is_conj():
+        return None
+    if any(step % array.itemsize for step in array.strides):
+        return None
+    if not same_layout(shape, tuple(step // array.itemsize for step in array.strides), strides):
+        return None
+    first = (array.ctypes.data - copy.data_ptr()) // array.itemsize
+    found = source.detach().as_strided(shape, strides, source.storage_offset() + first)
+    return None if found.data_ptr() % alignment else found
 
 
 def update_copy(value: Any) -> None:

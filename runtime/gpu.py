@@ -19,7 +19,7 @@ from dlcompiler.runtime.binding import Binder
 from dlcompiler.runtime.device import Device, open_device, require_memory
 from dlcompiler.runtime.gpu_frame import GpuFrame, set_call
 from dlcompiler.runtime.gpu_graph import Recorder, is_recordable
-from dlcompiler.runtime.gpu_plan import GpuPlan, GpuShared, state_of
+from dlcompiler.runtime.gpu_plan import GpuPlan, GpuShared, kept_bytes, state_of
 from dlcompiler.runtime.inputs import adapt, describe_mismatch, finish_writes
 from dlcompiler.runtime.plan import Result
 from torch import Tensor
@@ -99,7 +99,7 @@ class GpuExecutable:
         placement = self.placement(bindings)
         if self._shared is None:
             device = self._open(device_index)
-            require_memory(device, _kept_bytes(self.program), ("its constants",))
+            require_memory(device, kept_bytes(self.program, device), ("its constants",))
             self._shared = GpuShared(self.program, device)
         plan = GpuPlan(self._shared, bindings, placement)
         require_memory(self._shared.device, plan.call_bytes, ("arena and results",))
@@ -114,11 +114,6 @@ def _device_of(inputs: Sequence[Any]) -> int | None:
     """The number of the GPU on which the first tensor that is on one lies."""
     devices = (x.device for x in inputs if isinstance(x, Tensor))
     return next((device.index for device in devices if device.type == "cuda"), None)
-
-
-def _kept_bytes(program: Program) -> int:
-    sizes = [slot.bytes for slot in program.slots if slot.role in ("constant", "prepared")]
-    return sum(size for size in sizes if isinstance(size, int))
 
 
 class _Runner:

@@ -12,7 +12,7 @@ import torch
 from dlcompiler.ir.errors import LaunchError
 from dlcompiler.ir.expression import evaluate
 from dlcompiler.ir.program import DeviceCode, DeviceKernel, Launch, Placement, Program, RoutineCall, Slot
-from dlcompiler.runtime.constants import source_of, update_copy
+from dlcompiler.runtime.constants import source_of, tensor_on_device, update_copy
 from dlcompiler.runtime.device import Device
 from dlcompiler.runtime.plan import Plan, Word
 from dlcompiler.runtime.prepared import probed_places
@@ -20,6 +20,7 @@ from dlcompiler.runtime.tensors import span, torch_dtype
 from torch import Tensor
 
 ALIGNMENT = 256  # bytes; of each constant and prepared slot in its memory
+VECTOR = 16  # bytes that kernels may read at once, so that a tensor of a model that begins elsewhere is copied
 PREPARED = -3  # the "base" of what the preparation has made: there is one copy, which never moves
 
 
@@ -36,7 +37,10 @@ class GpuLaunch(NamedTuple):
 class GpuShared:
     """What all plans of one executable share. Constants are copied to the device, once, and again when their tensors change.
 
+    A tensor of a model that is on the device, and lies as its slot says, is read where it is: there is no second one.
+
     constants   a tensor on the device for each constant slot
+    own         those of them that are copies
     prepared    the address of each prepared slot
     prepared_from  what memory was prepared from: see `state_of`; None before
     generation  how often constants have been copied again
@@ -58,7 +62,12 @@ class GpuShared:
         sources = {slot: source_of(program.constants[slot.position]) for slot in program.slots if slot.role == "constant"}
         self._watched = {slot: Watched(tensor) for slot, tensor in sources.items() if tensor is not None}
         with torch.inference_mode(False), torch.no_grad():
-            self.constants = {slot: self._upload(slot) for slot in sources}
+            self.constants, self.own = {}, set()
+            for slot in sources:
+                there = _own_tensor(program, slot, device)
+                self.constants[slot] = self._upload(slot) if there is None else there
+                if there is None:
+                    self.own.add(slot)
             self._memory, self.prepared = self._allocate_prepared()
 
     def join(self, stream: int) -> None:
@@ -88,8 +97,9 @@ class GpuShared:
         with torch.inference_mode(False), torch.no_grad():
             for slot in changed:
                 self._watched[slot].remember()
-                update_copy(self.program.constants[slot.position])
-                self.constants[slot].copy_(program_constant(self.program, slot))
+                if slot in self.own:
+                    update_copy(self.program.constants[slot.position])
+                    self.constants[slot].copy_(program_constant(self.program, slot))
         self.settle()
         self.generation += 1
 
@@ -107,6 +117,18 @@ class GpuShared:
     def packed(self, key: tuple, make: Callable[[], Tensor]) -> Tensor | None:
         """`library.Views`: libraries for GPUs rearrange nothing."""
         return None
+
+
+def _own_tensor(program: Program, slot: Slot, device: Device) -> Tensor | None:
+    return tensor_on_device(program.constants[slot.position], slot, device.torch_device, VECTOR)
+
+
+def kept_bytes(program: Program, device: Device) -> int:
+    """Memory that `GpuShared` takes on the device."""
+    slots = [
+        s for s in program.slots if s.role == "prepared" or (s.role == "constant" and _own_tensor(program, s, device) is None)
+    ]
+    return sum(slot.bytes for slot in slots if isinstance(slot.bytes, int))
 
 
 def program_constant(program: Program, slot: Slot) -> Tensor:
@@ -157,7 +179,7 @@ class GpuPlan(Plan):
     """As `Plan`, for a device: launches are `GpuLaunch`es."""
 
     shared: GpuShared  # type: ignore[assignment]
-    input_alignment = 16  # kernels read vectors of so many bytes
+    input_alignment = VECTOR
 
     def __init__(self, shared: GpuShared, bindings: Mapping[str, int], placement: Placement) -> None:
         self.device = shared.device.torch_device

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Set
 
-from dlcompiler.codegen.gpu.contraction_form import Form, find_form, operations_of
+from dlcompiler.codegen.gpu.contraction_form import Form, find_form, is_sum_of_integers, operations_of
 from dlcompiler.codegen.gpu.contraction_schedule import choose_parts, matrix_candidates
 from dlcompiler.codegen.gpu.contraction_writer import write_product
 from dlcompiler.codegen.gpu.device import Device
@@ -30,12 +30,13 @@ TILE = 128
 def contracts(kernel: K.Kernel) -> bool:
     """Whether a kernel is a sum of products that we compute at least as well as a library, with all that is around it.
 
-    float64 and integers are left to cuBLAS. A matrix times a vector, and products of which each column has rows of its own
-    (depthwise convolutions), are bound by memory: ordinary reductions, which every kernel computes well.
+    float64 is left to cuBLAS; integers are not, which no library multiplies. A matrix times a vector, and products of which each
+    column has rows of its own (depthwise convolutions), are bound by memory: ordinary reductions, which every kernel computes
+    well.
     """
     form = find_form(kernel)
     if form is None:
-        return False
+        return is_sum_of_integers(kernel)
     for factor, repeats in ((form.left, form.columns), (form.right, form.rows)):
         count = operations_of(factor)
         if count is None or (count and not _may_be_repeated(form, factor, count, repeats)):
@@ -92,8 +93,9 @@ def arrange(kernel: K.Kernel, fixed: Set[K.Buffer]) -> tuple[K.Kernel, K.Kernel]
     order = [*others, *summed] if deep or not wide else [*others[:-1], *summed, others[-1]]
     shape = tuple(extents[a] for a in order)
     buffer_name = _unused("w", [b.name for b in kernel.buffers])
-    read = K.Buffer(buffer_name, form.dtype, shape, contiguous_strides(shape), "in")
-    written = K.Buffer(buffer_name, form.dtype, shape, read.strides, "out")
+    dtype = form.right.dtype
+    read = K.Buffer(buffer_name, dtype, shape, contiguous_strides(shape), "in")
+    written = K.Buffer(buffer_name, dtype, shape, read.strides, "out")
     index = tuple(symbol(a) for a in order)
     used = {load.buffer for load in loads}
     ins = tuple(b for b in kernel.buffers if b in used)
@@ -102,7 +104,10 @@ def arrange(kernel: K.Kernel, fixed: Set[K.Buffer]) -> tuple[K.Kernel, K.Kernel]
     arranging = K.Kernel(
         f"{kernel.name}_arrange", tuple(K.Axis(a, extents[a]) for a in order), (*ins, written), (store,), kernel.origin
     )
-    load: K.Value = K.Load(form.dtype, read, index)
+    load: K.Value = K.Load(read.dtype, read, index)
+    if read.dtype.is_narrow:  # bytes stay bytes, and what converts them reads them there
+        stores = replace_values(kernel.stores, {form.right: load})
+        return arranging, _with_buffer(kernel, stores, read)
     if original.dtype is not form.dtype:
         load = K.Compute(original.dtype, "cast", (load,))
     stores = replace_values(kernel.stores, {original: load})
@@ -179,20 +184,21 @@ def split(kernel: K.Kernel, device: Device, precision: str) -> tuple[K.Kernel, K
     order = sorted(outer, key=lambda a: -_step(form, a.name))
     shape = (count, *(a.extent for a in order))
     name = _unused("parts", [b.name for b in kernel.buffers])
-    read = K.Buffer(name, f32, shape, contiguous_strides(shape), "in")
-    written = K.Buffer(name, f32, shape, read.strides, "out")
+    dtype = form.reduce.dtype
+    read = K.Buffer(name, dtype, shape, contiguous_strides(shape), "in")
+    written = K.Buffer(name, dtype, shape, read.strides, "out")
     at = (symbol(part), *(symbol(a.name) for a in order))
     used = {v.buffer for v in loads_under(product)}
     ins = tuple(b for b in kernel.buffers if b in used)
     summed_axes = tuple(K.Axis(inner, chunk) if a.name == axis else a for a in kernel.axes if a.name in form.reduce.over)
-    store = K.Store(written, at, K.Reduce(f32, "add", product, over))
+    store = K.Store(written, at, K.Reduce(dtype, "add", product, over))
     first = K.Kernel(
         f"{kernel.name}_parts", (K.Axis(part, count), *order, *summed_axes), (*ins, written), (store,), kernel.origin
     )
-    loads = [K.Load(f32, read, (k, *at[1:])) for k in range(count)]
+    loads = [K.Load(dtype, read, (k, *at[1:])) for k in range(count)]
     total: K.Value = loads[0]
     for load in loads[1:]:
-        total = K.Compute(f32, "add", (total, load))
+        total = K.Compute(dtype, "add", (total, load))
     stores = replace_values(kernel.stores, {form.reduce: total})
     return first, _with_buffer(kernel.replace(axes=tuple(outer)), stores, read)
 

@@ -17,9 +17,12 @@ from dlcompiler.codegen.schedule import EXPENSIVE, Access, merge_axes, size_esti
 from dlcompiler.ir import kernel as K
 from dlcompiler.ir.contraction import loads_under, offset_of
 from dlcompiler.ir.expression import Dim, linear_coefficients, product, substitute, symbol, symbols
-from dlcompiler.ir.types import DType, bf16, f16, f32
+from dlcompiler.ir.narrow_form import decoded
+from dlcompiler.ir.types import DTYPES, DType, bf16, f16, f32, i8, i32
 
 NARROW = (f16, bf16)
+# 8-bit floats that tensor cores multiply, where they multiply any
+EIGHTH = (DTYPES["f8e4m3fn"], DTYPES["f8e5m2"])
 # scalar operations of a factor that may be repeated for every tile
 CHEAP_OPERATIONS = 6
 
@@ -29,7 +32,8 @@ class Form:
     """The parts of a kernel that is a matrix product. Axis names are those left after merging, outermost first.
 
     axes       every axis and its extent
-    left, right  the factors as they are multiplied: of `dtype`, without casts that a tensor core does by itself
+    left, right  the factors as they are multiplied: of `dtype` (of 8-bit floats each of its own), without casts that a tensor
+                 core does by itself
     factors    both as the kernel has them
     accesses   of every load and store
     """
@@ -79,7 +83,7 @@ def _look_for_form(kernel: K.Kernel) -> Form | None:
         return None
     (reduce,) = reduces
     times = reduce.operand
-    if reduce.kind != "add" or reduce.dtype is not f32 or not isinstance(times, K.Compute) or times.op != "mul":
+    if reduce.kind != "add" or reduce.dtype not in (f32, i32) or not isinstance(times, K.Compute) or times.op != "mul":
         return None
     first, second = times.inputs
     summed = frozenset(reduce.over)
@@ -104,8 +108,28 @@ def _look_for_form(kernel: K.Kernel) -> Form | None:
     own = of_left & of_right, of_left - of_right, of_right - of_left
     batch, rows, columns = map(ordered, own)
     walk = _summed_order(summed & axes.keys(), axes, merged, left)
-    factors = left, right
-    return Form(kernel, reduce, *_operands(left, right), factors, axes, batch, rows, columns, walk, merged)
+    operands = _operands(left, right)
+    if operands is None or (operands[2] is i8 and not _fits_in_32_bits(product(axes[a] for a in walk))):
+        return None
+    return Form(kernel, reduce, *operands, (left, right), axes, batch, rows, columns, walk, merged)
+
+
+def _fits_in_32_bits(length: Dim) -> bool:
+    """Whether a sum of so many products of signed bytes does: instructions before sm_90 cut off what does not."""
+    return isinstance(length, int) and length * 128 * 128 < 2**31
+
+
+def is_sum_of_integers(kernel: K.Kernel) -> bool:
+    """Whether a kernel is one sum of products of integers that no tensor core multiplies: an ordinary reduction."""
+    reduces = [value for value in kernel.values if isinstance(value, K.Reduce)]
+    if len(reduces) != 1 or not reduces[0].dtype.is_integer:
+        return False
+    times = reduces[0].operand
+    if not isinstance(times, K.Compute) or times.op != "mul":
+        return False
+    left, right = times.inputs
+    length = product(kernel.extents[axis] for axis in reduces[0].over)
+    return left.dtype is not i32 or _operands(left, right) is None or not _fits_in_32_bits(length)
 
 
 def _simple_accesses(kernel: K.Kernel) -> tuple[dict[str, Dim], list[Access]]:
@@ -149,13 +173,29 @@ def _summed_order(summed: Set[str], axes: dict[str, Dim], accesses: dict, left: 
 # -- operands ----------------------------------------------------------------------------------------------------------------
 
 
-def _operands(left: K.Value, right: K.Value) -> tuple[K.Value, K.Value, DType]:
-    """Both factors as a tensor core takes them: narrow if both are narrow numbers widened, else float32."""
-    for dtype in NARROW:
+def _operands(left: K.Value, right: K.Value) -> tuple[K.Value, K.Value, DType] | None:
+    """Both factors as a tensor core takes them: narrow if both are narrow numbers widened, else float32.
+
+    8-bit floats that no tensor core takes are float16, which holds all of them. Of integers only signed bytes are taken.
+    """
+    for dtype in (i8,) if left.dtype is i32 else NARROW:
         narrow = _narrowed(left, dtype), _narrowed(right, dtype)
         if narrow[0] is not None and narrow[1] is not None:
             return narrow[0], narrow[1], dtype
+    if left.dtype is i32:
+        return None
+    eighths = _eighth(left), _eighth(right)
+    if eighths[0] is not None and eighths[1] is not None:
+        if eighths[0].dtype in EIGHTH and eighths[1].dtype in EIGHTH:
+            return eighths[0], eighths[1], eighths[0].dtype
+        first, second = (K.Compute(f16, "cast", (_without_guard(value),)) for value in (left, right))
+        return first, second, f16
     return _without_guard(left), _without_guard(right), f32
+
+
+def _eighth(value: K.Value) -> K.Load | None:
+    """The load of an 8-bit float that a value is the conversion of, 0 where that is masked."""
+    return decoded(_without_guard(value))
 
 
 def _narrowed(value: K.Value, dtype: DType) -> K.Value | None:
@@ -174,7 +214,7 @@ def _narrowed(value: K.Value, dtype: DType) -> K.Value | None:
                 return None
             if _is_masked_alike(condition, number):
                 return number
-            return K.Compute(dtype, "where", (condition, number, K.Constant(dtype, 0.0)))
+            return K.Compute(dtype, "where", (condition, number, K.Constant(dtype, 0.0 if dtype.is_float else 0)))
     return None
 
 
@@ -195,6 +235,7 @@ def _is_masked_alike(condition: K.Value, value: K.Value) -> bool:
     """Whether a load, perhaps cast, is masked by just this condition: elements masked out are read as 0."""
     while isinstance(value, K.Compute) and value.op == "cast":
         (value,) = value.inputs
+    value = decoded(value) or value
     return isinstance(condition, K.Within) and isinstance(value, K.Load) and set(condition.bounds) == set(value.guard)
 
 
@@ -209,6 +250,8 @@ def operations_of(factor: K.Value) -> int | None:
         if value in seen:
             continue
         seen.add(value)
+        if decoded(value) is not None:
+            continue
         stack.extend(value.operands)
         if isinstance(value, K.Compute) and value.op not in ("cast", "where"):
             if value.op in EXPENSIVE:

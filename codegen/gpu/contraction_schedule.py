@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from dlcompiler.codegen.gpu.contraction_form import Form, has_plain_factors
+from dlcompiler.codegen.gpu.contraction_form import EIGHTH, Form, has_plain_factors
 from dlcompiler.codegen.gpu.device import Device
 from dlcompiler.codegen.gpu.schedule import ceiling, power_of_two
 from dlcompiler.codegen.schedule import EXPENSIVE, size_estimate
@@ -79,6 +79,7 @@ class MatrixSchedule:
 class Rates:
     """What multiplying costs on a device, from data sheets: operations a second, and bytes a second from the second cache.
 
+    eighth: of bytes, and of 8-bit floats where these are multiplied (`takes_eighths`)
     group_products: whether four warps multiply together with operands in shared memory (wgmma, tcgen05)
     """
 
@@ -89,9 +90,9 @@ class Rates:
 
 
 RATES = {
-    "sm_75": Rates(8e12, 65e12, 1.0e12),
-    "sm_80": Rates(156e12, 312e12, 4.5e12),
-    "sm_86": Rates(71e12, 142e12, 2.5e12),
+    "sm_75": Rates(8e12, 130e12, 1.0e12),
+    "sm_80": Rates(156e12, 624e12, 4.5e12),
+    "sm_86": Rates(71e12, 284e12, 2.5e12),
     "sm_89": Rates(183e12, 733e12, 4.0e12),
     "sm_90": Rates(494e12, 1979e12, 6.5e12, True),
     "sm_100": Rates(1125e12, 4500e12, 12e12, True),
@@ -99,13 +100,18 @@ RATES = {
 }
 
 
+def takes_eighths(device: Device) -> bool:
+    """Whether tensor cores multiply 8-bit floats, and one instruction converts them: from compute capability 8.9 on."""
+    return int(device.arch.removeprefix("sm_")) >= 89
+
+
 def rate(device: Device, dtype: DType, precision: str) -> float:
     """Operations a second of products of a dtype; of float32 by precision."""
     rates = RATES[device.arch]
+    if dtype.bits == 16 or (dtype in EIGHTH and not takes_eighths(device)):
+        return device.half
     if dtype.bits == 8:
         return rates.eighth
-    if dtype.bits == 16:
-        return device.half
     return {"ieee": device.float32, "tf32x3": rates.tf32 / 3, "tf32": rates.tf32}[precision]
 
 
@@ -148,9 +154,7 @@ def _fitting(form: Form, device: Device, precision: str) -> Iterator[MatrixSched
     for height, width, warps in _SCALAR_TILES if is_scalar else _TENSOR_TILES:
         if height > max(16, power_of_two(rows)) or width > max(16, power_of_two(columns)):
             continue
-        for depth in (64, 32) if narrow else (32, 16):
-            if form.dtype.bits == 8 and depth < 32:
-                continue
+        for depth in (128, 64, 32) if form.dtype.bits == 8 else (64, 32) if narrow else (32, 16):
             flat = len(form.summed) <= 1 or not _walks(last, depth)
             for stages in (4, 3, 2):
                 each = MatrixSchedule(height, width, depth, warps, stages, flat=flat, precision="" if narrow else precision)

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dlcompiler.codegen.gpu import scalars
-from dlcompiler.codegen.gpu.contraction_form import Form
-from dlcompiler.codegen.gpu.contraction_schedule import MatrixSchedule, tiles_of
+from dlcompiler.codegen.gpu.contraction_form import EIGHTH, Form
+from dlcompiler.codegen.gpu.contraction_schedule import MatrixSchedule, takes_eighths, tiles_of
 from dlcompiler.codegen.gpu.device import Device
 from dlcompiler.codegen.gpu.schedule import ceiling, fits_in_32_bits
 from dlcompiler.codegen.gpu.standalone import main_section
@@ -35,7 +35,8 @@ class ProductWriter:
         self.kernel = form.kernel
         self.narrow = fits_in_32_bits(self.kernel, form.axes, form.accesses)
         extents = {**self.kernel.extents, **form.axes}
-        self.t = TileValues(self.kernel, form.accesses, extents, self.narrow)
+        eighths = {dtype: scalars.EIGHT_BIT[dtype.name] for dtype in EIGHTH} if takes_eighths(device) else {}
+        self.t = TileValues(self.kernel, form.accesses, extents, self.narrow, eighths)
         for side, axes in (("rows", form.rows), ("columns", form.columns), ("depth", form.summed)):
             self.t.sides.update(dict.fromkeys(axes, side))
         self.constants = {"ROWS": schedule.rows, "COLUMNS": schedule.columns, "DEPTH": schedule.depth}
@@ -53,6 +54,9 @@ class ProductWriter:
         tiles = tiles_of(self.form, self.schedule)
         grid = minimum(tiles, self.device.multiprocessors) if self.schedule.persistent else tiles
         program = t.fresh("program")
+        for buffer in self.kernel.buffers:
+            if buffer.role == "in" and buffer.dtype in t.eighths:
+                t.line(f"{buffer.name} = {buffer.name}.to(tl.pointer_type({t.eighths[buffer.dtype]}), bitcast=True)")
         if self.schedule.persistent:
             # each program takes every so-many-th tile, so that none is started and ended in vain
             t.line(f"for {program} in range(tl.program_id(0), {t.index(tiles)}, tl.num_programs(0)):")
@@ -160,12 +164,16 @@ class ProductWriter:
                 for load in loads_under(factor):
                     if load not in t.names and not load.indirect:
                         t.hoist(load, t.axes_of(load) - summed, hint)
-        t.line(f"{self.sums} = tl.full([ROWS, COLUMNS], 0.0, tl.float32)")
+        zero = "0.0" if form.reduce.dtype is f32 else "0"
+        t.line(f"{self.sums} = tl.full([ROWS, COLUMNS], {zero}, {scalars.type_name(form.reduce.dtype)})")
         self._open_loop()
         outside = dict(t.names)
         left = self._descriptor_tile("left") if schedule.descriptors else self._factor(form.left, "[None, :]")
         right = self._descriptor_tile("right") if schedule.descriptors else self._factor(form.right, "[:, None]")
         precision = f', input_precision="{schedule.precision}"' if form.dtype is f32 else ""
+        if form.dtype in EIGHTH and takes_eighths(self.device):
+            # a tensor core of sm_90 adds up products of 8-bit floats in fewer bits than float32 has
+            precision = ", max_num_imprecise_acc=DEPTH"
         t.line(f"{self.sums} = tl.dot({left}, {right}, {self.sums}{precision})")
         t.names = outside
         t.indent -= 1
@@ -220,7 +228,7 @@ class ProductWriter:
         if self.depth_mask and not isinstance(factor, K.Load):
             # what is computed from masked loads need not be 0
             name = t.let(f"tl.where({self.depth_mask}{shape}, {name}, 0)")
-        return name
+        return t.let(scalars.half_of_eighth(name, factor.dtype)) if factor.dtype in EIGHTH and not t.eighths else name
 
     # -- descriptors ---------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from dlcompiler.codegen.gpu.scalars import LIBDEVICE
 from dlcompiler.ir.scalar import SCALARS
-from dlcompiler.ir.types import bf16
+from dlcompiler.ir.types import DTYPES, bf16
 
 _BY_NAME = {libdevice: SCALARS[op].numpy for op, libdevice in LIBDEVICE.items()}
 
@@ -43,9 +43,9 @@ _patched = threading.RLock()
 def completed_interpreter() -> Iterator[None]:
     """Under this, the interpreter rounds to bfloat16 and multiplies it as GPUs do, and reduces whole slices at a time.
 
-    By itself it cuts off the bits that bfloat16 lacks, takes those that it has for integers in products, and calls a reduction's
-    function for one element after another. That of Triton 3.6 cannot loop up to a number that it computed, since NumPy no longer
-    makes an int of an array of one element.
+    By itself it cuts off the bits that bfloat16 lacks, takes those that it has for integers in products (8-bit floats' too), and
+    calls a reduction's function for one element after another. That of Triton 3.6 cannot loop up to a number that it computed,
+    since NumPy no longer makes an int of an array of one element.
     """
     from triton import language as tl
     from triton.runtime import interpreter
@@ -54,12 +54,15 @@ def completed_interpreter() -> Iterator[None]:
     reductions = interpreter.ReduceOps
     generic, patch_tensor = reductions.generic_reduce, interpreter._patch_lang_tensor
     convert = interpreter._convert_float
+    eighths = _eight_bit_types()
 
     def patch_tensor_too(tensor: Any, *rest: Any) -> None:
         patch_tensor(tensor, *rest)
         tensor.__index__ = lambda self: int(self.handle.data.item())
 
     def convert_rounded(data: Any, source: Any, target: Any, rounding: Any) -> Any:
+        if source in eighths and target is tl.float32:
+            return data.view(eighths[source]).astype(np.float32).view(np.uint32)
         if source is tl.float32 and target is tl.bfloat16:
             return np.ascontiguousarray(data, np.float32).astype(bf16.numpy).view(np.uint16)
         return convert(data, source, target, rounding)
@@ -78,11 +81,21 @@ def completed_interpreter() -> Iterator[None]:
             interpreter._convert_float = convert
 
 
+def _eight_bit_types() -> dict[Any, np.dtype]:
+    """Triton's 8-bit floats, which its interpreter holds as bytes -> NumPy's."""
+    from triton import language as tl
+
+    return {tl.float8e4nv: DTYPES["f8e4m3fn"].numpy, tl.float8e5: DTYPES["f8e5m2"].numpy}
+
+
 def _widened(handle: Any) -> Any:
-    """A tensor of bfloat16 as float32; any other as it is."""
+    """A tensor of bfloat16 or 8-bit floats as float32; any other as it is."""
     from triton import language as tl
     from triton.runtime.interpreter import TensorHandle
 
+    eighth = _eight_bit_types().get(handle.dtype.scalar)
+    if eighth is not None:
+        return TensorHandle(handle.data.view(eighth).astype(np.float32), tl.float32)
     if handle.dtype.scalar is not tl.bfloat16 and handle.dtype is not tl.bfloat16:
         return handle
     bits = handle.data.view(np.uint16).astype(np.uint32) << 16

@@ -8,10 +8,12 @@ from collections.abc import Callable
 
 from dlcompiler.ir.errors import UnsupportedError
 from dlcompiler.ir.scalar import SCALARS
-from dlcompiler.ir.types import DType, boolean
+from dlcompiler.ir.types import DType, bf16, boolean
 
 _NAMES = {"f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat16", "bool": "int1"}
 _POINTERS = {"f64": "fp64", "f32": "fp32", "f16": "fp16", "bf16": "bf16", "bool": "i1"}
+# 8-bit floats that GPUs from sm_89 on convert and multiply
+EIGHT_BIT = {"f8e4m3fn": "tl.float8e4nv", "f8e5m2": "tl.float8e5"}
 _OPERATORS = {"add": "+", "sub": "-", "mul": "*", "bitwise_and": "&", "bitwise_or": "|", "bitwise_xor": "^"}
 _COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 
@@ -95,7 +97,9 @@ def spelled(op: str, dtype: DType) -> bool:
 
 
 def cast(x: str, source: DType, target: DType) -> str:
-    """`x` converted as torch converts."""
+    """`x` converted as torch converts: integers become bfloat16 by way of float32."""
+    if target is bf16 and not source.is_float:
+        return f"({x}).to(tl.float32).to(tl.bfloat16)"
     return f"{x} != 0" if target is boolean else f"({x}).to({type_name(target)})"
 
 
@@ -104,6 +108,11 @@ def bitcast(x: str, source: DType, target: DType) -> str:
     if boolean in (source, target):
         return cast(x, source, target)
     return f"({x}).to({type_name(target)}, bitcast=True)"
+
+
+def half_of_eighth(x: str, dtype: DType) -> str:
+    """An 8-bit float, given as bytes, as float16, which holds all of them; for GPUs that do not know them."""
+    return f"_half_of_{dtype.name}({x})"
 
 
 def _bits(dtype: DType) -> str:
@@ -166,6 +175,20 @@ _INTEGERS: dict[str, Callable[..., str]] = {
 
 # Functions that a kernel may call, by name; a file of kernels has those that it needs at its top.
 HELPERS: dict[str, str] = {
+    "_half_of_f8e4m3fn": '''
+@triton.jit
+def _half_of_f8e4m3fn(code):
+    """Seven bits are where float16 has them, but for the exponent's bias."""
+    bits = code.to(tl.uint16)
+    number = (((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).to(tl.float16, bitcast=True) * 256.0
+    return tl.where((bits & 0x7F) == 0x7F, float("nan"), number).to(tl.float16)
+''',
+    "_half_of_f8e5m2": '''
+@triton.jit
+def _half_of_f8e5m2(code):
+    """The upper half of a float16."""
+    return (code.to(tl.uint16) << 8).to(tl.float16, bitcast=True)
+''',
     "_maximum": """
 @triton.jit
 def _maximum(a, b):

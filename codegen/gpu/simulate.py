@@ -14,6 +14,7 @@ from dlcompiler.ir.expression import evaluate
 from dlcompiler.ir.interpret import Call, interpret_program
 from dlcompiler.ir.interpret_kernel import interpret_kernel
 from dlcompiler.ir.program import DeviceCode, Launch, Program, RoutineCall
+from dlcompiler.ir.types import NARROW_TYPES
 
 
 def simulate(program: Program, inputs: Sequence[np.ndarray | int], call: Call | None = None) -> list[np.ndarray]:
@@ -69,6 +70,7 @@ def _tensor(address: int, dtype: str):
     import torch
 
     types = {"f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat16", "bool": "bool"}
+    types |= {each.name: "uint8" for each in NARROW_TYPES}
     name = types.get(dtype) or ("uint" if dtype[0] == "u" else "int") + dtype[1:]
     held = (ctypes.c_char * 8).from_address(address)
     return torch.frombuffer(held, dtype=getattr(torch, name), count=1)

@@ -53,7 +53,7 @@ def _tensor(buffer: Buffer) -> str:
     if all(isinstance(d, int) for d in (*buffer.shape, *buffer.strides)):
         reach = str(1 + sum((n - 1) * s for n, s in zip(buffer.shape, buffer.strides)))
     dtype = {"f": "float", "b": "bfloat"}.get(buffer.dtype.name[0], "uint" if buffer.dtype.name[0] == "u" else "int")
-    dtype = "bool" if buffer.dtype.kind == "bool" else f"{dtype}{buffer.dtype.bits}"
+    dtype = "bool" if buffer.dtype.kind == "bool" else "uint8" if buffer.dtype.is_narrow else f"{dtype}{buffer.dtype.bits}"
     if buffer.role == "out":
         return f"torch.zeros({reach}, dtype=torch.{dtype}, device=device)"
     if buffer.dtype.is_float:

@@ -13,7 +13,8 @@ from dlcompiler.codegen.gpu.index_text import index_text
 from dlcompiler.codegen.schedule import Access
 from dlcompiler.ir import kernel as K
 from dlcompiler.ir.expression import Dim, linear_coefficients, symbol, symbols
-from dlcompiler.ir.types import i64
+from dlcompiler.ir.narrow_form import decoded
+from dlcompiler.ir.types import DType, i64
 
 
 class TileValues:
@@ -25,10 +26,19 @@ class TileValues:
     variables  axis -> the text that stands for it here; changes from one part of the kernel to the next
     sides      axis -> which dimension of the tile it belongs to: "rows", "columns", "depth", or "" for a number
     masks      side -> the variable that says which positions exist; absent where all do
+    eighths    8-bit floats that the device converts and multiplies -> Triton's name; its pointers to them are of that type
     """
 
-    def __init__(self, kernel: K.Kernel, accesses: Mapping[object, Access], extents: Mapping[str, Dim], narrow: bool) -> None:
+    def __init__(
+        self,
+        kernel: K.Kernel,
+        accesses: Mapping[object, Access],
+        extents: Mapping[str, Dim],
+        narrow: bool,
+        eighths: Mapping[DType, str] | None = None,
+    ) -> None:
         self.kernel, self.accesses, self.extents, self.narrow = kernel, accesses, extents, narrow
+        self.eighths = eighths or {}
         self.lines: list[str] = []
         self.indent = 1
         self.names: dict[K.Value, str] = {}
@@ -88,9 +98,20 @@ class TileValues:
                 self.names[value] = self._value(value)
                 continue
             stack.append((value, True))
-            stack.extend((o, False) for o in reversed(value.operands) if o not in self.names)
+            eighth = self._eighth(value)
+            operands = value.operands if eighth is None else (eighth,)
+            stack.extend((o, False) for o in reversed(operands) if o not in self.names)
+
+    def _eighth(self, value: K.Value) -> K.Load | None:
+        """The load of an 8-bit float that a value is the conversion of, if that is written shorter than its arithmetic."""
+        found = decoded(value)
+        return found if found is not None and found.dtype.name in scalars.EIGHT_BIT else None
 
     def _value(self, value: K.Value) -> str:
+        eighth = self._eighth(value)
+        if eighth is not None:
+            name = self.names[eighth]
+            return self.let(f"{name if self.eighths else scalars.half_of_eighth(name, eighth.dtype)}.to(tl.float32)")
         match value:
             case K.Load():
                 return self.let(self.load(value), f"{value.buffer.name}_")
@@ -103,6 +124,8 @@ class TileValues:
                 return self.let(self.within(value.bounds))
             case K.Compute(op="cast"):
                 return self.let(scalars.cast(self.names[value.inputs[0]], value.inputs[0].dtype, value.dtype))
+            case K.Compute(op="bitcast"):
+                return self.let(scalars.bitcast(self.names[value.inputs[0]], value.inputs[0].dtype, value.dtype))
             case K.Compute():
                 return self.let(scalars.compute(value.op, value.inputs[-1].dtype, *(self.names[o] for o in value.inputs)))
         raise KeyError(f"{value} is not ready here")
@@ -136,7 +159,8 @@ class TileValues:
         for side in sorted(missing):
             axis = next(a for a in guarded if self.sides.get(a) == side)
             address += f" + {self.variables[axis]} * 0"
-        return f"tl.load({address}, {' & '.join(mask)}, 0)" if mask else f"tl.load({address})"
+        zero = "0.0" if load.dtype in self.eighths else "0"
+        return f"tl.load({address}, {' & '.join(mask)}, {zero})" if mask else f"tl.load({address})"
 
     def _indirect_text(self, offset: Dim, indirect: list[str]) -> str:
         def name(text: str) -> str:
@@ -156,7 +180,10 @@ class TileValues:
         """The line that stores a value, which has a name already."""
         offset = self.accesses[store].offset
         address = f"{store.buffer.name} + ({self.index(offset)})"
-        arguments = [address, self.names[store.value], *([" & ".join(m)] if (m := self.mask(symbols(offset))) else [])]
+        name = self.names[store.value]
+        if store.value.dtype in self.eighths:
+            name = f"{name}.to(tl.uint8, bitcast=True)"
+        arguments = [address, name, *([" & ".join(m)] if (m := self.mask(symbols(offset))) else [])]
         self.line(f"tl.store({', '.join(arguments)})")
 
     # -- addresses that do not change in a loop ------------------------------------------------------------------------------

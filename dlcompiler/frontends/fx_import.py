@@ -7,6 +7,7 @@ live in tables by subject (`fx_pointwise`, `fx_view`, ...). An operator without 
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -21,11 +22,12 @@ from dlcompiler.frontends.fx_call import make_template, refuse_misdescribed
 from dlcompiler.frontends.fx_location import location_of
 from dlcompiler.frontends.fx_numbers import float_of_sizes
 from dlcompiler.frontends.fx_random import number_draws
-from dlcompiler.frontends.fx_rules import RULES, NoRule
+from dlcompiler.frontends.fx_rules import RULES, NoRule, computes
 from dlcompiler.frontends.fx_types import (
     WeakFloat,
     dim_from_torch,
     is_scalar,
+    largest_of,
     strides_of_fake,
     type_of_fake,
 )
@@ -247,7 +249,7 @@ class Importer:
         try:
             if rule is None:
                 raise NoRule(reason)
-            _refuse_complex((*args, *kwargs.values(), self.meta))
+            _refuse_values((*args, *kwargs.values(), self.meta), computes(target))
             result = rule(self, *args, **kwargs)
             self._check(target, result)
             return result
@@ -339,8 +341,15 @@ class Importer:
         return any(user.target is not operator.getitem or user.args[1] == index for user in self.node.users)
 
     def cast(self, node: Node, dtype: DType) -> Node:
-        """`node` in that dtype."""
-        return node if node.dtype is dtype else self.b.cast(node, dtype=dtype.name)
+        """`node` in that dtype, as torch converts: what is too large for an 8-bit float may become its largest number."""
+        if node.dtype is dtype:
+            return node
+        if dtype.name == "f8e8m0":
+            raise NoRule("a conversion to powers of two, which torch rounds in a way of its own")
+        largest = largest_of(dtype) if dtype.is_narrow else None
+        if largest is not None and (node.dtype.is_float or node.dtype.bits > 8):
+            node = self.b.clamp(node if node.dtype.is_float else self.b.cast(node, dtype="f32"), low=-largest, high=largest)
+        return self.b.cast(node, dtype=dtype.name)
 
     def size(self, dim: Dim) -> Node:
         """A size as a 0-d i64 node."""
@@ -360,6 +369,9 @@ class Importer:
             if dtype.is_signed and whole >> (dtype.bits - 1):
                 whole -= 1 << dtype.bits
             return self.b.constant(whole, dtype)
+        largest = largest_of(dtype) if dtype.is_narrow else None
+        if largest is not None and not math.isnan(value):
+            value = min(max(value, -largest), largest)
         with np.errstate(over="ignore"):
             return self.b.constant(np.asarray(value).astype(dtype.numpy))
 
@@ -453,7 +465,8 @@ def type_name(value: Any) -> str:
     return type(value).__name__
 
 
-def _refuse_complex(values: Iterable[Any]) -> None:
+def _refuse_values(values: Iterable[Any], computes: bool) -> None:
+    """Raise NoRule for numbers that no rule takes: complex ones, and 8-bit floats if the rule computes."""
     stack = list(values)
     while stack:
         value = stack.pop()
@@ -462,6 +475,8 @@ def _refuse_complex(values: Iterable[Any]) -> None:
         elif isinstance(value, Node):
             if isinstance(value.type, TensorType) and value.dtype.kind == "complex":
                 raise NoRule("complex numbers")
+            if computes and isinstance(value.type, TensorType) and value.dtype.is_narrow:
+                raise NoRule(f"nothing is computed with {value.dtype}")
         elif isinstance(value, complex) or (isinstance(value, torch.Tensor) and value.is_complex()):
             raise NoRule("complex numbers")
 

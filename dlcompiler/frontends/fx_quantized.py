@@ -22,6 +22,24 @@ def _product_with_bytes(i, x, weight, scales):
     return i.b.mul(i.b.linear(x, i.cast(weight, x.dtype)), i.cast(scales, x.dtype))
 
 
+@rule("_scaled_mm.default")
+def _scaled_product(i, x, y, scale_x, scale_y, bias=None, scale_result=None, out_dtype=None, use_fast_accum=False):
+    """(x @ y) * scale_x * scale_y + bias of 8-bit floats, summed in float32; fast accumulation is allowed and not needed.
+
+    A scale is one number, or one for each row of x, [M, 1], and each column of y, [1, N].
+    """
+    rows, columns = x.shape[0], y.shape[1]
+    for scale, along in ((scale_x, (rows, 1)), (scale_y, (1, columns))):
+        if scale.dtype is not f32 or (scale.tensor.numel != 1 and scale.shape != along):
+            raise NoRule(f"scales {scale.type} of blocks")
+    if scale_result is not None:
+        raise NoRule("a scale of the result")
+    result = i.b.matmul(i.cast(x, f32), i.cast(y, f32))
+    for scale in (scale_x, scale_y):
+        result = i.b.mul(result, reshape(i, scale, ()) if scale.tensor.numel == 1 else scale)
+    return i.cast(result if bias is None else i.b.add(result, i.cast(bias, f32)), i.dtype)
+
+
 def _along(i: Any, parameter: Node, axis: int, rank: int) -> Node:
     """A number for each position of one axis, shaped to broadcast."""
     axis %= rank

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from functools import cache
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from dlcompiler.ir.errors import UnsupportedError
 from dlcompiler.ir.expression import Dim, Expression, floor_div, maximum, minimum, modulo, symbol
 from dlcompiler.ir.graph import Node
+from dlcompiler.ir.narrow import MINIFLOATS
 from dlcompiler.ir.types import (
+    DTYPES,
     DType,
     TensorType,
     bf16,
@@ -35,16 +40,33 @@ FROM_TORCH: dict[torch.dtype, DType] = {
     torch.int64: i64, torch.int32: i32, torch.int16: i16, torch.int8: i8,
     torch.uint64: u64, torch.uint32: u32, torch.uint16: u16, torch.uint8: u8,
     torch.bool: boolean, torch.complex64: c64, torch.complex128: c128,
+    torch.float8_e4m3fn: DTYPES["f8e4m3fn"], torch.float8_e5m2: DTYPES["f8e5m2"],
+    torch.float8_e4m3fnuz: DTYPES["f8e4m3fnuz"], torch.float8_e5m2fnuz: DTYPES["f8e5m2fnuz"],
+    torch.float8_e8m0fnu: DTYPES["f8e8m0"],
 }  # fmt: skip
 TO_TORCH: dict[DType, torch.dtype] = {ours: theirs for theirs, ours in FROM_TORCH.items()}
 
 
 def dtype_from_torch(dtype: torch.dtype) -> DType:
-    """The IR's dtype. Raises UnsupportedError for one it does not have (float8, quantised)."""
+    """The IR's dtype. Raises UnsupportedError for one it does not have (quantised, packed)."""
     found = FROM_TORCH.get(dtype)
     if found is None:
         raise UnsupportedError(f"there is no dtype {dtype}", items=(str(dtype),))
     return found
+
+
+@cache
+def largest_of(dtype: DType) -> float | None:
+    """The largest finite number of an 8-bit float that this torch gives for all that is larger; None if it gives another.
+
+    Releases differ: float8_e4m3fn was NaN beyond its range in some.
+    """
+    theirs = TO_TORCH[dtype]
+    if not dtype.is_narrow or dtype.name not in MINIFLOATS:
+        return None
+    with unset_fake_temporarily():
+        beyond = torch.tensor(float("inf")).to(theirs).float().item()
+    return beyond if math.isfinite(beyond) else None
 
 
 class WeakFloat:

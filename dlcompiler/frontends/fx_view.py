@@ -8,7 +8,7 @@ from typing import Any
 from dlcompiler.frontends.fx_rules import NoRule, rule
 from dlcompiler.ir.expression import Dim
 from dlcompiler.ir.graph import Node
-from dlcompiler.ir.types import i64
+from dlcompiler.ir.types import bf16, boolean, f16, i64
 
 
 def axis_of(axis: int, rank: int) -> int:
@@ -56,7 +56,10 @@ def _reshape(i, x, *shape):
 def _view_dtype(i, x, dtype):
     if i.dtype is x.dtype:
         return x
-    raise NoRule("bits read as another dtype")
+    if i.dtype.bits != x.dtype.bits or any(d in (boolean, f16, bf16) or d.kind == "complex" for d in (i.dtype, x.dtype)):
+        # the bits of a float16 that is no number would not survive being widened
+        raise NoRule("bits read as another dtype")
+    return i.b.bitcast(x, dtype=i.dtype.name)
 
 
 @rule("permute.default", "permute_copy.default")

@@ -217,8 +217,13 @@ def zero_of_columns(b: GraphRewriter, node: Node) -> Node | None:
 
 @rule("signed-weights", "linear", "matmul", "convolution", exact=True)
 def signed_weights(b: GraphRewriter, node: Node) -> Node | None:
-    """linear(X, i32(w) - z), constants whose difference is a signed byte --> linear(X, i32(w - z))"""
+    """linear(X, i32(w) - z), constants whose difference is a signed byte --> linear(X, i32(w - z))
+
+    Small weights come as that difference already: an importer computes what is known.
+    """
     w = _integers(node, 1)
+    if w is None and node.dtype is i32 and len(node.inputs) == 2 and node.inputs[1].op.name == "constant":
+        w = Quantized(node.inputs[1], None, None)
     value = None if w is None else _as_bytes(w)
     return None if value is None else _sum_of(b, node, node.inputs[0], b.cast(b.constant(value, i8), dtype="i32"))
 
@@ -255,9 +260,43 @@ def bias_of_integers(b: GraphRewriter, node: Node) -> Node | None:
     return b.add(_sum_of(b, node, *node.inputs[:2]), _to_result(b, node.inputs[2], node, node.inputs[1]))
 
 
+@rule("signed-operands", "linear", "matmul", "convolution", exact=True)
+def signed_operands(b: GraphRewriter, node: Node) -> Node | None:
+    """linear(i32(x), W) of unsigned bytes x --> linear(i32(x ^ 128 as a signed byte), W) + 128 * sum(W)"""
+    for position in (0, 1):
+        found = _integers(node, position)
+        if found is not None and found.zero is None and found.bytes.dtype is u8:
+            return _with_signed(b, node, position, found.bytes)
+    return None
+
+
+def _with_signed(b: GraphRewriter, node: Node, position: int, unsigned: Node) -> Node | None:
+    operands, changed = list(node.inputs), {}
+    other, sums = operands[1 - position], as_sum(node)
+    if node.op.name == "convolution":
+        if position == 1 or node.attributes.get("transposed"):
+            return None  # a sum over each window is as much work as the convolution
+        if any(node.attributes["padding"]):
+            pads = (0, 0, *node.attributes["padding"])
+            unsigned = b.pad(unsigned, low=pads, high=pads, value=0)
+            changed = {"padding": (0,) * len(node.attributes["padding"])}
+    flipped = b.bitwise_xor(unsigned, b.constant(np.uint8(128)))
+    operands[position] = b.cast(b.bitcast(flipped, dtype="i8"), dtype="i32")
+    total = _sum_of(b, node, operands[0], operands[1], **changed)
+    if position == 0:
+        added = b.reduce_sum(other, axes=sums.columns_summed, keepdims=node.op.name == "matmul")
+        added = _to_result(b, added, node, other)
+    else:
+        added = b.reduce_sum(other, axes=sums.rows_summed, keepdims=True)
+    return b.add(total, b.mul(added, b.constant(np.int32(128))))
+
+
 RULES = RuleTable((bias_of_integers, quantized_sum, signed_weights, zero_of_rows, zero_of_columns))
+SIGNED_RULES = RuleTable((*RULES, signed_operands))
 
 
 def sum_integers(graph: Graph, context: Context) -> Graph:
     """Quantised sums of products become sums of integers, for targets that compute those well."""
-    return apply_rules(graph, RULES, context) if context.target.tiles_sums else graph
+    if not context.target.tiles_sums:
+        return graph
+    return apply_rules(graph, RULES if context.target.multiplies_unsigned else SIGNED_RULES, context)

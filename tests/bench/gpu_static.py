@@ -81,17 +81,19 @@ class Ours:
         def compile(graph: Any, target: Any, options: Any, timings: Any, key: Any) -> Any:
             chosen, options = parse_target(self.target), Options.resolve({})
             self.programs.append(plan(fuse(optimize(graph, chosen, options), chosen, options), chosen, options))
-            return lambda values: [_zeros(node.type, graph, values) for node in graph.outputs]
+            return lambda values: zeros_like_outputs(graph, values)
 
         return Backend(compile)(module, inputs)
 
 
-def _zeros(type: Any, graph: Any, values: Sequence[Any]) -> torch.Tensor:
+def zeros_like_outputs(graph: Any, values: Sequence[Any]) -> list[torch.Tensor]:
+    """What stands for a graph's results where nothing is computed."""
     from dlcompiler.ir.expression import evaluate
     from dlcompiler.runtime.tensors import torch_dtype
 
     bindings = graph.bind([v if isinstance(v, int) else tuple(v.shape) for v in values])
-    return torch.zeros([evaluate(d, bindings) for d in type.shape], dtype=torch_dtype(type.dtype))
+    types = [node.type for node in graph.outputs]
+    return [torch.zeros([evaluate(d, bindings) for d in t.shape], dtype=torch_dtype(t.dtype)) for t in types]
 
 
 class _Counted(Exception):

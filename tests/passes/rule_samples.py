@@ -266,6 +266,7 @@ FIRES: dict[str, tuple[str, ...]] = {
     "signed-weights": (
         """input %x : i32[3, 2]; %v = constant [0, 255, 128, 1, 2, 3] : u8[3, 2]; %c = cast(%v) {dtype = "i32"};
         %z = constant 128 : i32[]; %w = sub(%c, %z); %y = linear(%x, %w)""",
+        """input %x : i32[3, 2]; %w = constant [-128, 127, 0, 1, 2, 3] : i32[3, 2]; %y = linear(%x, %w)""",
     ),
     "zero-of-rows": (
         """input %q : u8[3, N, 8]; input %z : i32[1]; %zb = cast(%z) {dtype = "u8"}; %zi = cast(%zb) {dtype = "i32"};
@@ -279,6 +280,13 @@ FIRES: dict[str, tuple[str, ...]] = {
         %z = constant [1, 2, 3, 200] : i32[4, 1]; %w = sub(%c, %z); %y = linear(%x, %w)""",
         """input %x : i32[3, 8]; input %v : i8[8, N]; input %z : i8[N]; %c = cast(%v) {dtype = "i32"};
         %zi = cast(%z) {dtype = "i32"}; %w = sub(%c, %zi); %y = matmul(%x, %w)""",
+    ),
+    "signed-operands": (
+        """input %q : u8[3, N, 8]; %x = cast(%q) {dtype = "i32"}; input %w : i32[3, 8, 4]; %y = matmul(%x, %w)""",
+        """input %x : i32[2, 3, 8]; input %v : u8[4, 8]; %w = cast(%v) {dtype = "i32"}; %y = linear(%x, %w)""",
+        """input %q : u8[1, 4, 6, 5]; %x = cast(%q) {dtype = "i32"}; input %w : i32[6, 2, 3, 2];
+        %y = convolution(%x, %w) {strides = (2, 1), padding = (1, 0), dilations = (1, 1), output_padding = (0, 0), groups = 2,
+        transposed = false}""",
     ),
 }
 
@@ -519,6 +527,7 @@ MISSES: dict[str, tuple[str, ...]] = {
         # => a difference beyond a byte
         """input %x : i32[3, 2]; %v = constant [0, 255] : u8[1, 2]; %c = cast(%v) {dtype = "i32"}; %z = constant 100 : i32[];
         %w = sub(%c, %z); %y = linear(%x, %w)""",
+        """input %x : i32[3, 2]; %w = constant [-129, 127] : i32[1, 2]; %y = linear(%x, %w)""",
     ),
     "zero-of-rows": (
         # => a number for each row
@@ -528,6 +537,14 @@ MISSES: dict[str, tuple[str, ...]] = {
         """input %q : u8[1, 2, 4, 4]; input %z : u8[1]; %zi = cast(%z) {dtype = "i32"}; %a = cast(%q) {dtype = "i32"};
         %x = sub(%a, %zi); input %w : i32[2, 2, 3, 3]; %y = convolution(%x, %w) {strides = (1, 1), padding = (1, 1),
         dilations = (1, 1), output_padding = (0, 0), groups = 1, transposed = false}""",
+    ),
+    "signed-operands": (
+        # => signed already, and no bytes
+        """input %q : i8[3, 8]; %x = cast(%q) {dtype = "i32"}; input %w : i32[4, 8]; %y = linear(%x, %w)""",
+        # => sums over windows
+        """input %x : i32[1, 2, 4, 4]; input %v : u8[2, 2, 3, 3]; %w = cast(%v) {dtype = "i32"};
+        %y = convolution(%x, %w) {strides = (1, 1), padding = (1, 1), dilations = (1, 1), output_padding = (0, 0), groups = 1,
+        transposed = false}""",
     ),
     "zero-of-columns": (
         # => it differs along what is summed

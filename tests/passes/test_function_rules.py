@@ -9,7 +9,7 @@ from dlcompiler.passes.node import quantized, replace_ops, views
 from tests.passes.rule_checks import apply_rule, check_rule
 from tests.passes.rule_samples import FIRES, MISSES, SIZES, sample_graph, samples
 
-TABLES = (simplify.RULES, views.RULES, replace_ops.RULES, patterns.RULES, quantized.RULES)
+TABLES = (simplify.RULES, views.RULES, replace_ops.RULES, patterns.RULES, quantized.SIGNED_RULES)
 RULES = {r.name: r for t in TABLES for r in t}
 # these change the order of sums, and what a NaN that is masked out, or a row that sees nothing, does
 OF_FINITE_NUMBERS = {

@@ -131,6 +131,26 @@ def test_a_constant_is_copied_again_when_its_tensor_changes(change):
     assert device.waits == 1
 
 
+@pytest.mark.parametrize("layout", ["as it is", "a part", "transposed", "off a vector"])
+def test_a_models_tensor_on_the_device_is_read_where_it_is(layout):
+    """Without a second one, unless it lies otherwise than kernels read it."""
+    memory = torch.randn(8, 48)
+    copy = memory.clone().numpy()
+    remember_source(copy, memory)
+    part = {"as it is": np.s_[:, :], "a part": np.s_[2:, :], "transposed": np.s_[:, :], "off a vector": np.s_[:, 1:41]}[layout]
+    array = copy[part].T if layout == "transposed" else copy[part]
+    run = executable(graph_of(lambda b, x: b.mul(x, b.constant(array, f32)), TensorType(f32, array.shape)), InterpretedDevice())
+    x = torch.randn(array.shape)
+    expected = memory[part].T if layout == "transposed" else memory[part]
+    for _ in range(2):
+        torch.testing.assert_close(run([x])[0], x * expected)
+        memory.mul_(2)
+    (held,) = run._shared.constants.values()
+    is_shared = held.untyped_storage().data_ptr() == memory.untyped_storage().data_ptr()
+    assert is_shared == (layout != "off a vector")
+    assert (held.data_ptr() - memory.data_ptr() == 2 * 48 * 4) == (layout == "a part")
+
+
 class Library:
     """A driver that knows contexts alone: one of its own for each GPU, and the one current in this thread."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +20,7 @@ from dlcompiler.ir.expression import symbol
 from dlcompiler.ir.graph import Builder, Graph
 from dlcompiler.ir.interpret import interpret_graph, interpret_kernel
 from dlcompiler.ir.program import Launch
-from dlcompiler.ir.types import TensorType, bf16, f16, f32, f64, i8
+from dlcompiler.ir.types import DTYPES, TensorType, bf16, f16, f32, f64, i8, i64, u8
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -158,6 +159,91 @@ def test_factors_are_computed_in_the_tile_where_that_is_cheap():
     assert len(kernels) == 2
 
 
+EIGHTH = ("f8e4m3fn", "f8e5m2", "f8e5m2fnuz")
+
+
+@pytest.mark.parametrize("target", ["cuda:sm_80", "cuda:sm_90"])
+def test_products_of_8_bit_floats(target):
+    """As they are where tensor cores take them, else as float16; scales, bias and a narrow result are in the same kernel."""
+    for first, second in (*((name, name) for name in EIGHTH), EIGHTH[:2]):
+        x, w = TensorType(DTYPES[first], (2, 19, 70)), TensorType(DTYPES[second], (40, 70))
+        inputs = [small_array(t.shape, f32, k).astype(t.dtype.numpy) for k, t in enumerate((x, w))]
+        inputs += [np.random.default_rng(2).random(shape, np.float32) for shape in ((19, 1), (40,), (40,))]
+
+        def build(b, x, w, rows, columns, bias, dtype=first):
+            wide = b.linear(b.cast(x, dtype="f32"), b.cast(w, dtype="f32"))
+            result = b.add(b.mul(b.mul(wide, rows), columns), bias)
+            return [result, b.cast(result, dtype=dtype)]
+
+        types = [x, w, *(TensorType(f32, a.shape) for a in inputs[2:])]
+        graph = graph_of(build, *types)
+        (got, small), kernels = simulated(graph, inputs, parse_target(target))
+        expected, expected_small = interpret_graph(graph, inputs)
+        assert_close(got, expected, 5e-6)
+        # a sum in another order may be rounded to the next number
+        assert np.mean(small.view(np.uint8) != np.asarray(expected_small).view(np.uint8)) < 0.01
+        (kernel,) = products_of(kernels)
+        assert ("pointer_type" in kernel.source) == (target.endswith("90") and "fnuz" not in first)
+
+
+def test_weights_of_8_bit_floats_are_widened_in_the_tile():
+    for target in ("cuda:sm_80", "cuda:sm_90"):
+        for name in ("f8e4m3fn", "f8e5m2"):
+            x, w = TensorType(bf16, (18, 64)), TensorType(DTYPES[name], (600, 64))
+            inputs = [small_array(x.shape, bf16, 0), np.arange(600 * 64, dtype=np.uint32).astype(np.uint8).reshape(600, 64)]
+            finite = np.isfinite(inputs[1].view(w.dtype.numpy).astype(np.float32))
+            inputs[1] = np.where(finite, inputs[1], 0).view(w.dtype.numpy)
+            kernels = check(lambda b, x, w: b.linear(x, b.cast(w, dtype="bf16")), x, w, inputs=inputs, target=target)
+            assert len(kernels) == 1
+
+
+@settings(max_examples=6, derandomize=True, deadline=None)
+@given(data=st.data())
+def test_products_of_bytes_are_exact(data):
+    """Signed and unsigned, of matrices and images, with what follows; zero points are taken out before."""
+    kind = data.draw(st.sampled_from([i8, u8]))
+    rows, columns, is_image = (
+        data.draw(st.sampled_from([2, 17, 33])),
+        data.draw(st.sampled_from([16, 40])),
+        data.draw(st.booleans()),
+    )
+    depth = data.draw(st.sampled_from([3, 8] if is_image else [32, 70]))
+    shapes = ((2, depth, 5, 4), (columns, depth, 3, 3)) if is_image else ((rows, depth), (columns, depth))
+    random = np.random.default_rng(0)
+    image, weight = random.integers(0, 256, shapes[0]).astype(kind.numpy), random.integers(-128, 128, shapes[1]).astype(np.int8)
+
+    def build(b, x):
+        x, w = (b.cast(each, dtype="i32") for each in (x, b.constant(weight)))
+        total = b.convolution(b.sub(x, 117), w, **CONVOLUTION) if is_image else b.linear(b.sub(x, 117), w)
+        return [total, b.cast(b.clamp(b.round(b.mul(b.cast(total, dtype="f32"), 0.01)), low=-128.0, high=127.0), dtype="i8")]
+
+    graph = graph_of(build, TensorType(kind, shapes[0]))
+    got, kernels = simulated(graph, [image])
+    for a, b in zip(got, interpret_graph(graph, [image])):
+        np.testing.assert_array_equal(a, np.asarray(b))
+    assert len(products_of(kernels)) == 1
+
+
+def test_integers_that_no_tensor_core_takes_are_an_ordinary_reduction():
+    x, w = TensorType(i64, (5, 9)), TensorType(i64, (9, 4))
+    (step,) = planned(graph_of(lambda b, x, w: b.matmul(x, w), x, w)).steps
+    assert isinstance(step, Launch) and find_form(step.kernel) is None
+    inputs = [np.arange(math.prod(t.shape)).reshape(t.shape) - 20 for t in (x, w)]
+    (got,), _ = simulated(graph_of(lambda b, x, w: b.matmul(x, w), x, w), inputs)
+    np.testing.assert_array_equal(got, inputs[0] @ inputs[1])
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_weights_of_blocks_are_widened_in_the_tile(bits):
+    for dtype in (f16, bf16, f32):
+        x, scales, codes = TensorType(dtype, (9, 64)), TensorType(dtype, (32, 2)), TensorType(u8, (32, 8 * bits))
+        inputs = [small_array(x.shape, dtype, 0), random_array(codes.shape, u8, 1), small_array(scales.shape, dtype, 2)]
+        kernels = check(
+            lambda b, x, c, s: b.block_linear(x, c, s, bits=bits, block=32, columns=32), x, codes, scales, inputs=inputs
+        )
+        assert len(kernels) == 1
+
+
 def test_what_stays_with_a_library():
     program = planned(graph_of(lambda b, x, w: b.matmul(x, w), *[TensorType(f64, (32, 32))] * 2))
     assert [type(s).__name__ for s in program.steps] == ["LibraryCall"]
@@ -209,6 +295,27 @@ def test_schedules_fit_every_architecture():
 )
 def test_chosen_schedules_assemble_without_spills(arch, instruction):
     kernel, _ = form_of(f16, 4096, 4096, 1024)
+    assembled = assemble_kernel(kernel, parse_target(f"cuda:{arch}"), frozenset(b.name for b in kernel.buffers))
+    assert assembled.resources.local_bytes == 0
+    assert instruction in assembled.stages["ptx"] and "cp.async" in assembled.stages["ptx"]
+
+
+@pytest.mark.parametrize(
+    ("arch", "dtype", "instruction"),
+    [
+        ("sm_80", "f8e4m3fn", "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"),
+        ("sm_90", "f8e4m3fn", "f32.e4m3.e4m3"),
+        ("sm_100", "f8e4m3fn", "kind::f8f6f4"),
+        ("sm_80", "i8", "s32.s8.s8.s32"),
+        ("sm_90", "i8", "s32.s8.s8"),
+        ("sm_100", "i8", "kind::i8"),
+    ],
+)  # fmt: skip
+def test_products_of_8_bits_use_the_instructions_for_them(arch, dtype, instruction):
+    types = TensorType(DTYPES[dtype], (2048, 512)), TensorType(DTYPES[dtype], (1024, 512))
+    wide = "i32" if dtype == "i8" else "f32"
+    graph = graph_of(lambda b, x, w: b.linear(b.cast(x, dtype=wide), b.cast(w, dtype=wide)), *types)
+    kernel, _ = graph_kernel(graph)
     assembled = assemble_kernel(kernel, parse_target(f"cuda:{arch}"), frozenset(b.name for b in kernel.buffers))
     assert assembled.resources.local_bytes == 0
     assert instruction in assembled.stages["ptx"] and "cp.async" in assembled.stages["ptx"]
