@@ -12,7 +12,7 @@ from dlcompiler.ir.errors import OptionError, UnsupportedError
 from dlcompiler.ir.expression import known
 from dlcompiler.ir.ops.recurrent import CELLS
 from dlcompiler.ir.scalar import SCALARS
-from dlcompiler.ir.types import DType, TensorType, compute_dtype
+from dlcompiler.ir.types import DType, TensorType, compute_dtype, f32
 
 if TYPE_CHECKING:
     from dlcompiler.ir.graph import Builder, Node
@@ -29,11 +29,11 @@ LIBRARY_OPS = {
     }),
     "cuda": frozenset({
         "matmul", "linear", "convolution", "attention", "attention_with_logsumexp", "attention_backward", "lstm", "gru", "rnn",
-        "scan",
+        "scan", "linear_logsumexp",
     }),
 }  # fmt: skip
 # Of these those that no library has: they are written out where no kernel of ours applies.
-ROUTINES_ALONE = frozenset({"block_linear", "attention_with_logsumexp", "attention_backward"})
+ROUTINES_ALONE = frozenset({"block_linear", "attention_with_logsumexp", "attention_backward", "linear_logsumexp"})
 # Dtypes of recurrent layers that are scans of ours; those of others are a library's, whole.
 SCANNED = {"cpu": frozenset({"f32", "f64"}), "cuda": frozenset({"f32", "f16", "bf16"})}
 
@@ -77,6 +77,10 @@ class Target:
     def library_ops(self) -> frozenset[str]:
         """Ops kept whole for a library."""
         return LIBRARY_OPS[self.kind]
+
+    def multiplies_quickly(self, dtype: DType) -> bool:
+        """Whether a large matrix product takes no longer than writing and reading its result a few times: on tensor cores."""
+        return self.kind == "cuda" and (dtype.bits == 16 or (dtype is f32 and self.float32 != "ieee"))
 
     @property
     def scanned_dtypes(self) -> frozenset[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from dlcompiler.ir.graph import Node
+    from dlcompiler.ir.types import DType
 
 
 class PassTarget(Protocol):
@@ -41,6 +42,10 @@ class PassTarget(Protocol):
     @property
     def rows_at_a_time(self) -> int:
         """Of how many rows a large matrix product is worth starting: see `passes.block.row_chunks`."""
+        ...
+
+    def multiplies_quickly(self, dtype: DType) -> bool:
+        """Whether a large matrix product takes no longer than writing and reading its result a few times."""
         ...
 
     def winograd_sizes(self, convolution: Node) -> tuple[int, ...] | None:

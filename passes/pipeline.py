@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from dlcompiler.ir.errors import OptionError
 from dlcompiler.ir.graph import Event, Graph
 from dlcompiler.ir.verify import verify_graph
+from dlcompiler.passes.block.linear_loss import store_no_logits
 from dlcompiler.passes.block.merge_linears import merge_linears
 from dlcompiler.passes.block.patterns import match_patterns
 from dlcompiler.passes.block.row_chunks import make_rows_in_parts
@@ -53,6 +54,7 @@ REPLACE_OPS = Pass("replace-ops", replace_ops, level=2)
 PATTERNS = Pass("patterns", match_patterns, level=2)
 TRANSPOSED_CONVOLUTIONS = Pass("transposed-convolutions", split_transposed_convolutions, level=2)
 WINOGRAD = Pass("winograd", choose_winograd, level=2)
+LINEAR_LOSS = Pass("linear-loss", store_no_logits, level=2)
 ATTENTION_PARTS = Pass("attention-parts", split_attention, level=2)
 QUANTIZED = Pass("quantized", sum_integers, level=2)
 BLOCK_SCALED = Pass("block-scaled", scale_in_blocks, level=2)
@@ -76,6 +78,8 @@ PIPELINE: tuple[Pass, ...] = (
     BLOCK_SCALED,
     # attention is found around a softmax that is still whole
     PATTERNS,
+    # and a loss around a log_softmax that is
+    LINEAR_LOSS,
     DECOMPOSE,
     # a batch norm's scale and shift are constants once it is written out
     CONSTANT_FOLDING,

@@ -487,6 +487,20 @@ def _():
     yield Sample("attention_with_logsumexp", (*qkv, np.arange(35).reshape(5, 7) >= 7), _ATTENTION, exact=False)
 
 
+@record(
+    "linear_logsumexp",
+    ((T(f32, 3, 4), T(f32, 5, 3)), {"parts": 1}, ShapeError),
+    ((T(f32, 3, 4), T(f32, 5, 4)), {"parts": 4}, ShapeError),
+    ((T(f32, 2, 3, 4), T(f32, 5, 4)), {"parts": 1}, ShapeError),
+    ((T(f32, 3, 4), T(f16, 5, 4)), {"parts": 1}, DTypeError),
+)
+def _():
+    for dtype in (f32, f64, f16, bf16):
+        operands = array(dtype, 3, 4), array(dtype, 7, 4, seed=1), array(dtype, 7, seed=2)
+        yield Sample("linear_logsumexp", operands, {"parts": 3}, exact=False)
+        yield Sample("linear_logsumexp", operands[:2], {"parts": 1}, exact=False)
+
+
 _ROWS = T(f32, 2, 3)
 _QKV = T(f32, 2, 3, 4), T(f32, 2, 5, 4), T(f32, 2, 5, 6)
 

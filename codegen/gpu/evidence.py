@@ -106,6 +106,8 @@ def library_flops(step: LibraryCall) -> int:
     shapes = [tuple(map(size_estimate, v.shape)) for v in step.reads]
     out = math.prod(map(size_estimate, step.writes[0].shape)) if step.writes and step.writes[0] is not None else 0
     match step.op:
+        case "linear_logsumexp":
+            return 2 * shapes[0][0] * math.prod(shapes[1])
         case "matmul" | "linear":
             return 2 * out * shapes[0][-1]
         case "convolution":

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from dlcompiler.codegen.gpu import attention, recurrent, routine_text, scan, scatter
+from dlcompiler.codegen.gpu import attention, linear_logsumexp, recurrent, routine_text, scan, scatter
 from dlcompiler.ir.ops.recurrent import CELLS
 from dlcompiler.ir.program import RoutineCall
 from dlcompiler.ir.types import TensorType
@@ -49,5 +49,7 @@ def routine_writers(call: RoutineCall, device: Device, precision: str, aligned: 
 
 
 # op -> the module that computes it: in what `scratch` memory, None if it does not; what its text depends on (`key`); `writers`
-OF_OP: dict[str, ModuleType] = {"scan": scan, "index_update": scatter, "scatter": scatter}
+OF_OP: dict[str, ModuleType] = {
+    "scan": scan, "index_update": scatter, "scatter": scatter, "linear_logsumexp": linear_logsumexp,
+}  # fmt: skip
 OF_OP |= {f"{cell}_scan{rest}": recurrent for cell in CELLS for rest in ("", "_keeping", "_backward")}

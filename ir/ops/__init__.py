@@ -97,6 +97,7 @@ def _fill_table() -> None:
         composite,
         contraction,
         control,
+        linear_logsumexp,
         order,
         pointwise,
         recurrent,

@@ -16,6 +16,7 @@ What is not here is not true: `x * 0`, `x - x`, `x / x` and `x == x` have other 
 from __future__ import annotations
 
 import numpy as np
+from dlcompiler.ir.expression import Dim
 from dlcompiler.ir.graph import Graph, Node
 from dlcompiler.ir.ops import Trait
 from dlcompiler.ir.scalar import apply_scalar
@@ -131,7 +132,43 @@ def iota_not_negative(b: GraphRewriter, node: Node) -> Node | None:
     return b.constant(node.op.name == "ge") if left.op.name == "iota" and is_uniform(right, 0) else None
 
 
-RULES = RuleTable((*EXACT, iota_not_negative, *APPROXIMATE))
+@rule("one-hot-sum", "reduce_sum", exact=False)
+def one_hot_sum(b: GraphRewriter, node: Node) -> Node | None:
+    """reduce_sum(where(eq(iota, t), x, 0) * s) of a row with one t, x and s --> where(0 <= t < size, x * s, 0)
+
+    The gradient of a loss that picks an element a row; of finite s.
+    """
+    (masked,), axes = node.inputs, node.attributes["axes"]
+    last = masked.tensor.rank - 1
+    if tuple(axes) != (last,) or masked.shape[last] == 1:
+        return None
+    size = masked.shape[last]
+    orders: list[tuple[Node, ...]] = [(masked,)]
+    if masked.op.name == "mul":
+        orders = [masked.inputs, masked.inputs[::-1]]
+    for one_hot, *factors in orders:
+        found = _chosen(one_hot, size)
+        if found is None or any(x.tensor.rank and x.shape[-1] != 1 for x in (*found, *factors)):
+            continue
+        target, value = found
+        value = b.mul(value, *factors) if factors else value
+        inside = b.bitwise_and(b.ge(target, 0), b.lt(target, b.constant(size, target.dtype)))
+        column = masked.tensor.with_shape((*masked.shape[:last], 1))
+        total = b.fit(b.where(inside, value, b.constant(0, node.dtype)), column)
+        return total if node.type == column else b.reshape(total, shape=node.shape)
+    return None
+
+
+def _chosen(node: Node, size: Dim) -> tuple[Node, Node] | None:
+    """(t, x) of `where(eq(iota, t), x, 0)` along a last dimension of `size`."""
+    if node.op.name != "where" or node.inputs[0].op.name != "eq" or not is_uniform(node.inputs[2], 0):
+        return None
+    left, right = node.inputs[0].inputs
+    places, target = (right, left) if right.op.name == "iota" else (left, right)
+    return (target, node.inputs[1]) if places.op.name == "iota" and places.shape == (size,) else None
+
+
+RULES = RuleTable((*EXACT, iota_not_negative, one_hot_sum, *APPROXIMATE))
 
 
 def simplify(graph: Graph, context: Context) -> Graph:

@@ -43,3 +43,13 @@ def test_every_stage_of_a_gpu_kernel_is_shown(cli: Cli, text: Path) -> None:
         assert result.code == 0 and word in result.out
     assert cli("inspect", text, "--stage", "evidence").code == 2
     assert "moved by kernels" in cli("inspect", text, "--target", "cuda:sm_90").out
+
+
+def test_a_dump_shows_kernels_and_hand_written_ones(cli: Cli, text: Path, tmp_path: Path) -> None:
+    text.write_text(
+        "graph m {\n  input %x : f32[6, 70]\n"
+        '  %y = scan(%x) {axis = 1, kind = "add", exclusive = false, reverse = false} : f32[6, 70]\n'
+        "  %z = softmax(%y) {axis = 1} : f32[6, 70]\n  output %z\n}\n"
+    )
+    assert cli("compile", text, "--target", "cuda:sm_90", "--dump", tmp_path / "dump", "-o", tmp_path / "m.dlc").code == 0
+    assert len(list((tmp_path / "dump").rglob("kernel.py"))) == 2

@@ -19,7 +19,16 @@ from dlcompiler.ir.types import DTYPES, TensorType
 # what the symbols of samples are bound to
 SIZES = {"N": 5, "M": 3}
 
+ONE_HOT = (
+    "input %t : i64[4, 1]; input %c : bool[4, 1]; %i = iota {size = 3}; %e = eq(%i, %t); %a = constant -1.0 : f32[]; "
+    "%z = constant 0.0 : f32[]; %w = where(%e, %a, %z); "
+)
 FIRES: dict[str, tuple[str, ...]] = {
+    "one-hot-sum": (
+        ONE_HOT + "input %u : f32[4, 1]; %s = where(%c, %u, %u); %m = mul(%w, %s); "
+        "%y = reduce_sum(%m) {axes = (1,), keepdims = true}",
+        ONE_HOT + "%y = reduce_sum(%w) {axes = (1,), keepdims = false}",
+    ),
     "iota-not-negative": (
         "%i = iota {size = N}; %z = constant 0 : i64[]; %y = ge(%i, %z)",
         "%i = iota {size = 4}; %r = reshape(%i) {shape = (4, 1)}; %z = constant 0 : i64[]; %y = lt(%r, %z)",
@@ -291,6 +300,10 @@ FIRES: dict[str, tuple[str, ...]] = {
 }
 
 MISSES: dict[str, tuple[str, ...]] = {
+    "one-hot-sum": (
+        ONE_HOT.replace("constant 0.0", "constant 1.0") + "%y = reduce_sum(%w) {axes = (1,), keepdims = true}",
+        ONE_HOT + "%y = reduce_sum(%w) {axes = (0,), keepdims = true}",
+    ),
     "iota-not-negative": (
         "%i = iota {size = 4}; %z = constant 1 : i64[]; %y = ge(%i, %z)",
         "input %i : i64[4]; %z = constant 0 : i64[]; %y = ge(%i, %z)",

@@ -13,8 +13,8 @@ TABLES = (simplify.RULES, views.RULES, replace_ops.RULES, patterns.RULES, quanti
 RULES = {r.name: r for t in TABLES for r in t}
 # these change the order of sums, and what a NaN that is masked out, or a row that sees nothing, does
 OF_FINITE_NUMBERS = {
-    "attention", "attention-mask", "linear-pad", "padded-sum", "scale-convolution", "scale-linear", "shift-product",
-    "split-reduction",
+    "attention", "attention-mask", "linear-pad", "one-hot-sum", "padded-sum", "scale-convolution", "scale-linear",
+    "shift-product", "split-reduction",
 }  # fmt: skip
 
 

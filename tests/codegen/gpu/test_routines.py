@@ -47,6 +47,22 @@ def test_scans_of_every_kind(kind, axis):
         assert routines(program) == ["scan"]
 
 
+@pytest.mark.parametrize("dtype", [f32, f16])
+def test_sums_of_exponentials_of_a_product_that_is_never_stored(dtype):
+    shapes = [(symbol("N"), 20), (150, 20), *([(150,)] if dtype is f32 else [])]
+    build = lambda b, *operands: b.linear_logsumexp(*operands, parts=3)  # noqa: E731
+    for rows in (3, 40):
+        inputs = [random_array((rows, *s[1:]) if k == 0 else s, dtype, k) for k, s in enumerate(shapes)]
+        program = run(build, *inputs, types=[TensorType(dtype, shape) for shape in shapes])
+    assert routines(program) == ["linear_logsumexp"]
+    # rows of nothing but -inf, and one of +inf
+    x, w = np.ones((3, 1), np.float32), np.full((5, 1), -np.inf, np.float32)
+    x[1], w[2, 0] = -1.0, 1.0
+    graph = graph_of(lambda b, x, w: b.linear_logsumexp(x, w, parts=2), *(TensorType(f32, a.shape) for a in (x, w)))
+    program = emit(plan(fuse(optimize(graph, TARGET), TARGET), TARGET), TARGET)
+    np.testing.assert_allclose(simulate(program, [x, w])[0], interpret_graph(graph, [x, w])[0])
+
+
 def test_scans_of_long_rows_carry_what_came_before():
     run(lambda b, x: b.scan(x, axis=1, kind="add", exclusive=True, reverse=False), np.ones((2, 5000), np.int64))
     for dtype in (f16, f64):
