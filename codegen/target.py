@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -288,6 +289,8 @@ def parse_target(text: str) -> Target:
         if arch in GPU_ARCHITECTURES:
             return Target("cuda", arch)
     known = known_targets()
+    if kind == "cuda" and re.fullmatch(r"sm_\d{2,3}", arch):
+        raise OptionError(f"there is no code for GPUs of architecture {arch!r}", hint=f"one of {', '.join(GPU_ARCHITECTURES)}")
     near = difflib.get_close_matches(text, known, 1)
     raise OptionError(f"unknown target {text!r}", hint=f"did you mean {near[0]!r}?" if near else f"one of {', '.join(known)}")
 

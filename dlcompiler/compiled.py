@@ -202,7 +202,7 @@ class Compiled:
         given = {name for name, origin in self.options.sources.items() if origin == "explicit"}
         options = {name: value for name, value in self.options.as_dict().items() if name in given - OF_THIS_MACHINE}
         first, *rest = (str(each.target.kind if each.target.host else each.target) for each in (self, *others))
-        code = {each.target.arch: _code_files(each.program) for each in (self, *others) if each.target.kind == "cuda"}
+        code = {each.target.arch: _code_files(each.executable) for each in (self, *others) if each.target.kind == "cuda"}
         from dlcompiler.artifact import Artifact, save_artifact
 
         if self.target.kind == "cuda":
@@ -272,10 +272,11 @@ def _arrays_of_tensors(values: Sequence[Any]) -> list[np.ndarray]:
     return [array_from_tensor(v) if isinstance(v, torch.Tensor) else np.asarray(v) for v in values] if plain else []
 
 
-def _code_files(program: Program) -> dict[str, bytes]:
+def _code_files(executable: AnyExecutable) -> dict[str, bytes]:
     from dlcompiler.codegen.gpu.compile import program_files
+    from dlcompiler.runtime.staged import StagedExecutable
 
-    return program_files(program)
+    return program_files(executable.programs if isinstance(executable, StagedExecutable) else [executable.program])
 
 
 def _array(value: Any, name: str) -> np.ndarray:

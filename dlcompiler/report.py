@@ -147,7 +147,7 @@ class Report:
         seconds = sum(row["roofline_seconds"] for row in self.evidence)
         return [
             f"  gpu       {format_bytes(moved)} moved by kernels{times}, {max(row['registers'] for row in ours)} registers, "
-            f"{sum(bool(row['spilled_bytes']) for row in ours)} spill; all steps take {seconds * 1e6:.1f} us or more"
+            f"{sum(bool(row['spilled_bytes']) for row in ours)} spill; all steps take {seconds * 1e6:.3g} us or more"
         ]
 
     def _tuning(self) -> list[str]:

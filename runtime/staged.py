@@ -72,6 +72,12 @@ class StagedExecutable:
         regions = {region: make(part) for region, part in self.regions.items()}
         return StagedExecutable(self.graph, steps, regions, self._constants, self._host)
 
+    @property
+    def programs(self) -> list[Program]:
+        """Those of all pieces and regions, and of these in turn."""
+        parts = (*(part for _, part in self.steps if part is not None), *self.regions.values())
+        return [p for part in parts for p in (part.programs if isinstance(part, StagedExecutable) else [part.program])]
+
     def _find_dropped(self) -> list[list[Node]]:
         """After each step: values that nothing later reads."""
         last: dict[Node, int] = {}

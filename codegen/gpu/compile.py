@@ -293,11 +293,11 @@ def _restored(kept: KeptKernel, kernel: K.Kernel | RoutineCall) -> AssembledKern
     )
 
 
-def program_files(program: Program) -> dict[str, bytes]:
-    """The program's kernels as files (`kept`), each distinct one once."""
-    code = program.code
-    assert isinstance(code, DeviceCode)
-    return to_files((k.key, k) for k in (*code.preparation, *code.kernels) if isinstance(k, AssembledKernel))
+def program_files(programs: Iterable[Program]) -> dict[str, bytes]:
+    """The kernels of a model's programs as files (`kept`), each distinct one once."""
+    codes = [program.code for program in programs if isinstance(program.code, DeviceCode)]
+    kernels = [k for code in codes for k in (*code.preparation, *code.kernels)]
+    return to_files((k.key, k) for k in kernels if isinstance(k, AssembledKernel))
 
 
 def parameter_names(kernel: K.Kernel | RoutineCall) -> list[str]:

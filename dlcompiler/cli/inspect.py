@@ -201,7 +201,8 @@ class View:
         found = {name: listing[stage] for name, listing in listings.items() if stage in listing}
         if listings and not found:
             stages = sorted({key for listing in listings.values() for key in listing} - {"schedule"})
-            raise click.UsageError(f"code for {self.target} has no stage {stage!r}; it has {', '.join(stages)}")
+            elsewhere = "; --target cuda:sm_90 has it" if self.target.kind == "cpu" and stage not in ("mlir", "llvm") else ""
+            raise click.UsageError(f"code for {self.target} has no stage {stage!r}; it has {', '.join(stages)}{elsewhere}")
         return "\n".join(f"// {name}\n{text}" for name, text in found.items()) or "no kernels", {"kernels": found}
 
     def _distinct(self) -> dict[str, Kernel | RoutineCall]:

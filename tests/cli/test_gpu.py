@@ -5,7 +5,9 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from tests.cli.conftest import Cli
 
@@ -29,11 +31,33 @@ def test_one_file_for_several_targets(cli: Cli, text: Path, tmp_path: Path) -> N
         names = set(archive.namelist())
     for arch in ("sm_80", "sm_90"):
         assert {f"code/{arch}/{name}" for name in ("index.json", "0000.py", "0000.ptx", "0000.cubin")} <= names
+    # a file holds less than every stage, and the rest is made again
+    assert "tt.func" in cli("inspect", saved, "--target", "cuda:sm_80", "--stage", "ttir").out
     assert cli("run", saved, "--fill", "random").code == 0
     if not torch.cuda.is_available():
         refused = cli("run", saved, "--fill", "random", "--target", "cuda:sm_90")
         assert refused.code == 6 and "CUDA" in refused.err
         assert cli("run", saved, "--fill", "random", "--target", "cpu").code == 0
+
+
+def test_a_file_holds_the_kernels_of_every_piece(cli: Cli, tmp_path: Path) -> None:
+    """Of a model whose sizes data tells: what is before and what is after."""
+    nodes = [helper.make_node("Softmax", ["x"], ["s"]), helper.make_node("NonZero", ["s"], ["places"])]
+    nodes += [helper.make_node("Cast", ["places"], ["wide"], to=TensorProto.FLOAT), helper.make_node("Exp", ["wide"], ["y"])]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n, shape in (("x", [6, 70]), ("y", [2, None]))]
+    path, saved = tmp_path / "m.onnx", tmp_path / "m.dlc"
+    onnx.save(helper.make_model(helper.make_graph(nodes, "m", ends[:1], ends[1:])), path)
+    result = cli("compile", path, "--target", "cuda:sm_90", "-o", saved)
+    assert result.code == 0, result.err
+    with zipfile.ZipFile(saved) as archive:
+        texts = [archive.read(name).decode() for name in archive.namelist() if name.endswith(".py")]
+    assert len(texts) == 2 and any("tl.reduce(" in text for text in texts)
+
+
+def test_an_architecture_without_code_is_refused_with_those_that_have_some(cli: Cli, text: Path) -> None:
+    result = cli("compile", text, "--target", "cuda:sm_70")
+    assert result.code == 2 and "'sm_70'" in result.err and "sm_75, sm_80" in result.err
+    assert "--target cuda:sm_90" in cli("inspect", text, "--stage", "ptx").err
 
 
 def test_every_stage_of_a_gpu_kernel_is_shown(cli: Cli, text: Path) -> None:
