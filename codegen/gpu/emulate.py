@@ -44,11 +44,13 @@ def completed_interpreter() -> Iterator[None]:
     """Under this, the interpreter rounds to bfloat16 and multiplies it as GPUs do, and reduces whole slices at a time.
 
     By itself it cuts off the bits that bfloat16 lacks, takes those that it has for integers in products (8-bit floats' too), and
-    calls a reduction's function for one element after another. That of Triton 3.6 cannot loop up to a number that it computed,
-    since NumPy no longer makes an int of an array of one element.
+    calls a reduction's function for one element after another. A condition that is one number it spreads over a block as an
+    integer. That of Triton 3.6 cannot loop up to a number that it computed, since NumPy no longer makes an int of an array of
+    one element.
     """
     from triton import language as tl
     from triton.runtime import interpreter
+    from triton.runtime.interpreter import TensorHandle
 
     builder = interpreter.interpreter_builder
     reductions = interpreter.ReduceOps
@@ -67,15 +69,20 @@ def completed_interpreter() -> Iterator[None]:
             return np.ascontiguousarray(data, np.float32).astype(bf16.numpy).view(np.uint16)
         return convert(data, source, target, rounding)
 
+    def spread(block: Any, handle: Any) -> Any:
+        made = type(builder).create_splat(builder, block, handle)
+        return TensorHandle(made.data.astype(np.bool_), tl.int1) if handle.data.dtype == np.bool_ else made
+
     with _patched:
         builder.create_dot = lambda a, b, *rest: type(builder).create_dot(builder, _widened(a), _widened(b), *rest)
+        builder.create_splat = spread
         reductions.generic_reduce = _reduce_slices
         interpreter._patch_lang_tensor = patch_tensor_too
         interpreter._convert_float = convert_rounded
         try:
             yield
         finally:
-            del builder.create_dot
+            del builder.create_dot, builder.create_splat
             reductions.generic_reduce = generic
             interpreter._patch_lang_tensor = patch_tensor
             interpreter._convert_float = convert

@@ -16,6 +16,7 @@ from dlcompiler.frontends.fx_rules import NoRule, rule
 from dlcompiler.frontends.fx_view import expand, reshape
 from dlcompiler.ir.expression import Dim
 from dlcompiler.ir.graph import Node
+from dlcompiler.ir.ops.attention_training import expand_mask_gradient
 from dlcompiler.ir.types import boolean, compute_dtype
 
 
@@ -74,20 +75,22 @@ def _forward(i: Any, q: Node, k: Node, v: Node, mask: Node | None, dropout: floa
 
 def _backward(
     i: Any, grad: Node, q: Node, k: Node, v: Node, mask: Node | None, out: Node, logsumexp: Node, dropout: float, causal: bool,
-    scale: Any,
-) -> list[Node]:  # fmt: skip
-    """dq, dk, dv; of heads that share keys the gradients of these are added up."""
+    scale: Any, wants_mask: bool = False,
+) -> list[Any]:  # fmt: skip
+    """dq, dk, dv, and that of the mask or None; of heads that share keys the gradients of these are added up."""
     own, heads = k.shape[-3], q.shape[-3]
     wide = [_repeat_heads(i, x, heads) for x in (k, v)]
     masks, attributes = _settings(i, q, mask, dropout, causal, scale)
     wide_dtype = compute_dtype(q.dtype)
     products = i.b.mul(i.cast(grad, wide_dtype), i.cast(out, wide_dtype))
     delta = i.b.reduce_sum(products, axes=(out.tensor.rank - 1,), keepdims=False)
-    gradients = i.b.attention_backward(grad, q, *wide, logsumexp, delta, *masks, **attributes)
-    results = [i.b("tuple.get", gradients, index=index) for index in range(3)]
-    if own == heads:
-        return results
-    return [results[0], *(_sum_groups(i, x, own) for x in results[1:])]
+    operands = grad, q, *wide, logsumexp, delta, *masks
+    gradients = i.b.attention_backward(*operands, **attributes)
+    of_query, *others = (i.b("tuple.get", gradients, index=index) for index in range(3))
+    if own != heads:
+        others = [_sum_groups(i, x, own) for x in others]
+    of_mask = i.cast(expand_mask_gradient(i.b, operands, attributes), mask.dtype) if wants_mask and mask is not None else None
+    return [of_query, *others, of_mask]
 
 
 def _sum_groups(i: Any, x: Node, heads: Dim) -> Node:
@@ -104,7 +107,7 @@ def _flash_attention_cpu(i, q, k, v, dropout=0.0, causal=False, attn_mask=None, 
 
 @rule("_scaled_dot_product_flash_attention_for_cpu_backward.default")
 def _flash_attention_cpu_backward(i, grad, q, k, v, out, logsumexp, dropout, causal, attn_mask=None, scale=None):
-    return tuple(_backward(i, grad, q, k, v, attn_mask, out, logsumexp, dropout, causal, scale))
+    return tuple(_backward(i, grad, q, k, v, attn_mask, out, logsumexp, dropout, causal, scale)[:3])
 
 
 @rule("_scaled_dot_product_attention_math.default")
@@ -135,7 +138,7 @@ def _flash_attention(i, q, k, v, dropout=0.0, causal=False, return_debug_mask=Fa
 def _flash_attention_backward(
     i, grad, q, k, v, out, logsumexp, cum_q, cum_k, max_q, max_k, dropout, causal, seed, offset, scale=None
 ):  # fmt: skip
-    return tuple(_backward(i, grad, q, k, v, None, out, logsumexp, dropout, causal, scale))
+    return tuple(_backward(i, grad, q, k, v, None, out, logsumexp, dropout, causal, scale)[:3])
 
 
 @rule("_scaled_dot_product_efficient_attention.default")
@@ -153,12 +156,10 @@ def _efficient_attention(i, q, k, v, mask, compute_logsumexp, dropout=0.0, causa
 def _efficient_attention_backward(
     i, grad, q, k, v, mask, out, logsumexp, seed, offset, dropout, wanted, causal=False, scale=None
 ):  # fmt: skip
-    if wanted[3]:
-        raise NoRule("the gradient of an attention mask")
     length = q.shape[-2]
     if logsumexp.shape[-1] != length:
         logsumexp = i.b.slice(logsumexp, starts=(0, 0, 0), limits=(*logsumexp.shape[:-1], length), steps=(1, 1, 1))
-    return (*_backward(i, grad, q, k, v, mask, out, logsumexp, dropout, causal, scale), None)
+    return tuple(_backward(i, grad, q, k, v, mask, out, logsumexp, dropout, causal, scale, wanted[3]))
 
 
 @rule("_scaled_dot_product_cudnn_attention.default")
@@ -176,4 +177,4 @@ def _cudnn_attention_backward(
 ):  # fmt: skip
     if mask is not None and 0 in mask.shape:  # what stands for none
         mask = None
-    return tuple(_backward(i, grad, q, k, v, mask, out, reshape(i, logsumexp, q.shape[:-1]), dropout, causal, scale))
+    return tuple(_backward(i, grad, q, k, v, mask, out, reshape(i, logsumexp, q.shape[:-1]), dropout, causal, scale)[:3])

@@ -123,13 +123,41 @@ def _expand_forward(b, operands, attributes):
     return out, b.reshape(logsumexp, shape=scores.shape[:-1])
 
 
+def _column(b, x, dtype):
+    return b.reshape(b.cast(x, dtype=dtype.name) if x.dtype is not dtype else x, shape=(*x.shape, 1))
+
+
+def expand_mask_gradient(b, operands, attributes):
+    """The gradient of an added mask from the operands of `attention_backward`, made of other ops: it is as large as all scores.
+
+    Where the mask is broadcast, sums; the mask's dtype and shape.
+    """
+    grad, q, k, v, logsumexp, delta, mask = operands
+    dtype = compute_dtype(q.dtype)
+    # operands of products stay as narrow as they are: the products' own sums are wide
+    scores = b.mul(b.cast(b.matmul(q, _turned(b, k)), dtype=dtype.name), attributes["scale"])
+    scores = b.add(scores, b.cast(mask, dtype=dtype.name))
+    if attributes["causal"]:
+        length, seen = scores.shape[-2:]
+        is_seen = b.le(b.iota(size=seen), b.reshape(b.iota(size=length), shape=(length, 1)))
+        scores = b.where(is_seen, scores, b.constant(-np.inf, dtype))
+    weights = b.exp(b.sub(scores, _column(b, logsumexp, dtype)))
+    products = b.cast(b.matmul(grad, _turned(b, v)), dtype=dtype.name)
+    slopes = b.mul(weights, b.sub(products, _column(b, delta, dtype)))
+    more = slopes.tensor.rank - mask.tensor.rank
+    axes = tuple(d for d in range(slopes.tensor.rank) if d < more or (mask.shape[d - more] == 1 and slopes.shape[d] != 1))
+    total = b.reduce_sum(slopes, axes=axes, keepdims=False) if axes else slopes
+    total = total if total.shape == mask.shape else b.reshape(total, shape=mask.shape)
+    return total if total.dtype is mask.dtype else b.cast(total, dtype=mask.dtype.name)
+
+
 def _expand_backward(b, operands, attributes):
     grad, q, k, v, logsumexp, delta, *mask = operands
     scores = _expand_scores(b, q, k, mask[0] if mask else None, attributes)
     dtype = scores.dtype
 
     def column(x):
-        return b.reshape(b.cast(x, dtype=dtype.name) if x.dtype is not dtype else x, shape=(*x.shape, 1))
+        return _column(b, x, dtype)
 
     grad, q, k, v = (b.cast(x, dtype=dtype.name) if x.dtype is not dtype else x for x in (grad, q, k, v))
     weights = b.exp(b.sub(scores, column(logsumexp)))

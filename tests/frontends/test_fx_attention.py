@@ -23,11 +23,11 @@ def flash(q, k, v, grad, causal):
 
 def efficient(q, k, v, grad, causal, mask=None):
     r = aten._scaled_dot_product_efficient_attention(q, k, v, mask, True, 0.0, causal, scale=0.25)
-    wanted = [True, True, True, False]
+    wanted = [True, True, True, mask is not None]
     gradients = aten._scaled_dot_product_efficient_attention_backward(
         grad, q, k, v, mask, r[0], r[1], r[2], r[3], 0.0, wanted, causal, scale=0.25
     )
-    return r[0], *gradients[:3]
+    return r[0], *gradients[: 3 if mask is None else 4]
 
 
 def cudnn(q, k, v, grad, causal):
@@ -47,18 +47,21 @@ def on_cpu(q, k, v, grad, causal, mask=None):
 
 def expected(q, k, v, grad, causal, mask=None):
     q, k, v = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (q, k, v))
-    mask = None if mask is None else torch.tensor(mask, dtype=torch.float64)
+    mask = None if mask is None else torch.tensor(mask, dtype=torch.float64, requires_grad=True)
     grouped = q.shape[1] != k.shape[1]
-    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scale=0.25, enable_gqa=grouped)
+    seen = mask if mask is None or not causal else mask.masked_fill(torch.ones(40, 40).triu(1).bool(), -torch.inf)
+    is_causal = causal and mask is None  # torch takes one of both
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, seen, 0.0, is_causal, scale=0.25, enable_gqa=grouped)
     out.backward(torch.tensor(grad, dtype=torch.float64))
-    return out.detach(), q.grad, k.grad, v.grad
+    return out.detach(), q.grad, k.grad, v.grad, *([] if mask is None else [mask.grad])
 
 
 @pytest.mark.parametrize(
     ("kind", "causal"),
     [
         ("flash", False), ("flash", True), ("grouped", True), ("efficient", False), ("efficient", True), ("masked", False),
-        ("cudnn", False), ("cudnn", True), ("on_cpu", True), ("on_cpu masked", False),
+        ("masked", True), ("broadcast masked", False), ("cudnn", False), ("cudnn", True), ("on_cpu", True),
+        ("on_cpu masked", False),
     ],
 )  # fmt: skip
 def test_forward_and_backward(kind, causal):
@@ -67,7 +70,7 @@ def test_forward_and_backward(kind, causal):
     shapes = [(2, 4, 40, 16), *[(2, 2 if kind == "grouped" else 4, 40, 16)] * 2, (2, 4, 40, 16)]
     inputs = [rng.standard_normal(shape).astype(dtype) for shape in shapes]
     if "masked" in kind:
-        inputs.append(rng.standard_normal((2, 4, 40, 40)).astype(dtype))
+        inputs.append(rng.standard_normal((1, 4, 1, 40) if "broadcast" in kind else (2, 4, 40, 40)).astype(dtype))
     function = {"flash": flash, "grouped": flash, "cudnn": cudnn}.get(kind, on_cpu if "cpu" in kind else efficient)
     device = "cpu" if "cpu" in kind else "cuda"
     with FakeTensorMode():

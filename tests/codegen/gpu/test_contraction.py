@@ -14,6 +14,8 @@ from dlcompiler.codegen.gpu.contraction_form import find_form
 from dlcompiler.codegen.gpu.contraction_schedule import MatrixSchedule, matrix_candidates, tuning_candidates
 from dlcompiler.codegen.gpu.contraction_writer import write_product
 from dlcompiler.codegen.gpu.device import device_of
+from dlcompiler.codegen.gpu.emulate import completed_interpreter
+from dlcompiler.codegen.gpu.load import load_function
 from dlcompiler.codegen.gpu.simulate import run_interpreted
 from dlcompiler.codegen.target import parse_target
 from dlcompiler.ir.expression import symbol
@@ -349,3 +351,20 @@ def test_simulation_rounds_to_bfloat16_as_gpus_do():
     x = np.linspace(1, 2, 999, dtype=np.float32).reshape(9, 111)
     (got,), _ = simulated(graph_of(lambda b, x: b.cast(x, dtype="bf16"), TensorType(f32, x.shape)), [x])
     np.testing.assert_array_equal(got.view(np.uint16), x.astype(bf16.numpy).view(np.uint16))
+
+
+def test_simulation_masks_by_a_condition_of_one_number():
+    source = """import triton
+import triton.language as tl
+
+
+@triton.jit
+def kernel(x, y, SIZE: tl.constexpr):
+    i = tl.program_id(0)
+    j = tl.arange(0, SIZE)
+    tl.store(y + i * SIZE + j, tl.load(x + j, (j < 3) & (i - 1 >= 0), 7.0))
+"""
+    x, y = torch.arange(4.0), torch.zeros(2, 4)
+    with completed_interpreter():
+        load_function(source, "kernel", interpret=True)[(2,)](x, y, SIZE=4)
+    assert y.tolist() == [[7, 7, 7, 7], [0, 1, 2, 7]]
