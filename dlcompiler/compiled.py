@@ -333,7 +333,11 @@ class InputCheck:
             expected = _known(dim, bindings)
             if expected is not None and expected != size:
                 why = f": {dim} is {expected}" if isinstance(dim, Expression) else ""
-                hint = None if isinstance(dim, Expression) else "compile with dynamic_shapes to take other sizes"
+                hint = (
+                    None
+                    if isinstance(dim, Expression)
+                    else "other sizes need a model compiled for them (dynamic_shapes, --input-shape)"
+                )
                 raise InputError(
                     f"input {name!r} must be {node.type}, not {given}: dimension {axis}{why or ' differs'}", hint=hint
                 )

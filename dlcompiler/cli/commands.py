@@ -165,9 +165,9 @@ _COMPILE_FLAGS = (
         "--fix-batch",
         is_flag=True,
         default=None,
-        help="Rewrite shape constants that hold a size which the inputs leave open, where that is proved.",
+        help="Rewrite shape constants of an .onnx that hold a size which the inputs leave open, where that is proved.",
     ),
-    click.option("--no-cache", "disable_cache", is_flag=True, default=None, help="Compile every kernel anew."),
+    click.option("--no-cache", "disable_cache", is_flag=True, default=None, help="Compile every kernel anew, and keep none."),
 )
 _GENERAL_FLAGS = (
     click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout."),

@@ -57,6 +57,10 @@ def command(
 ) -> int | None:
     """Show MODEL: its inputs and outputs and the report of its compilation, or what the flags ask for."""
     session = Session.start(parameters)
+    views = {"--check": check, "--html": html, "--stage": stage, "--memory": memory, "--ops": ops}
+    asked = [name for name, wanted in views.items() if wanted]
+    if len(asked) > 1:
+        raise click.UsageError(f"one view at a time: {' and '.join(asked)} are {len(asked)}")
     check_output(output, model)
     check_output(html, model)
     if check:

@@ -18,6 +18,10 @@ from dlcompiler.options import Options
 logger = logging.getLogger("dlcompiler")
 
 
+# shared flags that say something of what follows the passes
+OF_COMPILING = {"dump_dir": "dump", "strict": "strict", "tune_budget": "tune-budget", "disable_cache": "no-cache"}
+
+
 def _list(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
     if not wanted:
         return
@@ -52,6 +56,9 @@ def command(passes: str, file: str, output: str | None, **parameters: Any) -> No
     from dlcompiler.ir.text import print_graph
 
     session = Session.start(parameters)
+    idle = [f"--{name}" for key, name in OF_COMPILING.items() if parameters[key]]
+    if idle:
+        logger.warning("passes are run and nothing is compiled: %s changes nothing here", ", ".join(idle))
     check_output(output, file)
     if file == "-":
         graph = graph_from_text(sys.stdin.read(), None, "stdin", allow_missing=True)

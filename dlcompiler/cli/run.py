@@ -45,7 +45,7 @@ def command(
     simulate: bool,
     **parameters: Any,
 ) -> None:
-    """Run MODEL (an .onnx, a .dlc or Graph text) and show its outputs; with -o write them to an .npz by name."""
+    """Run MODEL (an .onnx, a .dlc, Graph text or FILE.py:NAME) and show its outputs; with -o write them to an .npz by name."""
     session = Session.start(parameters)
     check_output(output, model)
     with session.progress() as progress:

@@ -118,6 +118,7 @@ def read_source(model: str, session: Session, progress: Progress, inventory: lis
 
     `inventory` receives the nodes of an ONNX file, also where it cannot be imported.
     """
+    from dlcompiler.sources import TEXT_SUFFIXES
     from dlcompiler.sources import read_source as read
 
     progress.say("reading the model")
@@ -125,7 +126,10 @@ def read_source(model: str, session: Session, progress: Progress, inventory: lis
         module, inputs = torch_model(model)
         return read(module, inputs)
     fix = session.options.fix_batch
-    return read(model, dynamic_shapes=session.input_shapes or None, inventory=inventory, fix_batch=fix)
+    source = read(model, dynamic_shapes=session.input_shapes or None, inventory=inventory, fix_batch=fix)
+    if fix and (source.targets or model.endswith(TEXT_SUFFIXES)):
+        logger.warning("--fix-batch is for .onnx files, and %s was imported before", model)
+    return source
 
 
 def torch_model(text: str) -> tuple[Any, tuple]:

@@ -2,6 +2,9 @@
 
     python -m tests.bench.block_scaled [--rows 1 128] [--size 4096] [--rounds 9] [--threads 1]
 
+The same weights also as `DequantizeLinear` in blocks before a `MatMul`: ours, ours with the weight written out as float32 (as
+before the pass `block-scaled`), and ONNX Runtime, which rounds activations to 8 bits there.
+
 Prints for each case the median time of a call in ms and its ratio to ONNX Runtime's, and the largest error relative to the
 largest result in float64. Blocks of 32, symmetric and with zero points.
 """
@@ -39,6 +42,31 @@ def model_bytes(columns: int, inner: int, rows: int, weights: dict[str, np.ndarr
     return helper.make_model(graph, opset_imports=imports, ir_version=8)
 
 
+def dequantized_bytes(columns: int, inner: int, rows: int, weights: dict[str, np.ndarray]) -> Any:
+    """The same weights as a DequantizeLinear of [inner, columns] before a MatMul."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    def narrow(name: str, packed: np.ndarray, length: int) -> Any:
+        numbers = unpacked(packed, columns).T
+        data = (numbers[:, ::2] | numbers[:, 1::2] << 4).astype(np.uint8).tobytes()
+        return TensorProto(name=name, data_type=TensorProto.UINT4, dims=(length, columns), raw_data=data)
+
+    blocks = inner // BLOCK
+    scales = numpy_helper.from_array(np.ascontiguousarray(weights["scales"].reshape(columns, blocks).T), "scales")
+    # without zero points 4 bits without a sign are 8 too large
+    zeros = weights.get("zeros", np.full(columns * blocks // 2, 0x88, np.uint8))
+    nodes = [
+        helper.make_node("DequantizeLinear", ["codes", "scales", "zeros"], ["w"], axis=0, block_size=BLOCK),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "product", [helper.make_tensor_value_info("x", 1, (rows, inner))],
+        [helper.make_tensor_value_info("y", 1, (rows, columns))],
+        [narrow("codes", weights["codes"], inner), scales, narrow("zeros", zeros, blocks)],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
 def unpacked(packed: np.ndarray, columns: int) -> np.ndarray:
     """Bytes as a row of 4 bit numbers for each column."""
     return np.stack([packed & 15, packed >> 4], axis=-1).reshape(columns, -1)
@@ -53,10 +81,10 @@ def session_of(model: Any, threads: int) -> Callable[[np.ndarray], np.ndarray]:
     return lambda x: session.run(None, {"x": x})[0]
 
 
-def ours(model: Any) -> Callable[[Any], Any]:
+def ours(model: Any, **options: Any) -> Callable[[Any], Any]:
     import dlcompiler
 
-    compiled = dlcompiler.compile(model)
+    compiled = dlcompiler.compile(model, options=options)
 
     def call(x: Any) -> Any:
         result = compiled(x)
@@ -86,11 +114,15 @@ def measure(rows: int, size: int, zero_points: bool, rounds: int, threads: int) 
         return model_bytes(size, size, rows, weights, accuracy)
 
     plain = model_bytes(size, size, rows, {"w": np.ascontiguousarray(wide.T).astype(np.float32)}, 0)
+    dequantized = dequantized_bytes(size, size, rows, weights)
     systems: dict[str, tuple[Callable[[Any], Any], Any]] = {
         "onnxruntime": (session_of(model(0), threads), x),
         "onnxruntime, int8 activations": (session_of(model(4), threads), x),
         "ours": (ours(model(0)), tensor),
         "ours, float32 weights": (ours(plain), tensor),
+        "onnxruntime, DequantizeLinear": (session_of(dequantized, threads), x),
+        "ours, DequantizeLinear": (ours(dequantized), tensor),
+        "ours, it written out": (ours(dequantized, disabled_passes={"block-scaled"}), tensor),
     }
     times: dict[str, list[float]] = {name: [] for name in systems}
     errors = {}

@@ -36,11 +36,12 @@ stored one a byte and converted in the kernels that read or write them.
 
 **Quantised models.** QDQ and QLinear forms whose operands are bytes are sums of products of bytes (int8 x int8 to int32),
 requantised in the same kernel. Weights of 2, 4 or 8 bits with a scale for each block stay so narrow: `MatMulNBits`, a
-`DequantizeLinear` with `block_size` or the same arithmetic written out, transposed or reshaped on the way to its `MatMul`,
-become one op (`block_linear`), and rows that a `Gather` takes from such a table are made floats alone. Activations are not
-rounded for it: `accuracy_level` of `MatMulNBits` says how much accuracy is enough, and float32 is always enough. (ONNX Runtime
-takes 4, 8 bit activations, for a `DequantizeLinear` that it turns into `MatMulNBits`, unless told otherwise: its results are
-then off by some 0.5 %.) """
+`DequantizeLinear` with `block_size` or the same arithmetic written out, transposed or reshaped on the way to its `MatMul`, become
+one op (`block_linear`), and rows that a `Gather` takes from such a table are made floats alone. Activations are not rounded for
+it: `accuracy_level` of `MatMulNBits` says how much accuracy is enough, and float32 is always enough. (ONNX Runtime takes 4, 8 bit
+activations, for a `DequantizeLinear` that it turns into `MatMulNBits`, unless told otherwise: its results are then off by some
+0.5 %.)
+"""
 
 
 def how(name: str, domain: str, version: int) -> str:

@@ -257,3 +257,13 @@ def test_reader_that_goes_away(text: Path) -> None:
     command = f"{sys.executable} -m dlcompiler inspect {text} --stage llvm | head -n 1"
     done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True)
     assert done.stderr == ""
+
+
+def test_flags_that_change_nothing_are_said(cli: Cli, text: Path, tmp_path: Path) -> None:
+    """A flag that a command does not heed is an error or a warning, never silence."""
+    two = cli("inspect", text, "--memory", "--ops")
+    assert two.code == 2 and "one view at a time: --memory and --ops" in two.err
+    idle = cli("opt", "all", text, "--dump", tmp_path / "dump", "--strict")
+    assert idle.code == 0 and "--dump, --strict changes nothing" in idle.err and not (tmp_path / "dump").exists()
+    fixed = cli("compile", text, "--fix-batch")
+    assert fixed.code == 0 and "--fix-batch is for .onnx files" in fixed.err
