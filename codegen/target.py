@@ -168,8 +168,11 @@ class Target:
             return panel_width(kernel, fixed, machine_of(self).tiles)
         return panel_width(kernel, fixed, machine_of(self).tiles, self.choices.ask("columns", kernel, fixed))
 
-    def winograd_sizes(self, convolution: Node) -> tuple[int, ...] | None:
-        """The tiles by which Winograd's algorithm is expected to be quicker for a plain convolution; None if it is not."""
+    def winograd_sizes(self, convolution: Node, changes: bool) -> tuple[int, ...] | None:
+        """The tiles by which Winograd's algorithm is expected to be quicker for a plain convolution; None if it is not.
+
+        `changes`: whether its weights have to be transformed in each call.
+        """
         from dlcompiler.codegen.cpu.compile import machine_of
         from dlcompiler.codegen.winograd import Convolution, choose_sizes
 
@@ -180,7 +183,7 @@ class Target:
             return None
         columns, channels, *taps = weight.known_shape
         images = batch if isinstance(batch, int) else 1
-        found = Convolution(images, tuple(known(size) for size in results), tuple(taps), channels, columns)
+        found = Convolution(images, tuple(known(size) for size in results), tuple(taps), channels, columns, changes)
         return choose_sizes(found, machine_of(self).tiles)
 
     def winograd_width(self, kernel: Kernel, fixed: Set[Buffer], sizes: tuple[int, ...]) -> int | None:

@@ -48,8 +48,11 @@ class PassTarget(Protocol):
         """Whether a large matrix product takes no longer than writing and reading its result a few times."""
         ...
 
-    def winograd_sizes(self, convolution: Node) -> tuple[int, ...] | None:
-        """Results of a tile, along each dimension, with which Winograd's algorithm pays for a plain convolution; None if none."""
+    def winograd_sizes(self, convolution: Node, changes: bool) -> tuple[int, ...] | None:
+        """Results of a tile, along each dimension, with which Winograd's algorithm pays for a plain convolution; None if none.
+
+        `changes`: whether its weights have to be transformed in each call.
+        """
         ...
 
 
