@@ -32,7 +32,7 @@ from dlcompiler.passes.dataflow.order import order_steps
 from dlcompiler.passes.dataflow.take_over import take_over
 from dlcompiler.passes.dataflow.write_back import write_in_place
 from dlcompiler.passes.fixed import is_fixed_source
-from dlcompiler.passes.strides import Strides, channels_last_strides, image_of, wants_channels_last
+from dlcompiler.passes.strides import Strides, channels_last_strides, image_of, images_read, wants_channels_last
 
 
 class PlanTarget(Protocol):
@@ -462,7 +462,7 @@ class _Planner:
         operand = node.inputs[position]
         if not isinstance(operand.type, TensorType):
             raise VerifyError(f"%{node.name} reads a tuple", location=node.location)
-        return self._window(operand, position == 0 and wants_channels_last(node))
+        return self._window(operand, position in images_read(node))
 
     def _image(self, convolution: Node) -> P.View:
         """What a convolution of ours reads its image from."""
