@@ -865,6 +865,7 @@ _views(
     errors=(((T(f32, 2, 3),), {"shape": (4,)}, ShapeError), ((T(f32, 2, 3),), {"shape": (-1, 3)}, ShapeError),
             ((T(f32, 4),), {"shape": (-2, -2)}, ShapeError)),
 )  # fmt: skip
+_views("kept", (((2, 3),), {}), (((),), {}), (((0, 3),), {}))
 _views(
     "permute",
     (((2, 3, 4),), {"dims": (2, 0, 1)}),

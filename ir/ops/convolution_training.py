@@ -8,6 +8,7 @@ Written out it is a convolution of x with dy as its kernel, in which the batch i
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 from dlcompiler.ir.errors import ShapeError
@@ -48,9 +49,12 @@ def _evaluate(operands, attributes):
     letters = "xyz"[:spatial]
     for tap in itertools.product(*map(range, attributes["taps"])):
         firsts = [k * d for k, d in zip(tap, attributes["dilations"])]
-        seen = tuple(slice(f, f + s * (n - 1) + 1, s) for f, s, n in zip(firsts, attributes["strides"], dy.shape[2:]))
+        seen: tuple[Any, ...] = tuple(
+            slice(f, f + s * (n - 1) + 1, s) for f, s, n in zip(firsts, attributes["strides"], dy.shape[2:])
+        )
         products = np.einsum(f"ngc{letters},ngo{letters}->goc", x[(..., *seen)], grouped)
-        result[(slice(None), slice(None), *tap)] = products.reshape(result.shape[:2])
+        place: tuple[Any, ...] = (slice(None), slice(None), *tap)
+        result[place] = products.reshape(result.shape[:2])
     return result.astype(dy.dtype)
 
 

@@ -154,6 +154,35 @@ def test_double_backward_is_right_or_refused() -> None:
         torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("way", ["option", "config"])
+def test_the_partitioner_keeps_to_the_memory_budget(way: str) -> None:
+    module = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 4))
+    x = random_tensor(16, 8)
+
+    def held(budget: float) -> tuple[int, Tensor]:
+        """Bytes that the forward graph hands to the backward graph, and a gradient."""
+        torch._dynamo.reset()
+        module.zero_grad()
+        saved: dict[int, int] = {}
+        options = {"activation_memory_budget": budget} if way == "option" else {}
+        compiled = torch.compile(module, backend="dlcompiler", options=options)
+
+        def pack(value: Tensor) -> Tensor:
+            saved[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+            return value
+
+        with torch._functorch.config.patch(activation_memory_budget=1.0 if way == "option" else budget):
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+                loss = compiled(x).square().mean()
+            loss.backward()
+        assert module[0].weight.grad is not None
+        return sum(saved.values()), module[0].weight.grad.clone()
+
+    most, least = held(1.0), held(0.0)
+    assert least[0] < 0.7 * most[0]
+    torch.testing.assert_close(least[1], most[1])
+
+
 def test_learning_rate_as_a_tensor_does_not_recompile() -> None:
     def update(weight: Tensor, gradient: Tensor, momentum: Tensor, rate: Tensor) -> None:
         momentum.mul_(0.9).add_(gradient)

@@ -255,12 +255,13 @@ class Sums:
         e, p = self.e, self.problem
         span = p.shared * p.channels
         found: list[list[Value]] = [[] for _ in range(height)]
-        for v, mask in enumerate(self.masks):
+        for v, own_mask in enumerate(self.masks):
             first = e.div(self.first_column + v * p.lanes, p.columns) * p.channels
-            if mask is not None:
+            held: Value | None = None
+            if own_mask is not None:
                 held = e.create_mask(e.minimum(e.sub(p.groups * p.channels, first), span), p.lanes)
-            else:
-                held = None if span == p.lanes else e.create_mask(span, p.lanes)
+            elif span != p.lanes:
+                held = e.create_mask(span, p.lanes)
             inputs = self._load(self.x.pointer, e.add(at, first), held)
             for k in range(height):
                 own = [(lane // p.columns) * p.channels + k for lane in range(p.lanes)]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dlcompiler.ir.expression import known
 from dlcompiler.ir.types import TensorType
 
 if TYPE_CHECKING:
@@ -118,8 +119,8 @@ def weight_problem(x: TensorType, dy: TensorType, attributes: Mapping[str, Any],
     if element not in ("f32", "f64") or x.rank > 5 or not all(isinstance(d, int) for t in (x, dy) for d in t.shape[1:]):
         return None
     groups = attributes["groups"]
-    size, out = (_three([int(d) for d in t.shape[2:]], 1) for t in (x, dy))  # type: ignore[call-overload]
-    channels, columns = (int(t.shape[1]) // groups for t in (x, dy))  # type: ignore[call-overload]
+    size, out = (_three([known(d) for d in t.shape[2:]], 1) for t in (x, dy))
+    channels, columns = (known(t.shape[1]) // groups for t in (x, dy))
     if 0 in (*size, *out, channels, columns) or (isinstance(x.shape[0], int) and x.shape[0] == 0):
         return None
     lanes = machine.lanes(x.dtype.bytes)
