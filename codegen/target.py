@@ -99,7 +99,6 @@ class Target:
             return node.inputs[0].dtype.name not in self.scanned_dtypes
         if node.op.name == "convolution_weight" and node.attributes["groups"] == 1 and known(node.shape[1]) >= FEWEST_CHANNELS:
             return self.scratch_of_routine(node) is not None
-            return self.scratch_of_routine(node) is not None
         return node.op.name not in ROUTINES_ALONE or self.scratch_of_routine(node) is not None
 
     @property
