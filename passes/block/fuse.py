@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dlcompiler.ir.contraction import split_groups
 from dlcompiler.ir.expression import Dim
@@ -108,10 +108,20 @@ class Trials:
 
     refused  of nodes together, why they are no kernel, or None, and the nodes by which they were first named
     tiled    of a sum of products, whether a kernel of ours computes it
+    last     the graph fused last, whose history may have grown since
     """
 
     refused: dict[Hashable, tuple[str | None, tuple[Node, ...]]] = field(default_factory=dict)
     tiled: dict[Hashable, bool] = field(default_factory=dict)
+    last: Fusion | None = None
+
+    def again(self, graph: Graph) -> Fusion | None:
+        """What was found for the same nodes and results."""
+        before = None if self.last is None else self.last.graph
+        if before is None or before.nodes is not graph.nodes:
+            return None
+        is_same = (before.inputs, before.outputs, before.writebacks) == (graph.inputs, graph.outputs, graph.writebacks)
+        return replace(self.last, graph=graph) if is_same and self.last is not None else None
 
 
 class _Fuser:
@@ -510,4 +520,6 @@ def fuse(graph: Graph, target, options=None, trials: Trials | None = None) -> Fu
 
     `trials`: of the same target, to which what is found out is added.
     """
-    return _Fuser(graph, target, trials or Trials()).run()
+    trials = trials or Trials()
+    trials.last = trials.again(graph) or _Fuser(graph, target, trials).run()
+    return trials.last
