@@ -28,8 +28,9 @@ MOST_SUMS = 256 << 10
 # Results of the convolution that are gone through at a time, so that a panel's gradients stay in the first cache.
 PLACES = 128
 MOST_CHANNELS = 64
-# What an item costs beside its multiplications: going through the panel's gradients once more, as multiplications for a channel.
-OVERHEAD = 1.0
+# What an item costs beside its multiplications: it goes through images and gradients once more, as so many multiplications at
+# each place.
+READING = 6
 
 
 @dataclass(frozen=True)
@@ -157,14 +158,14 @@ def _vectors(columns: int, lanes: int, registers: int) -> int:
 def _divide(channels: int, rows: int, taps: int, others: int, bytes_of: int, cores: int) -> tuple[int, int]:
     """Channels of an item, and parts of the taps, by which all cores have about as much to do, the fewest items."""
     blocks = sorted({min(channels, rows * k) for k in range(1, max(1, MOST_CHANNELS // rows) + 1)}, reverse=True)
-    best: tuple[float, int, int] | None = None
+    best: tuple[int, int, int] | None = None
     for block in blocks:
         for parts in range(1, taps + 1):
             at_once = -(-taps // parts)
             if -(-taps // at_once) != parts or (at_once * block * bytes_of > MOST_SUMS and (block > rows or at_once > 1)):
                 continue
             items = others * -(-channels // block) * parts
-            cost = -(-items // cores) * at_once * (block + OVERHEAD)
+            cost = -(-items // cores) * (at_once * block + READING)
             if best is None or cost < best[0] * 0.97:
                 best = (cost, block, parts)
     assert best is not None
