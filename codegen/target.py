@@ -25,18 +25,21 @@ GPU_ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_
 # Ops that a library runs whole on each kind of target; everything else becomes kernels of our own.
 LIBRARY_OPS = {
     "cpu": frozenset({
-        "matmul", "linear", "block_linear", "convolution", "attention", "attention_with_logsumexp", "attention_backward", "lstm",
-        "gru", "rnn", "scan",
+        "matmul", "linear", "block_linear", "convolution", "convolution_weight", "attention", "attention_with_logsumexp",
+        "attention_backward", "lstm", "gru", "rnn", "scan",
     }),
     "cuda": frozenset({
-        "matmul", "linear", "convolution", "attention", "attention_with_logsumexp", "attention_backward", "lstm", "gru", "rnn",
-        "scan", "linear_logsumexp",
+        "matmul", "linear", "convolution", "convolution_weight", "attention", "attention_with_logsumexp", "attention_backward",
+        "lstm", "gru", "rnn", "scan", "linear_logsumexp",
     }),
 }  # fmt: skip
 # Of these those that no library has: they are written out where no kernel of ours applies.
 ROUTINES_ALONE = frozenset({"block_linear", "attention_with_logsumexp", "attention_backward", "linear_logsumexp"})
 # Dtypes of recurrent layers that are scans of ours; those of others are a library's, whole.
 SCANNED = {"cpu": frozenset({"f32", "f64"}), "cuda": frozenset({"f32", "f16", "bf16"})}
+# The gradient of a weight of so many channels is written out as a convolution where no kernel of ours applies: with fewer, too
+# few rows of the sum of products share what is loaded.
+FEWEST_CHANNELS = 16
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ class Target:
             return False
         if node.op.name in CELLS:
             return node.inputs[0].dtype.name not in self.scanned_dtypes
+        if node.op.name == "convolution_weight" and node.attributes["groups"] == 1 and known(node.shape[1]) >= FEWEST_CHANNELS:
+            return self.scratch_of_routine(node) is not None
         return node.op.name not in ROUTINES_ALONE or self.scratch_of_routine(node) is not None
 
     @property
@@ -168,8 +173,11 @@ class Target:
             return panel_width(kernel, fixed, machine_of(self).tiles)
         return panel_width(kernel, fixed, machine_of(self).tiles, self.choices.ask("columns", kernel, fixed))
 
-    def winograd_sizes(self, convolution: Node) -> tuple[int, ...] | None:
-        """The tiles by which Winograd's algorithm is expected to be quicker for a plain convolution; None if it is not."""
+    def winograd_sizes(self, convolution: Node, changes: bool) -> tuple[int, ...] | None:
+        """The tiles by which Winograd's algorithm is expected to be quicker for a plain convolution; None if it is not.
+
+        `changes`: whether its weights have to be transformed in each call.
+        """
         from dlcompiler.codegen.cpu.compile import machine_of
         from dlcompiler.codegen.winograd import Convolution, choose_sizes
 
@@ -180,7 +188,7 @@ class Target:
             return None
         columns, channels, *taps = weight.known_shape
         images = batch if isinstance(batch, int) else 1
-        found = Convolution(images, tuple(known(size) for size in results), tuple(taps), channels, columns)
+        found = Convolution(images, tuple(known(size) for size in results), tuple(taps), channels, columns, changes)
         return choose_sizes(found, machine_of(self).tiles)
 
     def winograd_width(self, kernel: Kernel, fixed: Set[Buffer], sizes: tuple[int, ...]) -> int | None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from dlcompiler.codegen.contraction import GRAIN_PRODUCTS, LATENCY, TileMachine, finishing_kernel
 from dlcompiler.codegen.schedule import Access, Schedule, merge_axes, size_estimate
 from dlcompiler.ir import kernel as K
-from dlcompiler.ir.contraction import Contraction, find_contraction, loads_under, offset_of, pack_columns
+from dlcompiler.ir.contraction import Contraction, find_contraction, offset_of, pack_columns
 from dlcompiler.ir.expression import Dim, floor_div, known, linear_coefficients, product, symbol
 from dlcompiler.ir.types import DTYPES
 from dlcompiler.ir.winograd import POINTS, Transforms, Window, find_windows, transform_panels, transforms
@@ -40,10 +40,15 @@ BYTES_A_CYCLE = 8.5
 NOT_HIDDEN = 0.45
 # Bytes of weights that one core gets in a cycle, from the last cache or memory.
 WEIGHTS_A_CYCLE = 8.0
+# Bytes of transformed weights that all cores together write in a cycle, where that has to be done in each call (measured: 64 to
+# 256 channels).
+TRANSFORMED_A_CYCLE = 4.5
 # Direct tiles reach this part of one vector multiply-add in each cycle.
 DIRECT_SPEED = 0.95
 # What must be won by the model for a convolution to be computed this way, as the model is not exact.
 GAIN = 0.9
+# The same where weights change: what writes them, and what else a training step holds, takes its part of the caches.
+GAIN_OF_CHANGING = 0.8
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,10 +182,10 @@ def _lanes(machine: TileMachine) -> int:
 def winograd_width(kernel: K.Kernel, fixed: Set[K.Buffer], sizes: tuple[int, ...], machine: TileMachine) -> int | None:
     """How wide panels of the columns should be for Winograd's algorithm; None where it does not compute the kernel.
 
-    `fixed`: buffers that keep their contents between calls; only what is transformed once is worth transforming.
+    `fixed`: buffers that keep their contents between calls. Others are put in panels and transformed in each call.
     """
     found = find_contraction(kernel, fixed)
-    if found is None or found.packed is not None or not all(load.buffer in fixed for load in loads_under(found.columns)):
+    if found is None or found.packed is not None:
         return None
     windows = find_windows(kernel, found)
     columns = kernel.extents[found.vector]
@@ -277,13 +282,17 @@ def schedule_winograd(kernel: K.Kernel, machine: TileMachine) -> WinogradSchedul
 
 @dataclass(frozen=True)
 class Convolution:
-    """What the choice looks at: images, results along each dimension, taps along each, channels and columns."""
+    """What the choice looks at: images, results along each dimension, taps along each, channels and columns.
+
+    changes   whether the weights have to be put in order, and transformed, in each call
+    """
 
     batch: int
     results: tuple[int, ...]
     taps: tuple[int, ...]
     channels: int
     columns: int
+    changes: bool = False
 
 
 def choose_sizes(convolution: Convolution, machine: TileMachine) -> tuple[int, ...] | None:
@@ -305,7 +314,8 @@ def choose_sizes(convolution: Convolution, machine: TileMachine) -> tuple[int, .
         cost = _cycles(convolution, sizes, machine)
         if best is None or cost < best[0]:
             best = (cost, sizes)
-    if best is None or best[0] > GAIN * _direct_cycles(convolution, machine):
+    gain = GAIN_OF_CHANGING if convolution.changes else GAIN
+    if best is None or best[0] > gain * _direct_cycles(convolution, machine):
         return None
     return tuple(size for size, taps in zip(best[1], convolution.taps) if taps > 1)
 
@@ -332,4 +342,5 @@ def _cycles(c: Convolution, sizes: tuple[int, ...], machine: TileMachine) -> flo
     # loads, stores and additions of one tile for one vector of channels, and of columns; measured
     forward = tiles * c.channels / lanes * positions * 6.0
     back = tiles * c.columns / lanes * (positions * 4.5 + math.prod(sizes) * 5.0)
-    return _with_weights((blocking.cycles + forward + back) / machine.cores, positions, c)
+    cycles = _with_weights((blocking.cycles + forward + back) / machine.cores, positions, c)
+    return cycles + 4 * positions * c.channels * c.columns / TRANSFORMED_A_CYCLE if c.changes else cycles

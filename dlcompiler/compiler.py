@@ -7,7 +7,7 @@ from dlcompiler.codegen.target import Target
 from dlcompiler.ir.graph import Graph
 from dlcompiler.observe import Observer
 from dlcompiler.options import Options
-from dlcompiler.passes.block.fuse import fuse
+from dlcompiler.passes.block.fuse import Trials, fuse
 from dlcompiler.passes.dataflow.memory import place
 from dlcompiler.passes.dataflow.program import plan
 from dlcompiler.passes.pipeline import optimize
@@ -27,9 +27,10 @@ def compile_graph(
     observer, timings = observer or Observer(), timings or Timings()
     observer.graph("captured", graph)
     with timings.stage("optimize"):
-        graph = optimize(graph, target, options, observe=observer.graph)
+        trials = Trials()
+        graph = optimize(graph, target, options, observe=observer.graph, trials=trials)
     with timings.stage("fuse"):
-        fusion = fuse(graph, target, options)
+        fusion = fuse(graph, target, options, trials)
     observer.fusion(fusion)
     if options.tune_budget:
         with timings.stage("tune"):

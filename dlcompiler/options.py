@@ -71,6 +71,15 @@ def _integer(low: int, high: int | None = None) -> Kind:
     return Kind(says, check, lambda text: check(int(text)))
 
 
+def _part() -> Kind:
+    def check(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise ValueError
+        return float(value)
+
+    return Kind("a number from 0 to 1", check, lambda text: check(float(text)))
+
+
 def _seconds() -> Kind:
     says = "seconds, 0 or more"
 
@@ -142,6 +151,12 @@ class Options:
         _choice("torch", "ieee", "tf32x3", "tf32"),
         "how GPUs multiply float32: ieee (no tensor cores), tf32x3 (three products of parts, nearly as exact), tf32, or as "
         "torch.get_float32_matmul_precision() says: highest is ieee, the others tf32; convolutions too",
+    )
+    activation_memory_budget: float | None = _option(
+        None,
+        _optional(_part()),
+        "the part of what training holds between its passes that may be held: train_step computes the rest again where pointwise "
+        "operations can, torch.compile tells torch's partitioner; None: computed again is what costs no pass over memory",
     )
     strict: bool = _option(False, _flag(), "an op that nobody mapped is an error, not a call of ATen", "DLCOMPILER_STRICT")
     verify: bool = _option(

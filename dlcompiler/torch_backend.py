@@ -100,7 +100,10 @@ class Backend:
             keep_inference_input_mutations=True,
         )
         # tokens that order effects are made in the graph and not passed to it
-        with functorch_config.patch(unlift_effect_tokens=True):
+        settings: dict[str, Any] = {"unlift_effect_tokens": True}
+        if resolved.activation_memory_budget is not None:
+            settings["activation_memory_budget"] = resolved.activation_memory_budget
+        with functorch_config.patch(settings):
             return ours(graph_module, example_inputs)
 
     def _compile_part(

@@ -45,6 +45,10 @@ class _WithFuel:
     def numerics(self) -> str:
         return self.options.numerics
 
+    @property
+    def activation_memory_budget(self) -> float | None:
+        return self.options.activation_memory_budget
+
 
 def find_culprit(
     graph: Graph, target: PassTarget, options: PassOptions | None, is_right: Callable[[Graph], bool]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Set
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from dlcompiler.ir.graph import Node
@@ -48,8 +48,11 @@ class PassTarget(Protocol):
         """Whether a large matrix product takes no longer than writing and reading its result a few times."""
         ...
 
-    def winograd_sizes(self, convolution: Node) -> tuple[int, ...] | None:
-        """Results of a tile, along each dimension, with which Winograd's algorithm pays for a plain convolution; None if none."""
+    def winograd_sizes(self, convolution: Node, changes: bool) -> tuple[int, ...] | None:
+        """Results of a tile, along each dimension, with which Winograd's algorithm pays for a plain convolution; None if none.
+
+        `changes`: whether its weights have to be transformed in each call.
+        """
         ...
 
 
@@ -74,6 +77,11 @@ class PassOptions(Protocol):
         """`fast` allows rules that change the last bits; `eager` only exact ones."""
         ...
 
+    @property
+    def activation_memory_budget(self) -> float | None:
+        """How much of what backward passes read may be held from forward passes (`passes.dataflow.recompute`)."""
+        ...
+
 
 @dataclass(frozen=True)
 class DefaultOptions:
@@ -83,6 +91,7 @@ class DefaultOptions:
     disabled_passes: frozenset[str] = frozenset()
     fuel: int | None = None
     numerics: str = "fast"
+    activation_memory_budget: float | None = None
 
 
 class Fuel:
@@ -118,6 +127,8 @@ class Context:
     fuel: Fuel = field(default_factory=Fuel)
     counts: Counter[str] = field(default_factory=Counter)
     pass_name: str = ""
+    # a `passes.block.fuse.Trials`: what a pass that fuses finds out, for whoever fuses next
+    trials: Any = None
 
     def spend(self, what: str, name: str) -> bool:
         """Pay for rewrite `what` of the node called `name` and count it; False when the fuel is used up."""

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from dlcompiler.ir.errors import OptionError
 from dlcompiler.ir.graph import Event, Graph
 from dlcompiler.ir.verify import verify_graph
+from dlcompiler.passes.block.fuse import Trials
 from dlcompiler.passes.block.linear_loss import store_no_logits
 from dlcompiler.passes.block.merge_linears import merge_linears
 from dlcompiler.passes.block.patterns import match_patterns
 from dlcompiler.passes.block.row_chunks import make_rows_in_parts
 from dlcompiler.passes.block.simplify import simplify
 from dlcompiler.passes.context import Context, DefaultOptions, Fuel, PassOptions, PassTarget
+from dlcompiler.passes.dataflow.recompute import recompute
 from dlcompiler.passes.node.attention_parts import split_attention
 from dlcompiler.passes.node.block_scaled import scale_in_blocks
 from dlcompiler.passes.node.common_subexpressions import merge_common_subexpressions
@@ -61,6 +63,7 @@ BLOCK_SCALED = Pass("block-scaled", scale_in_blocks, level=2)
 ROWS_IN_PARTS = Pass("rows-in-parts", make_rows_in_parts, level=2)
 MERGE_LINEARS = Pass("merge-linears", merge_linears, level=3)
 REPEAT_RANDOM = Pass("repeat-random", repeat_random)
+RECOMPUTE = Pass("recompute", recompute, level=2)
 DECOMPOSE = Pass("decompose", decompose, level=0)
 
 PIPELINE: tuple[Pass, ...] = (
@@ -104,6 +107,9 @@ PIPELINE: tuple[Pass, ...] = (
     # which would merge what this computes again
     REPEAT_RANDOM,
     DEAD_CODE,
+    # what it makes twice must stay so; it plans the graph that it is given
+    RECOMPUTE,
+    DEAD_CODE,
 )
 
 PASSES: dict[str, Pass] = {each.name: each for each in PIPELINE}
@@ -115,16 +121,17 @@ def optimize(
     options: PassOptions | None = None,
     observe: Observer | None = None,
     fuel: Fuel | None = None,
+    trials: Trials | None = None,
 ) -> Graph:
     """Run every pass that the options allow, and verify after each. `observe(pass name, graph)` sees each that changed something.
 
-    `fuel` counts rewrites; if none is given there is as much as the options say.
+    `fuel` counts rewrites; if none is given there is as much as the options say. `trials`: see `passes.block.fuse.fuse`.
 
     Raises OptionError for a disabled pass that does not exist or cannot be left out, VerifyError for a pass that went wrong.
     """
     options = options or DefaultOptions()
     check_pass_names(options.disabled_passes)
-    context = Context(target, options, fuel or Fuel(options.fuel))
+    context = Context(target, options, fuel or Fuel(options.fuel), trials=trials or Trials())
     for each in PIPELINE:
         if each.name not in options.disabled_passes and each.level <= options.optimization_level:
             before, graph = graph, run_pass(each, graph, context)

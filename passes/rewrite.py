@@ -286,3 +286,11 @@ def _rewrite(rewriter: GraphRewriter, node: Node, table: RuleTable, context: Con
                 return True
         rewriter.nodes.clear()
     return False
+
+
+def reshaped(b: Builder, x: Node, shape: tuple[Any, ...]) -> Node:
+    """A value in another shape of as many elements: of a value that is itself a reshape, what that reads."""
+    source = x.inputs[0] if x.op.name == "reshape" else x
+    if source.shape == shape:
+        return source
+    return x if x.shape == shape else b.reshape(source, shape=shape)

@@ -50,6 +50,13 @@ def wants_channels_last(node: Node) -> bool:
     return node.tensor.rank == 4 or (node.dtype.bytes >= 4 and not node.attributes["transposed"])
 
 
+def images_read(node: Node) -> tuple[int, ...]:
+    """Positions of the operands that a library or a routine reads with the channels innermost."""
+    if node.op.name == "convolution_weight":
+        return (0, 1)
+    return (0,) if wants_channels_last(node) else ()
+
+
 def stored_source(node: Node) -> Node | None:
     """What a widening cast reads, if panels of sums of products hold its type as it is; None for any other node."""
     return node.inputs[0] if node.op.name == "cast" and widens(node.inputs[0].dtype, node.dtype) else None

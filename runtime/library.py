@@ -247,6 +247,20 @@ def _convolution(call: Call) -> Routine:
     return run
 
 
+def _convolution_weight(call: Call) -> Routine:
+    """The gradient of a convolution's weight, of which ATen wants to see no more than the sizes."""
+    (x, dy), (out,) = call.reads, call.writes
+    numbers = [list(call.attributes[k]) for k in ("strides", "padding", "dilations")]
+    weight = torch.empty(out.shape, dtype=out.dtype, device=call.device)
+    arguments = (None, *numbers, False, [0] * len(numbers[0]), call.attributes["groups"], [False, True, False])
+    backward = torch.ops.aten.convolution_backward.default
+
+    def run(tensors: Sequence[Tensor]) -> None:
+        tensors[out.position].copy_(backward(tensors[dy.position], tensors[x.position], weight, *arguments)[1])
+
+    return run
+
+
 def _onednn_convolution(call: Call, attributes: dict[str, list[int]]) -> Routine:
     """oneDNN keeps the layout of its input: channels last stays channels last."""
     x, weight, *bias = call.reads
@@ -386,6 +400,7 @@ ROUTINES: dict[str, Callable[[Call], Routine]] = {
     "matmul": _matmul,
     "linear": _linear,
     "convolution": _convolution,
+    "convolution_weight": _convolution_weight,
     "attention": _attention,
     "lstm": _recurrent,
     "gru": _recurrent,

@@ -448,6 +448,35 @@ def _():
     yield Sample("convolution", (array(f32, 1, 2, 3, 4, 4), array(f32, 3, 2, 2, 2, 2)), _convolution(3), exact=False)
 
 
+def _weight_gradient(taps: tuple[int, ...], **changes: Any) -> dict[str, Any]:
+    plain = _convolution(len(taps), **changes)
+    return {"taps": taps, **{name: plain[name] for name in ("strides", "padding", "dilations", "groups")}}
+
+
+@record(
+    "convolution_weight",
+    ((T(f32, 1, 3, 5), T(f32, 1, 4, 4)), _weight_gradient((3,)), ShapeError),
+    ((T(f32, 1, 3, 5), T(f32, 2, 4, 3)), _weight_gradient((3,)), ShapeError),
+    ((T(f32, 1, 3, 5), T(f32, 1, 4, 3)), _weight_gradient((3,), groups=3), ShapeError),
+    ((T(f32, 1, 3, 5), T(f32, 1, 4, 3, 3)), _weight_gradient((3,)), ShapeError),
+    ((T(f32, 1, 3, 5), T(f64, 1, 4, 3)), _weight_gradient((3,)), DTypeError),
+    ((T(i32, 1, 3, 5), T(i32, 1, 4, 3)), _weight_gradient((3,)), DTypeError),
+)
+def _():
+    for dtype in (f32, f64, bf16):
+        yield Sample("convolution_weight", (array(dtype, 2, 3, 7), array(dtype, 2, 4, 5)), _weight_gradient((3,)), exact=False)
+    cases = (
+        ((2, 4, 7, 6), (2, 6, 4, 5), (3, 2), {"groups": 2, "padding": (1, 0), "strides": (2, 1)}),
+        ((1, 3, 9, 8), (1, 2, 9, 8), (3, 3), {"dilations": (2, 3), "padding": (2, 3)}),
+        ((2, 4, 5, 5), (2, 4, 5, 5), (3, 3), {"groups": 4, "padding": (1, 1)}),
+        ((1, 2, 5, 4), (1, 3, 2, 2), (1, 1), {"strides": (3, 2)}),
+        ((0, 3, 5, 5), (0, 2, 3, 3), (3, 3), {}),
+    )
+    for x, dy, taps, changes in cases:
+        operands = array(f32, *x), array(f32, *dy, seed=1)
+        yield Sample("convolution_weight", operands, _weight_gradient(taps, **changes), exact=False)
+
+
 _ATTENTION = {"scale": 0.5, "causal": False}
 
 
@@ -836,6 +865,7 @@ _views(
     errors=(((T(f32, 2, 3),), {"shape": (4,)}, ShapeError), ((T(f32, 2, 3),), {"shape": (-1, 3)}, ShapeError),
             ((T(f32, 4),), {"shape": (-2, -2)}, ShapeError)),
 )  # fmt: skip
+_views("kept", (((2, 3),), {}), (((),), {}), (((0, 3),), {}))
 _views(
     "permute",
     (((2, 3, 4),), {"dims": (2, 0, 1)}),

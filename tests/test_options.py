@@ -18,6 +18,7 @@ VALUES = {
     "disabled_passes": (frozenset({"simplify"}), None, None),
     "fuel": (7, "12", 12),
     "numerics": ("eager", None, None),
+    "activation_memory_budget": (0.5, None, None),
     "strict": (True, "0", False),
     "verify": (True, "yes", True),
     "dump_dir": ("/tmp/a", "/tmp/b", "/tmp/b"),

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from dlcompiler.codegen.cpu.emitter import Emitter, Value
@@ -94,6 +94,21 @@ def _sum(row: Sequence[float], terms: Sequence[Term], multiply_add: Callable[[fl
     return total
 
 
+def transform_tile(
+    values: Mapping[tuple[int, ...], Term], matrices: Sequence[Matrix], multiply_add: Callable[[float, Term, Term], Term]
+) -> dict[tuple[int, ...], Term]:
+    """A tile, by places, with a matrix applied along each of its dimensions, the last one first."""
+    for dimension in reversed(range(len(matrices))):
+        following: dict[tuple[int, ...], Term] = {}
+        lines = dict.fromkeys((*at[:dimension], *at[dimension + 1 :]) for at in values)
+        for line in lines:
+            places = [(*line[:dimension], k, *line[dimension:]) for k in range(len(matrices[dimension][0]))]
+            results = linear_forms(matrices[dimension], [values[at] for at in places], multiply_add)
+            following |= {(*line[:dimension], k, *line[dimension:]): value for k, value in enumerate(results)}
+        values = following
+    return {at: values[at] for at in itertools.product(*(range(len(matrix)) for matrix in matrices))}
+
+
 class WinogradWriter:
     """Writes one convolution into an open module."""
 
@@ -138,18 +153,6 @@ class WinogradWriter:
     def _multiply_add(self, number: float, term: Value, total: Value) -> Value:
         return self.e.fma(term, number, total) if self.machine.has_fma else term * number + total
 
-    def _transformed(self, values: dict[tuple[int, ...], Value], matrices: Sequence[Matrix]) -> dict[tuple[int, ...], Value]:
-        """A tile with a matrix applied along each of its dimensions, the last one first."""
-        for dimension in reversed(range(len(matrices))):
-            following: dict[tuple[int, ...], Value] = {}
-            lines = dict.fromkeys((*at[:dimension], *at[dimension + 1 :]) for at in values)
-            for line in lines:
-                places = [(*line[:dimension], k, *line[dimension:]) for k in range(len(matrices[dimension][0]))]
-                results = linear_forms(matrices[dimension], [values[at] for at in places], self._multiply_add)
-                following |= {(*line[:dimension], k, *line[dimension:]): value for k, value in enumerate(results)}
-            values = following
-        return {at: values[at] for at in itertools.product(*(range(len(matrix)) for matrix in matrices))}
-
     def _enter_tile(self, number: Value) -> list[Value]:
         """Set the axes of rows to the first row of a tile; its first place along each window."""
         e, schedule, axes = self.e, self.schedule, self.finishing.axis_values
@@ -191,7 +194,7 @@ class WinogradWriter:
                     pointer = e.op("ptr", 0, "llvm.inttoptr {} : i64 to !llvm.ptr", e.load(self.places, number, "i64"))
                     values[at] = e.load(pointer, channels.index, ELEMENT, schedule.lanes)
                 here = e.offset(target, channels.index, ELEMENT)
-                for number, value in enumerate(self._transformed(values, matrices).values()):
+                for number, value in enumerate(transform_tile(values, matrices, self._multiply_add).values()):
                     e.store(value, here, number * self.input_plane)
 
     def _find_places(self, firsts: Sequence[Value]) -> None:
@@ -278,7 +281,7 @@ class WinogradWriter:
                     for number, at in enumerate(itertools.product(*spans))
                 }
                 target = e.offset(self.sums, column.index, ELEMENT)
-                for number, value in enumerate(self._transformed(values, matrices).values()):
+                for number, value in enumerate(transform_tile(values, matrices, self._multiply_add).values()):
                     e.store(value, target, number * schedule.width)
             firsts = self._enter_tile(e.add(first, tiles.index))
             back: Number = first_column

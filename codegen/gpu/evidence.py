@@ -112,6 +112,8 @@ def library_flops(step: LibraryCall) -> int:
             return 2 * out * shapes[0][-1]
         case "convolution":
             return 2 * out * math.prod(shapes[1][1:])
+        case "convolution_weight":
+            return 2 * out * shapes[1][0] * math.prod(shapes[1][2:])
         case "attention":
             return 2 * (math.prod(shapes[0]) * shapes[1][-2] + out * shapes[1][-2])
     if cell_of(step.op) is not None:  # in each step each row of the batch times the weight, in each direction

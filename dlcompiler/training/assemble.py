@@ -44,6 +44,9 @@ class Assembler:
         for node in (*graph.inputs, *graph.nodes):
             self.b._names[node.name] = 1
         self.parameters = [graph.inputs[k] for k in trained]
+        changed = {target: value for value, target in graph.writebacks}
+        # what the loss function itself makes of parameters, as by clamp_: it is this that the update starts from
+        self.values = [changed.get(parameter, parameter) for parameter in self.parameters]
         self.gradients = [joint.gradients[k] for k in trained]
         self.accumulate = accumulate
         self.scaled = joint.scaled
@@ -66,6 +69,8 @@ class Assembler:
         vector for each class of the division; and, of a scaled loss, the inverse of the scale. Outputs: the loss, of a scaled
         loss whether all gradients were finite, and the gradients' norm if it is limited.
         """
+        own = set(self.parameters)
+        self.writebacks = [(value, target) for value, target in self.writebacks if target not in own]
         gradients = self._with_sums(self._inputs("sum", sums)) if sums else self.gradients
         state_nodes = [dict(zip(state, self._inputs("state", list(state.values())))) for state in states]
         numbers = [self._numbers(k, each) for k, each in enumerate(division.classes)]
@@ -74,19 +79,20 @@ class Assembler:
         if self.scaled:
             gradients, finite = self._unscaled(gradients)
         gradients = self._clipped(gradients, clipping)
-        for parameter, gradient, state, k in zip(self.parameters, gradients, state_nodes, division.of):
+        for parameter, value, gradient, state, k in zip(self.parameters, self.values, gradients, state_nodes, division.of):
             dtype = gradient.dtype
             old = {name: self._cast(node, dtype) for name, node in state.items()}
             switches = division.classes[k].switches
-            new, new_state = rule.update(self.b, self._cast(parameter, dtype), gradient, old, numbers[k], switches)
-            self._write(new, parameter, finite)
-            for name, value in new_state.items():
-                self._write(value, state[name], finite)
+            new, new_state = rule.update(self.b, self._cast(value, dtype), gradient, old, numbers[k], switches)
+            self._write(new, parameter, finite, value)
+            for name, number in new_state.items():
+                self._write(number, state[name], finite, state[name])
         return self._finish()
 
-    def _write(self, value: Node, target: Node, finite: Node | None) -> None:
+    def _write(self, value: Node, target: Node, finite: Node | None, before: Node) -> None:
+        """The target becomes the value, or what was before where gradients are not finite."""
         value = self._cast(value, target.dtype)
-        self.writebacks.append((value if finite is None else self.b.where(finite, value, target), target))
+        self.writebacks.append((value if finite is None else self.b.where(finite, value, before), target))
 
     def _unscaled(self, gradients: Sequence[Node]) -> tuple[list[Node], Node]:
         """The gradients of the loss itself, and whether every number in them is finite."""

@@ -88,8 +88,14 @@ class _Results:
         self.gradients: list[int] = []
         self._keep(trained, names)
         for node in placeholders:
-            if isinstance(node.meta["desc"], TangentAOTInput) and not scaled:
-                self.constants[str(node.target)] = self._tangent(node.meta["val"])
+            tangent = node.meta["desc"]
+            if not isinstance(tangent, TangentAOTInput):
+                continue
+            # the loss is what is derived; what else the function changes, as a parameter in place, has no part in it
+            is_loss = isinstance(tangent.output, PlainAOTOutput)
+            if not (is_loss and scaled):
+                example = node.meta["val"]
+                self.constants[str(node.target)] = torch.full(tuple(example.shape), float(is_loss), dtype=example.dtype)
 
     def _keep(self, trained: set[int], names: Mapping[int, str]) -> None:
         (output,) = (n for n in self.module.graph.nodes if n.op == "output")
@@ -98,6 +104,7 @@ class _Results:
             if isinstance(descriptor, GradAOTOutput):
                 source = descriptor.grad_of
                 if isinstance(source, PlainAOTInput) and source.idx in trained and result is not None:
+                    _refuse_sparse(names[source.idx], result.meta["val"])
                     gradients.append((source.idx, result))
             elif isinstance(descriptor, PlainAOTOutput):
                 losses.append(result)
@@ -114,9 +121,14 @@ class _Results:
         self.mutations = {len(kept) - len(mutated) + k: name for k, (name, _) in enumerate(mutated)}
         output.args = (tuple(kept),)
 
-    @staticmethod
-    def _tangent(example: Tensor) -> Tensor:
-        return torch.ones(tuple(example.shape), dtype=example.dtype)
+
+def _refuse_sparse(name: str, gradient: Tensor) -> None:
+    if gradient.layout is not torch.strided:
+        raise UnsupportedError(
+            f"a training step in which the gradient of {name} is sparse",
+            items=(str(gradient.layout),),
+            hint='leave out sparse=True, or compile the loss function alone with torch.compile(..., backend="dlcompiler")',
+        )
 
 
 def _without_copy(node: Node) -> Node:

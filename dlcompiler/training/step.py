@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.module import _global_backward_hooks, _global_backward_pre_hooks
 
 from dlcompiler.codegen.target import Target
 from dlcompiler.devices import target_here, target_of_devices
@@ -113,8 +114,12 @@ def _refuse(model: Any, optimizer: torch.optim.Optimizer, scaler: torch.amp.Grad
     for module in model.modules() if isinstance(model, torch.nn.Module) else ():
         if getattr(module, "sparse", False) is True:
             reasons.append(f"sparse gradients of {type(module).__name__}")
+        if module._backward_hooks or module._backward_pre_hooks:
+            reasons.append(f"backward hooks of {type(module).__name__}")
         if isinstance(module, torch.nn.parallel.DistributedDataParallel):
             reasons.append("DistributedDataParallel, whose gradients are exchanged by hooks")
+    if _global_backward_hooks or _global_backward_pre_hooks:
+        reasons.append("backward hooks of all modules")
     if reasons:
         found = tuple(dict.fromkeys(reasons))
         raise UnsupportedError(
@@ -187,7 +192,7 @@ class TrainStep:
             settings = {"allow_rnn": True, "ignore_logging_functions": _logging_functions()}
             with torch._dynamo.config.patch(settings), torch.enable_grad():
                 return self._run(self.model, batch)
-        except torch._dynamo.exc.Unsupported as error:
+        except (torch._dynamo.exc.Unsupported, torch._dynamo.exc.UserError) as error:
             reason = _reason(error)
             raise UnsupportedError(
                 f"the loss function cannot be captured whole: {reason}", items=(reason,), hint="compile the model instead"

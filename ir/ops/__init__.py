@@ -97,6 +97,7 @@ def _fill_table() -> None:
         composite,
         contraction,
         control,
+        convolution_training,
         linear_logsumexp,
         order,
         pointwise,

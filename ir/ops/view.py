@@ -82,6 +82,23 @@ register(
     element=_reshape_element,
 )
 
+# -- kept ----------------------------------------------------------------------------------------------------------------
+
+
+def _infer_kept(types, attributes):
+    """The operand itself, read from memory: fusion puts nothing that reads it this way into the kernel that makes it."""
+    require_operands("kept", types, 1)
+    return types[0]
+
+
+register(
+    "kept",
+    _infer_kept,
+    Trait.VIEW,
+    evaluate=lambda operands, attributes: operands[0],
+    element=lambda builder, node, index: builder.operand(node, 0, index),
+)
+
 # -- permute, expand, flip -------------------------------------------------------------------------------------------------
 
 
@@ -456,6 +473,8 @@ def view_strides(node: Any, strides: tuple[Dim, ...]) -> tuple[tuple[Dim, ...], 
     """(strides, offset in elements) of a view node over an operand with `strides`, or None if only a copy can hold it."""
     source = node.inputs[0]
     match node.op.name:
+        case "kept":
+            return strides, 0
         case "permute":
             return tuple(strides[d] for d in node.attributes["dims"]), 0
         case "expand":

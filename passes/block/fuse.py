@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dlcompiler.ir.contraction import split_groups
 from dlcompiler.ir.expression import Dim
@@ -102,17 +102,39 @@ def is_virtual(node: Node) -> bool:
     return node.op.name in ("dim", "iota", "size")
 
 
+@dataclass
+class Trials:
+    """What was found out about groups, by all that it depends on but the target, for graphs that have parts in common.
+
+    refused  of nodes together, why they are no kernel, or None, and the nodes by which they were first named
+    tiled    of a sum of products, whether a kernel of ours computes it
+    last     the graph fused last, whose history may have grown since
+    """
+
+    refused: dict[Hashable, tuple[str | None, tuple[Node, ...]]] = field(default_factory=dict)
+    tiled: dict[Hashable, bool] = field(default_factory=dict)
+    last: Fusion | None = None
+
+    def again(self, graph: Graph) -> Fusion | None:
+        """What was found for the same nodes and results."""
+        before = None if self.last is None else self.last.graph
+        if before is None or before.nodes is not graph.nodes:
+            return None
+        is_same = (before.inputs, before.outputs, before.writebacks) == (graph.inputs, graph.outputs, graph.writebacks)
+        return replace(self.last, graph=graph) if is_same and self.last is not None else None
+
+
 class _Fuser:
-    def __init__(self, graph: Graph, target) -> None:
+    def __init__(self, graph: Graph, target, trials: Trials) -> None:
         self.graph = graph
         self.target = target
         self.position = {node: k for k, node in enumerate((*graph.inputs, *graph.nodes))}
         self.group_of: dict[Node, _Open] = {}
         self.bases: dict[Node, tuple[Node, ...]] = {}
+        self.kept: dict[Node, frozenset[Node]] = {}  # of these bases, those that are read from memory on purpose
         self.free: set[Node] = set()  # computed from nothing but index arithmetic: cheaper to repeat than to store
         self.refusals: list[str] = []
-        self.known: dict[Hashable, tuple[str | None, tuple[Node, ...]]] = {}
-        self.known_tiled: dict[Hashable, bool] = {}
+        self.trials = trials
         self.fixed = fixed_nodes(graph)
         self.tiled: set[Node] = set()  # sums of products that kernels of ours compute, not a library
         self.kept_views = self._views_to_keep()
@@ -173,6 +195,10 @@ class _Fuser:
             else:
                 found[operand] = None
         self.bases[node] = tuple(found)
+        kept = set(found) if node.op.name == "kept" else set()
+        kept.update(base for operand in node.inputs if self._is_inlined(operand) for base in self.kept.get(operand, ()))
+        if kept:
+            self.kept[node] = frozenset(kept)
 
     def _is_widened_in_tiles(self, node: Node) -> bool:
         """Whether a cast from a narrow type is left to sums of products, which read the narrow numbers and widen them."""
@@ -273,18 +299,26 @@ class _Fuser:
             return f"together they have {count} ops, more than {MAXIMUM_NODES}"
         if self._makes_cycle(parts):
             return "another step lies between them, reading one and feeding the other"
+        if self.kept and self._reads_kept([n for p in parts for n in p.nodes]):
+            return "what one makes is kept in memory, for the other to be computed from again"
         if self._obviously_fits(parts):
             return None
         nodes = sorted((n for p in parts for n in p.nodes), key=self.position.__getitem__)
-        return self._why_no_kernel(nodes, self._outputs(nodes))
+        outputs = self._outputs(nodes)
+        return self._why_no_kernel(nodes, outputs) if outputs else "nothing reads what they make"
+
+    def _reads_kept(self, nodes: Sequence[Node]) -> bool:
+        """Whether some of the nodes read others from memory on purpose (the op `kept`)."""
+        members = set(nodes)
+        return any(not members.isdisjoint(self.kept[n]) for n in nodes if n in self.kept)
 
     def _why_no_kernel(self, nodes: Sequence[Node], outputs: Sequence[Node]) -> str | None:
         """Why these nodes do not make one good kernel; None if they do. Equal groups are looked at once."""
         key, named = signature(nodes, outputs, self._is_inlined, self._about)
         key = (key, tuple(self.replacing.get(node) for node in outputs))
-        if key not in self.known:
-            self.known[key] = self._find_reason(nodes, outputs), named
-        reason, before = self.known[key]
+        if key not in self.trials.refused:
+            self.trials.refused[key] = self._find_reason(nodes, outputs), named
+        reason, before = self.trials.refused[key]
         if reason is None or before == named:
             return reason
         names = {old.name: new.name for old, new in zip(before, named)}
@@ -323,16 +357,16 @@ class _Fuser:
         if node.op.name not in self.target.library_ops or node.op.element is None:
             return False
         key, _ = signature((node,), (node,), self._is_inlined, self._about)
-        if key not in self.known_tiled:
+        if key not in self.trials.tiled:
             try:
                 kernel, reads = self._trial((node,), (node,), cost_matters=False)
             except Refusal:
-                self.known_tiled[key] = False
+                self.trials.tiled[key] = False
             else:
-                self.known_tiled[key] = self.target.contracts(kernel, fixed_buffers(kernel, reads, self.fixed))
-        if self.known_tiled[key]:
+                self.trials.tiled[key] = self.target.contracts(kernel, fixed_buffers(kernel, reads, self.fixed))
+        if self.trials.tiled[key]:
             self.tiled.add(node)
-        return self.known_tiled[key]
+        return self.trials.tiled[key]
 
     def _trial(self, nodes: Sequence[Node], outputs: Sequence[Node], cost_matters: bool = True) -> tuple[Kernel, list[Node]]:
         """The kernel that these nodes would be, with values laid out as convolutions and attention want them."""
@@ -410,7 +444,9 @@ class _Fuser:
         """Groups with nodes moved to where they save bytes or steps: see `regroup`."""
 
         def fits(nodes: Sequence[Node]) -> bool:
-            return len(nodes) <= MAXIMUM_NODES and self._why_no_kernel(nodes, self._outputs(nodes)) is None
+            if len(nodes) > MAXIMUM_NODES or (self.kept and self._reads_kept(nodes)):
+                return False
+            return self._why_no_kernel(nodes, self._outputs(nodes)) is None
 
         regrouping = Regrouping(self.graph, groups, self.bases, self._is_inlined, self._outputs, fits, self.fixed, self.tiled)
         left = regrouping.run()
@@ -479,6 +515,11 @@ def _topological(groups: Sequence[_Open], resolve) -> list[_Open]:
     return list(done)
 
 
-def fuse(graph: Graph, target, options=None) -> Fusion:
-    """Group the nodes of `graph` into steps; `target.library_ops` stand alone. See the module's docstring."""
-    return _Fuser(graph, target).run()
+def fuse(graph: Graph, target, options=None, trials: Trials | None = None) -> Fusion:
+    """Group the nodes of `graph` into steps; `target.library_ops` stand alone. See the module's docstring.
+
+    `trials`: of the same target, to which what is found out is added.
+    """
+    trials = trials or Trials()
+    trials.last = trials.again(graph) or _Fuser(graph, target, trials).run()
+    return trials.last

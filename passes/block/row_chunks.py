@@ -29,6 +29,7 @@ from dlcompiler.ir.types import TensorType, compute_dtype
 from dlcompiler.passes.block.rows import Rows, rows_of, rows_of_made
 from dlcompiler.passes.context import Context
 from dlcompiler.passes.node.dead_code import has_effect
+from dlcompiler.passes.rewrite import reshaped
 
 # Smaller products stay in the last cache, or nearly.
 LARGE_BYTES = 32 << 20
@@ -73,21 +74,16 @@ def _flattened(graph: Graph) -> Graph:
         is_large = node.op.name == "linear" and max(_bytes(node), _bytes(node.inputs[0])) >= LARGE_BYTES
         if is_large and node.tensor.rank > 2:
             x, *rest = (rewriter.new[i] for i in node.inputs)
-            rows = rewriter.linear(_reshaped(rewriter, x, (known(x.tensor.numel) // x.shape[-1], x.shape[-1])), *rest)
+            rows = rewriter.linear(reshaped(rewriter, x, (known(x.tensor.numel) // x.shape[-1], x.shape[-1])), *rest)
             rewriter.replace(node, rewriter.reshape(rows, shape=node.shape, name=f"{node.name}.rows"))
         elif node.op.name == "reshape" and rewriter.new[node.inputs[0]] is not node.inputs[0]:
-            rewriter.replace(node, _reshaped(rewriter, rewriter.new[node.inputs[0]], node.shape))
+            rewriter.replace(node, reshaped(rewriter, rewriter.new[node.inputs[0]], node.shape))
         else:
             rewriter.keep(node)
     flat = rewriter.finish_like()
     # a reshape that nobody reads any more would look like a reader of whole rows
     alive = needed((*flat.results, *(n for n in flat.nodes if has_effect(n))), flat.nodes)
     return flat if flat is graph else flat.replace(nodes=tuple(n for n in flat.nodes if n in alive))
-
-
-def _reshaped(rewriter: Rewriter, x: Node, shape: tuple) -> Node:
-    source = x.inputs[0] if x.op.name == "reshape" else x
-    return source if source.shape == shape else rewriter.reshape(source, shape=shape)
 
 
 def _region(graph: Graph, product: Node, context: Context) -> _Region | None:

@@ -21,6 +21,7 @@ from dlcompiler.passes.strides import (
     heads_are_inside,
     heads_inside_strides,
     image_of,
+    images_read,
     is_channels_last,
     wants_channels_last,
 )
@@ -68,6 +69,8 @@ def _images_of_convolutions(fusion: Fusion) -> set[Node]:
     for group in fusion.groups:
         for node in group.nodes:
             if not wants_channels_last(node):
+                read = (node.inputs[k] for k in images_read(node))
+                found.update(image for image in read if image in fusion.stored and image.op.name not in ("input", "constant"))
                 continue
             # a kernel that ends with something else writes that as an image
             found.update(n for n in group.outputs if n.shape == node.shape)

@@ -32,7 +32,7 @@ from dlcompiler.passes.dataflow.order import order_steps
 from dlcompiler.passes.dataflow.take_over import take_over
 from dlcompiler.passes.dataflow.write_back import write_in_place
 from dlcompiler.passes.fixed import is_fixed_source
-from dlcompiler.passes.strides import Strides, channels_last_strides, image_of, wants_channels_last
+from dlcompiler.passes.strides import Strides, channels_last_strides, image_of, images_read, wants_channels_last
 
 
 class PlanTarget(Protocol):
@@ -396,9 +396,11 @@ class _Planner:
         reads = tuple(of[b] for b in pack.buffers if b.role == "in")
         panels = self._panels(pack, reads, all(b in fixed for b in pack.buffers if b.role == "in"))
         views = tuple(of[b] if b in of else panels for b in packed.buffers if b.role == "in")
-        return self._transform(packed, views, sizes) if is_transformed and sizes is not None else (packed, views)
+        return self._transform(packed, views, sizes, panels) if is_transformed and sizes is not None else (packed, views)
 
-    def _transform(self, kernel: Kernel, views: tuple[P.View, ...], sizes: tuple[int, ...]) -> tuple[Kernel, tuple[P.View, ...]]:
+    def _transform(
+        self, kernel: Kernel, views: tuple[P.View, ...], sizes: tuple[int, ...], panels: P.View
+    ) -> tuple[Kernel, tuple[P.View, ...]]:
         """A convolution that reads its weights in panels, with those also transformed for Winograd's algorithm."""
         found = find_contraction(kernel)
         assert found is not None and found.packed is not None
@@ -416,8 +418,7 @@ class _Planner:
             self.constants.append(matrix)
             self.extra_slots.append(slot)
             self.matrices[key] = slot.view()
-        panels = views[[b for b in kernel.buffers if b.role == "in"].index(found.packed.buffer)]
-        return kernel, (*views, self._panels(transform, (self.matrices[key], panels), True))
+        return kernel, (*views, self._panels(transform, (self.matrices[key], panels), panels.slot.role == "prepared"))
 
     def _panels(self, pack: Kernel, reads: tuple[P.View, ...], is_fixed: bool) -> P.View:
         """The panels that a kernel makes, made once for all that read them."""
@@ -461,7 +462,7 @@ class _Planner:
         operand = node.inputs[position]
         if not isinstance(operand.type, TensorType):
             raise VerifyError(f"%{node.name} reads a tuple", location=node.location)
-        return self._window(operand, position == 0 and wants_channels_last(node))
+        return self._window(operand, position in images_read(node))
 
     def _image(self, convolution: Node) -> P.View:
         """What a convolution of ours reads its image from."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dlcompiler.ir.expression import known
 from dlcompiler.ir.graph import Node
 from dlcompiler.passes.node.contractions import is_transpose
-from dlcompiler.passes.rewrite import GraphRewriter, rule
+from dlcompiler.passes.rewrite import GraphRewriter, reshaped, rule
 
 
 @rule("slice-update-pad", "slice_update", exact=True)
@@ -64,7 +64,7 @@ def padded_sum(b: GraphRewriter, node: Node) -> Node | None:
             continue
         low, high = padded.attributes["low"], padded.attributes["high"]
         other = sides[1 - k]
-        whole = _reshaped(b, other, (*padded.shape[:-1], other.shape[-1]))
+        whole = reshaped(b, other, (*padded.shape[:-1], other.shape[-1]))
         limits = (*(size - after for size, after in zip(padded.shape[:-1], high)), other.shape[-1])
         kept = b.slice(whole, starts=low, limits=limits, steps=(1,) * len(low))
         rows = known(padded.inputs[0].tensor.numel) // known(padded.shape[-1])
@@ -78,11 +78,6 @@ def _adds_zero_rows(node: Node) -> bool:
     if node.op.name != "pad" or node.attributes["value"] != 0 or not isinstance(node.tensor.numel, int) or not node.tensor.numel:
         return False
     return node.tensor.rank > 1 and node.attributes["low"][-1] == node.attributes["high"][-1] == 0
-
-
-def _reshaped(b: GraphRewriter, x: Node, shape: tuple) -> Node:
-    source = x.inputs[0] if x.op.name == "reshape" else x
-    return source if source.shape == shape else x if x.shape == shape else b.reshape(x, shape=shape)
 
 
 def _flat(b: GraphRewriter, x: Node, rows: int) -> Node:

@@ -2,11 +2,10 @@
 
     convolution(x, W){strides=(1, 1)}  -->  convolution(x, W){strides=(1, 1), winograd=(4, 4)}
 
-Filters that move in steps of one over a line, an image or a volume, in float32, with weights that stay the same between
-calls, where the target expects to be quicker by it. The node's meaning stays what it was. The rule is approximate: rounding
-errors are up to a few times those of the sum as it stands, and an infinity or NaN in the image reaches all results of the
-tiles that read it. Weights that the graph hands out or writes are a training step's: they change in each call, and
-transforming them would cost more than it gives.
+Filters that move in steps of one over a line, an image or a volume, in float32, where the target expects to be quicker by
+it. The node's meaning stays what it was. The rule is approximate: rounding errors are up to a few times those of the sum as it
+stands, and an infinity or NaN in the image reaches all results of the tiles that read it. Weights that the graph hands out or
+writes are a training step's: they change in each call, and the target counts what transforming them costs.
 """
 
 from __future__ import annotations
@@ -29,9 +28,8 @@ def choose_winograd(graph: Graph, context: Context) -> Graph:
         steps = {*a["strides"], *a["dilations"]}
         if "winograd" in a or a["transposed"] or a["groups"] != 1 or steps != {1} or node.dtype is not DTYPES["f32"]:
             return None
-        if not is_fixed(weight) or not changing.isdisjoint(reachable((weight,))):
-            return None
-        sizes = context.target.winograd_sizes(node)
+        changes = not is_fixed(weight) or not changing.isdisjoint(reachable((weight,)))
+        sizes = context.target.winograd_sizes(node, changes)
         return None if sizes is None else b.convolution(*node.inputs, **a, winograd=sizes)
 
     return apply_rules(graph, RuleTable((winograd,)), context)

@@ -113,3 +113,41 @@ def test_images_of_any_memory_format(entry: str) -> None:
         for x in (images, images.contiguous(memory_format=torch.channels_last), images.transpose(2, 3), images[:, :, ::2, 1:]):
             torch._dynamo.reset()
             check(module, (x,), compiled=compile_with(entry, module, (x,)))
+
+
+LAYERS = [
+    (nn.Conv2d(3, 20, 7, 2, 3), (2, 3, 18, 17)),
+    (nn.Conv2d(24, 24, 3, padding=1, groups=24), (2, 24, 9, 8)),
+    (nn.Conv2d(24, 24, 3, 2, 1, groups=24, bias=False), (2, 24, 9, 8)),
+    (nn.Conv2d(16, 32, 3, padding=1, groups=8), (2, 16, 9, 8)),
+    (nn.Conv2d(12, 20, 3, padding=2, dilation=2), (2, 12, 9, 8)),
+    (nn.Conv1d(6, 20, 5, padding=2), (2, 6, 31)),
+    (nn.Conv3d(4, 20, 3, padding=1), (1, 4, 5, 6, 7)),
+    (nn.ConvTranspose2d(8, 3, 4, 2, 1), (2, 8, 5, 6)),
+    (nn.Conv2d(64, 64, 3, padding=1), (8, 64, 8, 8)),
+]
+
+
+def test_gradients_without_aten() -> None:
+    """One program for all, so that they are compiled together; gradients of weights, biases and images by kernels of ours."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    layers = nn.ModuleList(layer for layer, _ in LAYERS)
+    images = [torch.randn(shape, requires_grad=True) for _, shape in LAYERS]
+
+    def gradients(run, layers, images):
+        layers.zero_grad()
+        loss = sum((y * y * y).mean() for y in run(layers, images))
+        loss.backward()
+        return [p.grad for p in layers.parameters()] + [x.grad for x in images]
+
+    def run(layers, images):
+        return [layer(x) for layer, x in zip(layers, images)]
+
+    before = len(dlcompiler.reports())
+    found = [g.clone() for g in gradients(torch.compile(run, backend="dlcompiler", options={"strict": True}), layers, images)]
+    routines = [name for report in dlcompiler.reports()[before:] for name in report.library]
+    assert "convolution_weight" not in routines
+    wide = [x.detach().double().requires_grad_() for x in images]
+    for got, want in zip(found, gradients(run, layers.double(), wide), strict=True):
+        assert (got - want).abs().max() < 1e-5 * want.abs().max() + 1e-9

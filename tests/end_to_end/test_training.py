@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -152,6 +153,82 @@ def test_double_backward_is_right_or_refused() -> None:
         assert "double backward" in str(refusal)
     else:
         torch.testing.assert_close(found, expected)
+
+
+def hooked(register: Callable[[nn.Module], Any]) -> nn.Module:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    register(module)
+    return module
+
+
+def halved(*arguments: Any) -> tuple[Tensor | None, ...]:
+    """What a module's backward hook makes of the gradients that it is given last."""
+    return tuple(None if gradient is None else gradient * 0.5 for gradient in arguments[-1])
+
+
+def doubled(parameter: Tensor) -> None:
+    assert parameter.grad is not None
+    parameter.grad.mul_(2)
+
+
+STRANGE: dict[str, Callable[[], nn.Module]] = {
+    "a hook on a parameter": lambda: hooked(lambda m: m[0].weight.register_hook(lambda gradient: gradient * 2)),
+    "a hook after a gradient": lambda: hooked(lambda m: m[0].weight.register_post_accumulate_grad_hook(doubled)),
+    "a module's hook before its backward pass": lambda: hooked(lambda m: m[2].register_full_backward_pre_hook(halved)),
+    "a module's hook after it": lambda: hooked(lambda m: m[2].register_full_backward_hook(lambda _, given, out: halved(given))),
+    "complex parameters": lambda: hooked(lambda m: m.to(torch.complex64)),
+    "sparse gradients": lambda: nn.Embedding(9, 4, sparse=True),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules")
+@pytest.mark.parametrize("kind", STRANGE)
+def test_what_is_strange_is_as_in_eager(kind: str) -> None:
+    """Hooks and gradients that a graph cannot hold are torch's: never another number."""
+    torch._dynamo.reset()
+    found = []
+    for compiles in (False, True):
+        torch.manual_seed(1)
+        module = STRANGE[kind]()
+        x = torch.tensor([1, 2, 2, 5]) if kind == "sparse gradients" else torch.randn(5, 6, dtype=next(module.parameters()).dtype)
+        call = torch.compile(module, backend="dlcompiler") if compiles else module
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        for _ in range(2):
+            optimizer.zero_grad()
+            call(x).abs().square().mean().backward()
+            optimizer.step()
+        found.append(module.state_dict())
+    torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.parametrize("way", ["option", "config"])
+def test_the_partitioner_keeps_to_the_memory_budget(way: str) -> None:
+    module = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 4))
+    x = random_tensor(16, 8)
+
+    def held(budget: float) -> tuple[int, Tensor]:
+        """Bytes that the forward graph hands to the backward graph, and a gradient."""
+        torch._dynamo.reset()
+        module.zero_grad()
+        saved: dict[int, int] = {}
+        options = {"activation_memory_budget": budget} if way == "option" else {}
+        compiled = torch.compile(module, backend="dlcompiler", options=options)
+
+        def pack(value: Tensor) -> Tensor:
+            saved[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+            return value
+
+        with torch._functorch.config.patch(activation_memory_budget=1.0 if way == "option" else budget):
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+                loss = compiled(x).square().mean()
+            loss.backward()
+        assert module[0].weight.grad is not None
+        return sum(saved.values()), module[0].weight.grad.clone()
+
+    most, least = held(1.0), held(0.0)
+    assert least[0] < 0.7 * most[0]
+    torch.testing.assert_close(least[1], most[1])
 
 
 def test_learning_rate_as_a_tensor_does_not_recompile() -> None:

@@ -82,13 +82,20 @@ def test_weights_changed_in_place_are_transformed_again(block: Block) -> None:
             block.second.weight.add_(torch.randn_like(block.second.weight), alpha=0.1)
 
 
-def test_a_training_step_keeps_direct_sums(block: Block) -> None:
+def test_weights_that_are_trained_are_transformed_in_each_call(block: Block) -> None:
     torch._dynamo.reset()
     block.requires_grad_(True)
+    x = torch.randn(1, 64, 24, 24, requires_grad=True)
     before = len(dlcompiler.reports())
-    torch.compile(block, backend="dlcompiler")(torch.randn(1, 64, 24, 24)).sum().backward()
-    forward = dlcompiler.reports()[before]
-    assert not any("winograd" in event for event in forward.history)
-    with torch.no_grad():
-        torch.compile(block, backend="dlcompiler")(torch.randn(1, 64, 24, 24))
-    assert any("winograd" in event for event in dlcompiler.reports()[-1].history)
+    compiled = torch.compile(block, backend="dlcompiler", options={"strict": True})
+    for _ in range(2):
+        judge = x.detach().double().requires_grad_()
+        block.double()(judge).square().mean().backward()
+        block.float().zero_grad()
+        x.grad = None
+        compiled(x).square().mean().backward()
+        assert x.grad is not None and judge.grad is not None
+        assert (x.grad - judge.grad).abs().max() < GOAL * judge.grad.abs().max()
+        with torch.no_grad():
+            block.second.weight.add_(torch.randn_like(block.second.weight), alpha=0.1)
+    assert all(any("winograd" in event for event in report.history) for report in dlcompiler.reports()[before:])

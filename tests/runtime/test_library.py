@@ -111,6 +111,18 @@ def channels_last(shape: Sequence[int]) -> tuple[int, ...]:
     return (moved[0], moved[-1], *moved[1:-1])
 
 
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
+def test_the_gradient_of_a_convolutions_weight(case) -> None:
+    shape, weight_shape, strides, padding, dilations, groups = case
+    weight = torch.randn(weight_shape, requires_grad=True)
+    y = torch.convolution(torch.randn(shape), weight, None, strides, padding, dilations, False, [0] * len(strides), groups)
+    reads = [slot("x", shape, "input", 0), slot("dy", tuple(y.shape), "input", 1, strides=channels_last(tuple(y.shape)))]
+    numbers = {"strides": strides, "padding": padding, "dilations": dilations, "groups": groups, "taps": weight_shape[2:]}
+    (x, dy), (result,) = run_call("convolution_weight", reads, [slot("out", weight_shape, "output", 0)], numbers)
+    y = torch.convolution(x, weight, None, strides, padding, dilations, False, [0] * len(strides), groups)
+    torch.testing.assert_close(result, torch.autograd.grad(y, weight, dy)[0], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("constant", [False, True])
 @pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)

@@ -424,6 +424,111 @@ def test_what_cannot_be_one_program_is_refused_before_anything_runs() -> None:
     refused(perceptron(), "one tensor of one element", loss=lambda model, batch: model(batch[0]))
     refused(perceptron(), "no parameter of the optimizer", loss=lambda model, batch: batch[0].sum())
     refused(perceptron(), "captured whole", loss=branches_on_data)
+    refused(perceptron(), "captured whole", loss=penalizes_slopes)
+    refused(perceptron(), "captured whole", loss=lambda model, batch: squares(lambda x: ByHost.apply(model(x)), batch))
+    refused(SparseTable(), "gradient of .* is sparse")
+    for kind in ("register_full_backward_hook", "register_full_backward_pre_hook"):
+        getattr((model := perceptron())[0], kind)(lambda *_: None)
+        refused(model, "backward hooks of Linear")
+    for make in (torch.optim.LBFGS, torch.optim.SparseAdam, lambda p: torch.optim.Adam(p, differentiable=True)):
+        model = perceptron()
+        refused(model, "LBFGS is none of|SparseAdam is none of|differentiable=True", make(list(model.parameters())))
+
+
+def penalizes_slopes(model: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """A gradient of a gradient is wanted."""
+    x = batch[0].detach().requires_grad_()
+    (slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+    return squares(model, batch) + slope.square().mean()
+
+
+class ByHost(torch.autograd.Function):
+    """Its backward pass decides on numbers."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0] * (3 if gradients[0].sum().item() > 0 else 5)
+
+
+class SparseTable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.ones(4, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.embedding(x.gt(0).long().sum(1) % 4, self.table, sparse=True)[:, :3]
+
+
+class Clamped(nn.Module):
+    """A model that limits its own weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(5, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.weight.clamp_(-0.5, 0.5)
+        return x @ self.weight
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_parameter_that_the_loss_function_changes(accumulate: int) -> None:
+    ours = Clamped()
+    eager = copy.deepcopy(ours)
+    optimizer, reference = (torch.optim.SGD(m.parameters(), lr=0.5) for m in (ours, eager))
+    step = dlcompiler.train_step(ours, squares, optimizer, batch_of(0), accumulate=accumulate)
+    for k in range(3):
+        batches = [batch_of(k + j) for j in range(accumulate)]
+        losses = [step(batch) for batch in batches]
+        torch.testing.assert_close(losses[-1], eager_step(eager, squares, reference, *batches))
+        torch.testing.assert_close(ours.weight, eager.weight)
+
+
+def test_a_hook_on_an_intermediate_value_is_part_of_the_program() -> None:
+    def loss(model: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
+        h = model[0](batch[0])
+        h.register_hook(lambda gradient: gradient * 2)
+        return functional.mse_loss(model[2](h.tanh()), batch[1])
+
+    ours = perceptron()
+    eager = copy.deepcopy(ours)
+    optimizer, reference = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (ours, eager))
+    step = dlcompiler.train_step(ours, loss, optimizer, batch_of(0))
+    for k in range(2):
+        torch.testing.assert_close(step(batch_of(k)), eager_step(eager, loss, reference, batch_of(k)))
+    torch.testing.assert_close(ours.state_dict(), eager.state_dict())
+
+
+@pytest.mark.parametrize("budget", [None, 0.5, 0.0])
+def test_less_is_held_on_a_budget_and_no_number_changes(budget: float | None) -> None:
+    def make() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        layers = [nn.Linear(24, 24), nn.LayerNorm(24), nn.GELU(), nn.Dropout(0.2)]
+        model = nn.Sequential(*layers, *copy.deepcopy(layers), nn.Linear(24, 3))
+        return model, torch.optim.SGD(model.parameters(), lr=0.1)
+
+    batch = torch.randn(64, 24), torch.randn(64, 3)
+    steps, models = [], []
+    for options in ({"activation_memory_budget": 1.0}, {"activation_memory_budget": budget}):
+        model, optimizer = make()
+        models.append(model)
+        steps.append(dlcompiler.train_step(model, squares, optimizer, batch, options=options))
+    for k in range(2):
+        losses = []
+        for step in steps:
+            torch.manual_seed(k)
+            losses.append(step(batch))
+        torch.testing.assert_close(losses[0], losses[1], rtol=1e-6, atol=0)
+    torch.testing.assert_close(models[0].state_dict(), models[1].state_dict(), rtol=1e-5, atol=1e-7)
+    everything, less = (step.reports[-1].planned_peak for step in steps)
+    assert less < everything
+    assert any("recompute" in event for event in steps[1].reports[-1].history)
 
 
 def test_another_step_of_the_same_process_keeps_its_sizes_known() -> None:

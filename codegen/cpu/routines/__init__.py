@@ -64,6 +64,7 @@ def routines() -> Mapping[str, Routine]:
     from dlcompiler.codegen.cpu.routines.attention import Attention
     from dlcompiler.codegen.cpu.routines.attention_backward import AttentionBackward
     from dlcompiler.codegen.cpu.routines.block_linear import BlockLinear
+    from dlcompiler.codegen.cpu.routines.convolution_weight import ConvolutionWeight
     from dlcompiler.codegen.cpu.routines.indexing import INDEXING
     from dlcompiler.codegen.cpu.routines.recurrent import Recurrent
     from dlcompiler.codegen.cpu.routines.recurrent_backward import RecurrentBackward
@@ -75,7 +76,7 @@ def routines() -> Mapping[str, Routine]:
     attention = Attention()
     return {
         "attention": attention, "attention_with_logsumexp": attention, "attention_backward": AttentionBackward(),
-        "block_linear": BlockLinear(), **scans, **INDEXING,
+        "block_linear": BlockLinear(), "convolution_weight": ConvolutionWeight(), **scans, **INDEXING,
     }  # fmt: skip
 
 

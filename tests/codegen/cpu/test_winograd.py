@@ -167,10 +167,15 @@ def test_what_is_left_to_direct_tiles(arguments):
     assert winograd_width(kernel, weights_of(kernel), arguments.get("sizes", (4, 4)), V4.tiles) is None
 
 
-def test_weights_that_change_are_not_transformed():
-    kernel = convolution_kernel((1, 16, 8, 8), 16, (3, 3), (1, 1))
-    assert winograd_width(kernel, frozenset(), (4, 4), V4.tiles) is None
-    assert winograd_width(kernel, weights_of(kernel), (4, 4), V4.tiles) is not None
+def test_weights_that_change_must_save_more():
+    two_cores = dataclasses.replace(V4, cores=2).tiles
+
+    def sizes(channels: int, side: int, changes: bool) -> tuple[int, ...] | None:
+        return choose_sizes(Convolution(8, (side, side), (3, 3), channels, channels, changes), two_cores)
+
+    assert sizes(64, 28, True) == sizes(64, 28, False) == (4, 4)
+    assert sizes(512, 4, False) is not None
+    assert sizes(512, 4, True) is None
 
 
 def test_windows_are_dimensions_along_which_a_filter_moves():
