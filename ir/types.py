@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from dlcompiler.ir.expression import Dim, known, product
@@ -49,10 +50,18 @@ class DType:
     def is_signed(self) -> bool:
         return self.kind in ("int", "float", "complex")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # there is one object a type, which is compared by `is`: in another process, and of a copy, too
+        return _named, (self.name,)
+
     def __str__(self) -> str:
         return self.name
 
     __repr__ = __str__
+
+
+def _named(name: str) -> DType:
+    return DTYPES[name]
 
 
 f64, f32, f16, bf16 = (DType(n, "float", b) for n, b in (("f64", 64), ("f32", 32), ("f16", 16), ("bf16", 16)))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 from dlcompiler.ir.graph import Builder, Graph
 from dlcompiler.ir.interpret import interpret_graph
-from dlcompiler.ir.types import NARROW_TYPES, DType, TensorType, f32
+from dlcompiler.ir.types import DTYPES, NARROW_TYPES, DType, TensorType, f32
 from dlcompiler.ir.verify import verify_graph
 
 import dlcompiler
@@ -54,3 +57,8 @@ def test_nothing_is_computed_with_them(op):
     c = b.input("c", TensorType(NARROW_TYPES[0], (4,)))
     with pytest.raises(dlcompiler.ir.errors.DTypeError, match="does not take f8e4m3fn"):
         b(op, *(c,) * (1 if op == "exp" else 2))
+
+
+def test_a_type_is_one_object_in_every_process():
+    for dtype in DTYPES.values():
+        assert pickle.loads(pickle.dumps(dtype)) is dtype and copy.deepcopy(dtype) is dtype
