@@ -219,7 +219,8 @@ def backward_candidates(problem: Problem, device: Device, precision: str) -> Ite
     is_narrow = problem.dtype.bits == 16
     word = "" if is_narrow else precision
     longest = power_of_two(max(size_estimate(problem.length), size_estimate(problem.seen)))
-    tiles = [(128, 64, 8), (128, 32, 8), (128, 32, 4), (64, 64, 8), (64, 32, 4), (32, 32, 4), (16, 32, 4)]
+    # of heads of 256 only the last three keep to registers, the first of them with eight warps
+    tiles = [(128, 64, 8), (128, 32, 8), (128, 32, 4), (64, 64, 8), (64, 32, 4), (32, 32, 8), (32, 32, 4), (16, 32, 4)]
     if not (is_narrow or precision != "ieee"):
         tiles = [(64, 32, 8), (32, 32, 8), (32, 32, 4), (16, 32, 4)]
     for kept, step, warps in tiles:

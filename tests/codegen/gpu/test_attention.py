@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from dlcompiler.codegen.gpu.attention import attention_candidates, attention_writers, problem_of
-from dlcompiler.codegen.gpu.compile import first_without_spills
+from dlcompiler.codegen.gpu.attention import attention_candidates, attention_writers, backward_candidates, problem_of
+from dlcompiler.codegen.gpu.attention_backward import write_attention_backward
+from dlcompiler.codegen.gpu.compile import assemble, first_without_spills
 from dlcompiler.codegen.gpu.device import device_of
 from dlcompiler.codegen.target import parse_target
 from dlcompiler.ir.expression import symbol
@@ -144,6 +145,15 @@ def test_chosen_schedules_assemble_without_spills(arch, op):
     assert assembled.resources.local_bytes == 0
     assert "mma" in assembled.stages["ptx"] and "cp.async" in assembled.stages["ptx"]
     assert next(attention_candidates(problem, device_of(arch), "ieee")).rows == 128
+
+
+def test_gradients_of_the_widest_heads_keep_to_registers():
+    x, row = view((2, 16, 1024, 256), f16), view((2, 16, 1024), f32)
+    problem = problem_of(RoutineCall("attention_backward", (x, x, x, x, row, row), (x, x, x), {"scale": 0.1, "causal": True}))
+    aligned = frozenset(b.name for b in problem.buffers)
+    chosen = next(s for s in backward_candidates(problem, device_of("sm_90"), "ieee") if s.rows == 32)
+    assembled = assemble(write_attention_backward(problem, chosen, "kernel", aligned), TARGET)
+    assert chosen.warps == 8 and assembled.resources.local_bytes == 0
 
 
 @pytest.mark.parametrize("mask", [None, TensorType(boolean, (2, 1, 1, 512)), TensorType(f16, (2, 1, 3, 1, 512))])
