@@ -1,6 +1,7 @@
 """What only a machine with a GPU can say, in under 8 minutes; on any other, what can be said without one.
 
     python -m tests.bench.gpu [--seconds 460] [--quick] [--parts first,copy,...] [--tiny] [--output FOLDER]
+    python -m tests.bench.gpu --dry-run [--parts ...]      # no GPU: every line of the script at tiny sizes, Inductor left out
 
 Parts, each in a process of its own with a share of the time, so that one that crashes or hangs takes no other along:
 
@@ -32,6 +33,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tests import zoo
+from tests.bench.gpu_device import be_dry, gpu
 from tests.bench.gpu_rows import NOT_MEASURED, PEERS, Clock, Output, Row, seconds_of
 
 MATMULS = ((4096, 768, 3072), (8192, 8192, 8192), (128, 768, 768), (512, 512, 512), (2048, 2048, 2048), (4096, 3072, 768),
@@ -43,6 +45,7 @@ COPY_BYTES = 1 << 30
 # part -> its share of the time, in seconds of 460; the last takes what is left
 PARTS = {"first": 75, "copy": 55, "matmul": 70, "attention": 45, "models": 150, "training": 150, "autotune": 400}
 KILL_AFTER = 15  # seconds beyond its share
+DRY_TIMES = 10  # how much longer an interpreter may take
 
 
 class Setting:
@@ -50,11 +53,15 @@ class Setting:
 
     def __init__(self, chosen: argparse.Namespace) -> None:
         self.clock, self.output = Clock(chosen.seconds), Output(chosen.output)
-        self.quick, self.size = chosen.quick, "tiny" if chosen.tiny else "real"
+        self.quick, self.size, self.is_dry = chosen.quick, "tiny" if chosen.tiny else "real", chosen.dry_run
 
     def of(self, cases: Sequence[Any], few: int) -> Sequence[Any]:
         """All cases, the first few with --quick."""
         return cases[:few] if self.quick else cases
+
+    def scaled(self, *sizes: int) -> tuple[int, ...]:
+        """Sizes of tensors: of a dry run a hundredth, but for what is small anyway."""
+        return tuple(max(min(size, 16), size // 128) for size in sizes) if self.is_dry else sizes
 
     def row(self, name: str, function: Callable[..., Any], inputs: Sequence[Any], peers: Sequence[str]) -> Row:
         return Row(self.output, name, function, inputs, self.clock).run(peers)
@@ -98,13 +105,14 @@ def first(setting: Setting) -> None:
 
 
 def copy(setting: Setting) -> None:
-    source = torch.empty(COPY_BYTES // 4, device="cuda")
+    (count,) = setting.scaled(COPY_BYTES // 4)
+    source = torch.empty(count, device=gpu().name)
     target = torch.empty_like(source)
     (seconds,) = seconds_of([lambda: target.copy_(source)])
-    bandwidth = 2 * COPY_BYTES / seconds
+    bandwidth = 8 * count / seconds
     source = target = torch.empty(0)
     setting.output.line(f"copy bandwidth {bandwidth / 1e12:.2f} TB/s\n")
-    x = torch.randn(16384, 4096, device="cuda")
+    x = torch.randn(setting.scaled(16384, 4096), device=gpu().name)
 
     def rows() -> Iterator[Sequence[Any]]:
         for function, times in setting.of(COPY_BOUND, 3):
@@ -119,9 +127,10 @@ def matmul(setting: Setting) -> None:
     peers = ("eager", "inductor", "dlcompiler")
 
     def rows() -> Iterator[Sequence[Any]]:
-        for m, n, k in setting.of(MATMULS, 3):
-            a = torch.randn(m, k, device="cuda", dtype=torch.bfloat16)
-            b = torch.randn(n, k, device="cuda", dtype=torch.bfloat16)
+        for sizes in setting.of(MATMULS, 3):
+            m, n, k = setting.scaled(*sizes)
+            a = torch.randn(m, k, device=gpu().name, dtype=torch.bfloat16)
+            b = torch.randn(n, k, device=gpu().name, dtype=torch.bfloat16)
             row = setting.row(f"{m} x {n} x {k}", functional.linear, (a, b), peers)
             work = 2 * m * n * k
             yield (row.name, *row.shown(peers, lambda s, work=work: f"{work / s / 1e12:.0f}"), row.difference)
@@ -136,8 +145,10 @@ def attention(setting: Setting) -> None:
         return functional.scaled_dot_product_attention(q, k, v)
 
     def rows() -> Iterator[Sequence[Any]]:
-        for tokens in setting.of(TOKENS, 2):
-            q, k, v = (torch.randn(max(16384 // tokens, 1), 16, tokens, 128, device="cuda", dtype=torch.bfloat16) for _ in "qkv")
+        for case in setting.of(TOKENS, 2):
+            (tokens,) = setting.scaled(case)
+            batch = 1 if setting.is_dry else max(16384 // tokens, 1)
+            q, k, v = (torch.randn(batch, 16, tokens, 128, device=gpu().name, dtype=torch.bfloat16) for _ in "qkv")
             row = setting.row(f"{tokens} tokens", attend, (q, k, v), peers)
             work = 4 * q.numel() * tokens
             yield (tokens, *row.shown(peers, lambda s, work=work: f"{work / s / 1e12:.0f}"), row.difference)
@@ -148,8 +159,8 @@ def attention(setting: Setting) -> None:
 
 def model_row(setting: Setting, name: str, dtype: torch.dtype, peers: Sequence[str]) -> Row:
     model = zoo.build(name, setting.size)
-    module = model.module.to("cuda", dtype)
-    inputs = [x.to("cuda", dtype if x.is_floating_point() else x.dtype) for x in model.inputs]
+    module = model.module.to(gpu().name, dtype)
+    inputs = [x.to(gpu().name, dtype if x.is_floating_point() else x.dtype) for x in model.inputs]
     with torch.no_grad():
         return setting.row(f"{name} {str(dtype).removeprefix('torch.')}", module, inputs, peers)
 
@@ -165,7 +176,7 @@ def models(setting: Setting) -> None:
                 shown = "/".join(NOT_MEASURED if peak is None else f"{peak / 2**20:.0f}" for peak in peaks)
                 yield (row.name, *row.shown(PEERS, microseconds), row.difference, until, shown)
                 del row
-                torch.cuda.empty_cache()
+                gpu().empty_cache()
 
     head = ("model, batch 1; us", *PEERS, "difference", f"first result, s ({'/'.join(PEERS[1:])})", "peak MiB, eager/ours")
     setting.output.table(head, rows())
@@ -223,12 +234,13 @@ def run_parts(names: Sequence[str], chosen: argparse.Namespace) -> int:
     """Each part in a process of its own. The number of those that did not end well."""
     clock, output, failed = Clock(chosen.seconds), Output(chosen.output), 0
     for name in names:
-        share = min(PARTS[name] * (0.4 if chosen.quick else 1.0), clock.left - KILL_AFTER)
+        share = PARTS[name] * (DRY_TIMES if chosen.dry_run else 0.4 if chosen.quick else 1.0)
+        share = min(share, clock.left - KILL_AFTER)
         if share < 20:
             output.line(f"{name}: {NOT_MEASURED} (time)\n")
             continue
         arguments = [sys.executable, "-m", "tests.bench.gpu", "--child", name, "--seconds", f"{share:.0f}"]
-        arguments += [f"--{flag}" for flag in ("quick", "tiny") if getattr(chosen, flag)]
+        arguments += [f"--{flag}" for flag in ("quick", "tiny", "dry-run") if getattr(chosen, flag.replace("-", "_"))]
         arguments += ["--output", chosen.output] if chosen.output else []
         try:
             status = subprocess.run(arguments, timeout=share + KILL_AFTER).returncode
@@ -246,6 +258,7 @@ def main() -> int:
     parser.add_argument("--parts", default=",".join(PARTS), help="in this order")
     parser.add_argument("--quick", action="store_true", help="the most telling rows of each part: about 3 minutes")
     parser.add_argument("--tiny", action="store_true", help="small models")
+    parser.add_argument("--dry-run", action="store_true", help="on a device of interpreted kernels, at tiny sizes")
     parser.add_argument("--output", help="a folder that everything is written into, too")
     parser.add_argument("--child", choices=PARTS, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -253,7 +266,10 @@ def main() -> int:
     if unknown:
         parser.error(f"no parts: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     warnings.filterwarnings("ignore")
-    if not torch.cuda.is_available():
+    if chosen.dry_run:
+        chosen.tiny, chosen.seconds = True, chosen.seconds if chosen.child else DRY_TIMES * chosen.seconds
+        be_dry()
+    elif not torch.cuda.is_available():
         print(f"no GPU on {platform.machine()}, torch {torch.__version__}: static evidence for an H200\n")
         without_gpu()
         return 0
@@ -265,7 +281,7 @@ def main() -> int:
     import triton
 
     versions = f"torch {torch.__version__}, triton {triton.__version__}, Python {platform.python_version()}"
-    Output(chosen.output).line(f"{torch.cuda.get_device_name()}, {versions}, {platform.node()}\n")
+    Output(chosen.output).line(f"{gpu().title()}, {versions}, {platform.node()}\n")
     return run_parts(chosen.parts.split(","), chosen)
 
 

@@ -23,6 +23,7 @@ from torch.nn import functional
 
 import dlcompiler
 from dlcompiler.torch_backend import backend
+from tests.bench.gpu_device import be_dry, gpu
 from tests.bench.gpu_rows import Output, reported
 
 BROKEN = 64  # exit status of a process whose context is broken at check n: 64 + n
@@ -41,18 +42,21 @@ def ours(function: Callable[..., Any], *inputs: Any, **settings: Any) -> Any:
 def open_the_device() -> None:
     from dlcompiler.runtime.device import open_device
 
+    if gpu().is_dry:
+        print(f"    {gpu().title()}")
+        return
     device = open_device()
     major, minor = device.capability
-    print(f"    {torch.cuda.get_device_name()}, sm_{major}{minor}, {device.free_bytes() >> 30} GiB free")
+    print(f"    {gpu().title()}, sm_{major}{minor}, {device.free_bytes() >> 30} GiB free")
 
 
 def one_pointwise_kernel() -> None:
-    x = torch.randn(1000, device="cuda")
+    x = torch.randn(1000, device=gpu().name)
     same(ours(lambda x: x * 2 + 1, x), x * 2 + 1)
 
 
 def order_of_arguments() -> None:
-    a, b, c = (torch.randn(37, 53, device="cuda") for _ in range(3))
+    a, b, c = (torch.randn(37, 53, device=gpu().name) for _ in range(3))
     first, second = ours(lambda a, b, c: (a - 2 * b, (b / (c.abs() + 1)).t().contiguous()), a, b, c)
     same(first, a - 2 * b)
     same(second, (b / (c.abs() + 1)).t().contiguous())
@@ -61,15 +65,18 @@ def order_of_arguments() -> None:
 def sizes_known_when_called() -> None:
     torch._dynamo.reset()
     run = torch.compile(lambda x: torch.softmax(x, -1) + x.shape[0], backend=backend, dynamic=True)
-    for rows in (5, 300, 17):
-        x = torch.randn(rows, 129, device="cuda")
+    for rows in (5, gpu().size(300, 30), 17):
+        x = torch.randn(rows, 129, device=gpu().name)
         same(run(x), torch.softmax(x, -1) + rows)
 
 
 def rows_and_columns() -> None:
-    x = torch.randn(300, 1000, device="cuda")
-    same(ours(lambda x: (torch.softmax(x, -1), functional.layer_norm(x, (1000,)), x.sum(0), x.argmax(1)), x),
-         (torch.softmax(x, -1), functional.layer_norm(x, (1000,)), x.sum(0), x.argmax(1)), 1e-3)  # fmt: skip
+    x = torch.randn(gpu().size(300, 9), gpu().size(1000, 70), device=gpu().name)
+
+    def all_of(x: Tensor) -> tuple[Tensor, ...]:
+        return torch.softmax(x, -1), functional.layer_norm(x, x.shape[1:]), x.sum(0), x.argmax(1)
+
+    same(ours(all_of, x), all_of(x), 1e-3)
 
 
 def products() -> None:
@@ -77,10 +84,12 @@ def products() -> None:
         return functional.gelu(functional.linear(x, w, b))
 
     for dtype, tolerance in ((torch.float32, 1e-3), (torch.float16, 2e-2), (torch.bfloat16, 5e-2)):
-        given = [torch.randn(shape, device="cuda", dtype=dtype) * 0.2 for shape in ((200, 256), (512, 256), (512,))]
+        given = [
+            torch.randn(shape, device=gpu().name, dtype=dtype) * 0.2 for shape in ((gpu().size(200, 40), 256), (512, 256), (512,))
+        ]
         same(ours(layer, *given), layer(*given), tolerance)
     torch.backends.cudnn.allow_tf32 = False
-    given = [torch.randn(2, 16, 20, 20, device="cuda"), torch.randn(32, 16, 3, 3, device="cuda") * 0.1]
+    given = [torch.randn(2, 16, 20, 20, device=gpu().name), torch.randn(32, 16, 3, 3, device=gpu().name) * 0.1]
     same(ours(functional.conv2d, *given), functional.conv2d(*given), 1e-3)
 
 
@@ -99,7 +108,7 @@ def scratch_memory() -> None:
     graph, target, seen = b.finish([b.matmul(x, w)]), target_here("cuda"), Choices({})
     compile_graph(graph, target.with_choices(seen), Options())
     keys = [question.key for question in seen.asked.values() if question.kind == "schedule"]
-    given = [torch.randn(512, 512, device="cuda", dtype=torch.float16) * 0.2 for _ in range(2)]
+    given = [torch.randn(512, 512, device=gpu().name, dtype=torch.float16) * 0.2 for _ in range(2)]
     for number in range(30, 20, -1):
         chosen = target.with_choices(Choices({key: {"candidate": number} for key in keys}))
         with contextlib.suppress(UnsupportedError):
@@ -113,7 +122,7 @@ def scratch_memory() -> None:
 
 
 def attention_forward_and_backward() -> None:
-    q, k, v = (torch.randn(2, 4, 100, 64, device="cuda", dtype=torch.float16, requires_grad=True) for _ in range(3))
+    q, k, v = (torch.randn(2, 4, 100, 64, device=gpu().name, dtype=torch.float16, requires_grad=True) for _ in range(3))
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -127,25 +136,25 @@ def attention_forward_and_backward() -> None:
 
 def small() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.LayerNorm(128), nn.Linear(128, 64)).cuda()
+    return nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.LayerNorm(128), nn.Linear(128, 64)).to(gpu().name)
 
 
 def recorded_graphs() -> None:
     model = small()
     torch._dynamo.reset()
     run = torch.compile(model, backend=backend, mode="reduce-overhead")
-    batches = [torch.randn(32, 64, device="cuda") for _ in range(6)]
+    batches = [torch.randn(gpu().size(32, 4), 64, device=gpu().name) for _ in range(6)]
     with torch.no_grad():
         results = [run(batch) for batch in batches]
         for batch, result in zip(batches, results):
             same(result, model(batch), 1e-3)
-        with torch.cuda.stream(torch.cuda.Stream()):
-            batch = torch.randn(32, 64, device="cuda")
+        with gpu().other_stream():
+            batch = torch.randn(gpu().size(32, 4), 64, device=gpu().name)
             same(run(batch), model(batch), 1e-3)
 
 
 def gradients_in_another_thread() -> None:
-    model, x = small(), torch.randn(32, 64, device="cuda")
+    model, x = small(), torch.randn(gpu().size(32, 4), 64, device=gpu().name)
     torch._dynamo.reset()
     run = torch.compile(model, backend=backend)
     run(x).square().mean().backward()
@@ -173,8 +182,8 @@ def a_training_step() -> None:
     def loss_of(model: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
         return functional.mse_loss(model(batch[0]), batch[1])
 
-    batches = [tuple(torch.randn(32, 64, device="cuda") for _ in range(2)) for _ in range(6)]
-    step = dlcompiler.train_step(models[0], loss_of, optimizers[0], batches[0])
+    batches = [tuple(torch.randn(gpu().size(32, 4), 64, device=gpu().name) for _ in range(2)) for _ in range(6)]
+    step = dlcompiler.train_step(models[0], loss_of, optimizers[0], batches[0], target=gpu().target)
     places = [p.data_ptr() for p in models[0].parameters()]
     for k, batch in enumerate(batches):
         for optimizer in optimizers:
@@ -191,12 +200,12 @@ def a_training_step() -> None:
 
 def older_code() -> None:
     """PTX of an older architecture, which the driver compiles."""
-    x = torch.randn(300, 70, device="cuda")
+    x = torch.randn(gpu().size(300, 9), 70, device=gpu().name)
     same(dlcompiler.compile(lambda x: torch.softmax(x, -1), (x,), target="cuda:sm_80")(x), torch.softmax(x, -1))
 
 
 def weights_changed_in_place() -> None:
-    model, x = small(), torch.randn(8, 64, device="cuda")
+    model, x = small(), torch.randn(8, 64, device=gpu().name)
     run = dlcompiler.compile(model, (x,), target="cuda")
     same(run(x), model(x).detach(), 1e-3)
     with torch.no_grad():
@@ -218,14 +227,14 @@ def run_checks(start: int, output: Output) -> int:
         found: list[str] = []
         with reported(output, check.__name__, found):
             check()
-            torch.cuda.synchronize()
+            gpu().synchronize()
         output.line(f"{'FAIL' if found else 'ok':4} {check.__name__.replace('_', ' ')} {found[0] if found else ''}")
         status |= bool(found)
         if found:
             broken: list[str] = []
             with reported(output, f"after {check.__name__}", broken):
-                torch.cuda.synchronize()
-                torch.zeros(1, device="cuda").add_(1).item()
+                gpu().synchronize()
+                torch.zeros(1, device=gpu().name).add_(1).item()
             if broken:
                 return BROKEN + number
     return status
@@ -237,6 +246,7 @@ def run_all(output: Output) -> int:
     while start < len(CHECKS):
         arguments = [sys.executable, "-m", "tests.bench.gpu_first", "--start", str(start)]
         arguments += ["--output", str(output.folder)] if output.folder else []
+        arguments += ["--dry-run"] if gpu().is_dry else []
         status = subprocess.run(arguments).returncode
         failed |= status
         if status < BROKEN:
@@ -250,8 +260,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--start", type=int)
     parser.add_argument("--output")
+    parser.add_argument("--dry-run", action="store_true", help="in Triton's interpreter, without a GPU")
     chosen = parser.parse_args()
-    if not torch.cuda.is_available():
+    if chosen.dry_run:
+        be_dry()
+    elif not torch.cuda.is_available():
         print(f"no GPU here; the checks: {', '.join(c.__name__.replace('_', ' ') for c in CHECKS)}")
         return 0
     output = Output(chosen.output)

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from dlcompiler.torch_backend import backend
+from tests.bench.gpu_device import gpu
 
 NOT_MEASURED = "not measured"
 ROUNDS = 10
@@ -107,7 +108,7 @@ def reported(output: Output, what: str, found: list[Any]):
 
 def compiled(function: Callable[..., Any], peer: str) -> Callable[..., Any]:
     """A function as a system runs it. Call `torch._dynamo.reset()` between rows, not between systems: it forgets them all."""
-    if peer == "eager":
+    if peer == "eager" or (gpu().is_dry and peer != "dlcompiler"):
         return function
     if peer == "dlcompiler":
         return torch.compile(function, backend=backend, dynamic=False)
@@ -118,18 +119,13 @@ def compiled(function: Callable[..., Any], peer: str) -> Callable[..., Any]:
 def seconds_of(functions: Sequence[Callable[[], Any]], rounds: int = ROUNDS) -> list[float]:
     """Median seconds of each on the GPU, in turns, after warming up (a CUDA graph is recorded in the second call)."""
     for function in functions:
-        for _ in range(4):
+        for _ in range(2 if gpu().is_dry else 4):
             function()
-    torch.cuda.synchronize()
+    gpu().synchronize()
     spent: list[list[float]] = [[] for _ in functions]
-    for _ in range(rounds):
+    for _ in range(1 if gpu().is_dry else rounds):
         for k, function in enumerate(functions):
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            function()
-            end.record()
-            end.synchronize()
-            spent[k].append(begin.elapsed_time(end) / 1e3)
+            spent[k].append(gpu().seconds(function))
     return [statistics.median(each) for each in spent]
 
 
@@ -163,7 +159,7 @@ class Row:
                 begin = time.monotonic()
                 made = compiled(self.function, peer)
                 result = made(*self.inputs)
-                torch.cuda.synchronize()
+                gpu().synchronize()
                 self.first[peer] = time.monotonic() - begin
                 if peer == "eager":
                     expected = result
@@ -205,9 +201,4 @@ class Row:
         """Bytes that one call allocates beyond what was there, at the most; None where the system does not run."""
         if not isinstance(self.cells.get(peer), float):
             return None
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        self.ready[peer](*self.inputs)
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        return gpu().peak_bytes(lambda: self.ready[peer](*self.inputs))

@@ -16,6 +16,7 @@ from torch.utils import _pytree
 
 import dlcompiler
 from tests import training_zoo
+from tests.bench.gpu_device import gpu
 from tests.bench.gpu_rows import NOT_MEASURED, compiled, reported, seconds_of
 
 SYSTEMS = ("eager", "inductor", "dlcompiler", "train_step")
@@ -28,13 +29,13 @@ class Trained:
 
     def __init__(self, name: str, size: str, system: str) -> None:
         work = training_zoo.build(name, size)
-        model = work.model.to("cuda")
+        model = work.model.to(gpu().name)
         optimizer = work.make_optimizer(model.parameters())
-        self.batches = [_pytree.tree_map(lambda x: x.to("cuda"), work.make_batch(k)) for k in range(4)]
+        self.batches = [_pytree.tree_map(lambda x: x.to(gpu().name), work.make_batch(k)) for k in range(4)]
         self.calls = 0
         began = time.monotonic()
         if system == "train_step":
-            self.step = dlcompiler.train_step(model, work.loss, optimizer, self.batches[0])
+            self.step = dlcompiler.train_step(model, work.loss, optimizer, self.batches[0], target=gpu().target)
         else:
             loss_of = compiled(lambda batch: work.loss(model, batch), system)
             update = compiled(lambda: optimizer.step(), system) if system != "eager" else optimizer.step
@@ -49,13 +50,9 @@ class Trained:
             self.step = step
         with torch._dynamo.config.patch(allow_rnn=True):
             self.losses = [float(self()) for _ in range(CHECKED_STEPS)]
-        torch.cuda.synchronize()
+        gpu().synchronize()
         self.ready = time.monotonic() - began
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        self()
-        torch.cuda.synchronize()
-        self.peak = torch.cuda.max_memory_allocated() - before
+        self.peak = gpu().peak_bytes(self)
 
     def __call__(self) -> torch.Tensor:
         self.calls += 1
@@ -81,7 +78,7 @@ def training_rows(setting: Any) -> None:
                     cells[system] = failed[0]
             yield (name, *_measured(setting, name, found, cells))
             found.clear()
-            torch.cuda.empty_cache()
+            gpu().empty_cache()
 
     head = ("step, float32; us", *SYSTEMS, "losses differ by", "third step done, s", "peak MiB")
     setting.output.table(head, rows())
