@@ -1,10 +1,11 @@
 """Whether compiled training goes where eager's goes: loss curves, gradients after the first step, and dropout.
 
 python -m tests.bench.training_curves [--only bert] [--parts curves,gradients,losses,masks] [--size tiny]
-                                      [--steps 200] [--dropout-steps 20] [--seeds 8]
+                                      [--steps 200] [--rows 2] [--threads 2] [--dropout-steps 20] [--seeds 8]
 
 curves     losses of every step beside eager's, same start, same batches, no dropout; and beside them how far eager is from itself
-           with one thread, which rounds sums otherwise. Of a DCGAN both halves learn in turns, and both losses are compared.
+           with another number of threads, which rounds sums otherwise. Of a DCGAN both halves learn in turns, and both losses
+           are compared. `--rows` leaves that many of each batch, for a machine that has no time.
 gradients  of every parameter after the first step, against float64 (`tests.bench.training_gradients`)
 losses     with dropout of 0.1: the mean loss of a run of BERT and GPT-2, over several seeds, eager's and ours
 masks      what dropout drops: how much, where, whether backward drops the same, and whether calls and seeds differ as they should
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
+from torch.utils import _pytree
 
 import dlcompiler
 from tests import training_zoo
@@ -32,16 +34,26 @@ PARTS = ("curves", "gradients", "losses", "masks")
 DROPOUT = 0.1
 
 
-def curve(system: str, name: str, setting: Setting, steps: int, threads: int = harness.THREADS) -> list[float]:
+@dataclass(frozen=True)
+class Run:
+    """How curves are made: so many steps, with the first rows of each batch, or all."""
+
+    setting: Setting
+    steps: int
+    rows: int | None
+    threads: int
+
+
+def curve(system: str, name: str, run: Run, threads: int) -> list[float]:
     """The losses of every step, from the same start each time."""
     torch._dynamo.reset()
     dlcompiler.reset()
     torch.set_num_threads(threads)
     began = time.perf_counter()
-    trained = make(system, name, setting, both=True)
-    losses = [float(loss) for k in range(steps) for loss in trained(trained.workload.make_batch(k))]
-    harness.log(f"  {name}: {steps} steps by {system}, {threads} threads: {time.perf_counter() - began:.0f} s")
-    torch.set_num_threads(harness.THREADS)
+    trained = make(system, name, run.setting, both=True)
+    batches = [_pytree.tree_map(lambda x: x[: run.rows], trained.workload.make_batch(k)) for k in range(4)]
+    losses = [float(loss) for k in range(run.steps) for loss in trained(batches[k % 4])]
+    harness.log(f"  {name}: {run.steps} steps by {system}, {threads} threads: {time.perf_counter() - began:.0f} s")
     return losses
 
 
@@ -67,19 +79,21 @@ def distance(found: Sequence[float], expected: Sequence[float], steps: int) -> D
     return Distance(worst, apart.index(worst) // each, beyond)
 
 
-def curve_table(names: Sequence[str], setting: Setting, steps: int) -> tuple[str, bool]:
+def curve_table(names: Sequence[str], run: Run) -> tuple[str, bool]:
     """A row for each model; and whether ours are within 1e-3, or twice what eager is from itself."""
-    rows, good = [], True
+    rows, good, steps = [], True, run.steps
+    others = 3 - run.threads if run.threads < 3 else 1
     for name in names:
-        eager = curve("eager", name, setting, steps)
-        itself = distance(curve("eager", name, setting, steps, threads=1), eager, steps)
-        ours = [distance(curve(system, name, setting, steps), eager, steps) for system in OURS]
+        eager = curve("eager", name, run, run.threads)
+        itself = distance(curve("eager", name, run, others), eager, steps)
+        ours = [distance(curve(system, name, run, run.threads), eager, steps) for system in OURS]
         good &= all(each.worst <= max(1e-3, 2 * itself.worst) for each in ours)
         each = len(eager) // steps
         ends = ["/".join(f"{x:.4f}" for x in part) for part in (eager[:each], eager[-each:])]
-        rows.append([name, str(steps), *ends, str(itself), *(str(x) for x in ours)])
+        rows.append([name, str(steps), str(run.rows or "all"), *ends, str(itself), *(str(x) for x in ours)])
         harness.log(" | ".join(rows[-1]))
-    header = ["loss curve", "steps", "first loss", "last", "eager, 1 thread", *(f"ours: {system}" for system in OURS)]
+    torch.set_num_threads(harness.THREADS)
+    header = [f"loss curve, {run.threads} threads", "steps", "rows", "first loss", "last", f"eager, {others} threads", *OURS]
     return harness.table(header, rows), good
 
 
@@ -194,6 +208,8 @@ def main() -> int:
     parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated")
     parser.add_argument("--size", choices=("real", "tiny"), default="real")
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--rows", type=int, help="of each batch; without it all")
+    parser.add_argument("--threads", type=int, default=harness.THREADS, help="of the curves")
     parser.add_argument("--dropout-steps", type=int, default=20, help="of each run under dropout")
     parser.add_argument("--seeds", type=int, default=8, help="of the mean losses under dropout")
     arguments = parser.parse_args()
@@ -203,7 +219,7 @@ def main() -> int:
     names = harness.chosen(training_zoo.BUILDERS, arguments.only)
     tables = []
     if "curves" in parts:
-        tables.append(curve_table(names, Setting(arguments.size), arguments.steps))
+        tables.append(curve_table(names, Run(Setting(arguments.size), arguments.steps, arguments.rows, arguments.threads)))
     if "gradients" in parts:
         tables.append((training_gradients.gradient_table(names, arguments.size), True))
     if "losses" in parts:

@@ -43,14 +43,19 @@ class Trained:
     steps: list[Step]
     optimizers: list[torch.optim.Optimizer]
     compiled: list[Any]  # `dlcompiler.train_step`'s objects, if it is them
+    schedulers: list[torch.optim.lr_scheduler.LRScheduler]
 
     def __call__(self, batch: Any) -> list[Tensor]:
         """The loss of each."""
         return [step(batch) for step in self.steps]
 
 
-def make(system: str, name: str, setting: Setting, both: bool = False) -> Trained:
-    """The workload of that name, trained by the system. With `both` a GAN's two halves learn in turns, each by its own loss."""
+def make(system: str, name: str, setting: Setting, both: bool = False, schedule: Callable[[int], float] | None = None) -> Trained:
+    """The workload of that name, trained by the system.
+
+    both      a GAN's two halves learn in turns, each by its own loss
+    schedule  factor of the learning rate, of a step's number; whoever calls steps the schedulers
+    """
     workload = setting.build(name)
     model: Any = workload.model
     parts: list[tuple[training_zoo.Loss, Iterable[Tensor]]] = [(workload.loss, model.parameters())]
@@ -59,16 +64,20 @@ def make(system: str, name: str, setting: Setting, both: bool = False) -> Traine
             (training_zoo.discriminator_loss, model.discriminator.parameters()),
             (training_zoo.generator_loss, model.generator.parameters()),
         ]
-    trained = Trained(system, workload, [], [], [])
+    trained = Trained(system, workload, [], [], [], [])
     for loss, parameters in parts:
         optimizer = workload.make_optimizer(parameters)
         trained.optimizers.append(optimizer)
+        if system in ("inductor", "dlcompiler"):
+            for group in optimizer.param_groups:
+                group["lr"] = torch.tensor(group["lr"])
+        if schedule is not None:  # before the optimizer's step is compiled: a scheduler wraps it
+            trained.schedulers.append(torch.optim.lr_scheduler.LambdaLR(optimizer, schedule))
         if system == "train_step":
             import dlcompiler
 
-            step = dlcompiler.train_step(
-                model, loss, optimizer, workload.make_batch(0), options={"numerics": setting.numerics}
-            )  # fmt: skip
+            options = {"numerics": setting.numerics}
+            step = dlcompiler.train_step(model, loss, optimizer, workload.make_batch(0), options=options)
             trained.compiled.append(step)
             trained.steps.append(step)
         else:
@@ -82,8 +91,6 @@ def _loop(system: str, model: Any, loss: Any, optimizer: torch.optim.Optimizer, 
     if system != "eager":
         # RNN modules are left to eager by torch.compile unless asked; Inductor would unroll them for minutes
         torch._dynamo.config.allow_rnn = system == "dlcompiler"
-        for group in optimizer.param_groups:
-            group["lr"] = torch.tensor(group["lr"])
         options: Any = {"inductor": None, "dlcompiler": {"numerics": setting.numerics}}[system]
         loss, update = (torch.compile(f, backend=system, options=options) for f in (loss, optimizer.step))
 
