@@ -174,7 +174,7 @@ def mask_row(share: float) -> tuple[list[str], bool]:
         "next call": (kept, second != 0), "next seed": (kept, other != 0),
     }  # fmt: skip
     for name, (a, b) in pairs.items():
-        scores[name] = _score(int((a & b).sum()), a.numel(), float(a.double().mean() * b.double().mean()))
+        scores[name] = _together(a, b)
     for name, axis in (("rows", 1), ("columns", 0)):
         counts = kept.sum(axis).double()
         chi = float(((counts - shape[axis] * keep) ** 2 / (shape[axis] * keep * share)).sum())
@@ -190,6 +190,12 @@ def mask_row(share: float) -> tuple[list[str], bool]:
 def _score(found: int, count: int, chance: float) -> float:
     """Standard deviations of a binomial count from its mean."""
     return (found - count * chance) / math.sqrt(count * chance * (1 - chance))
+
+
+def _together(a: Tensor, b: Tensor) -> float:
+    """Standard deviations by which two masks keep the same elements more often than if they knew nothing of each other."""
+    first, second, both = (float(x.double().mean()) for x in (a, b, a & b))
+    return (both - first * second) * math.sqrt(a.numel() / (first * (1 - first) * second * (1 - second)))
 
 
 def mask_table() -> tuple[str, bool]:
