@@ -136,9 +136,9 @@ class _Runner:
         self.plan = plan
         self.count = len(plan.inputs)
         self.frames: list[Frame] = []
-        # for each tensor: position, dtype, shape, strides, whether a lazy negation must be looked for
+        # for each tensor: position, dtype, shape, strides, whether a lazy negation or conjugate must be looked for
         self.checks: list[list[Any]] = [
-            [position, layout.dtype, layout.shape, layout.strides, layout.dtype.is_floating_point]
+            [position, layout.dtype, layout.shape, layout.strides, layout.dtype.is_floating_point or layout.dtype.is_complex]
             for position, layout in enumerate(plan.inputs)
             if layout is not None
         ]
@@ -198,14 +198,14 @@ class _Runner:
         replaced: dict[int, Tensor] = {}
         try:
             for check in self.checks:
-                position, dtype, shape, strides, may_be_negated = check
+                position, dtype, shape, strides, may_be_lazy = check
                 tensor = inputs[position]
                 if (
                     tensor.dtype is not dtype
                     or tensor.shape != shape
                     or tensor.stride() != strides
                     or not tensor.is_cpu
-                    or (may_be_negated and tensor.is_neg())
+                    or (may_be_lazy and (tensor.is_neg() or tensor.is_conj()))
                 ):
                     tensor = adapt(self.plan, position, tensor)
                     if tensor is inputs[position]:

@@ -170,6 +170,7 @@ class _Runner:
                     and tensor.device == self.plan.device
                     and not tensor.data_ptr() % self.plan.input_alignment
                     and not tensor.is_neg()
+                    and not tensor.is_conj()
                 )
                 taken = tensor if fits else adapt(self.plan, position, tensor)
                 given[position] = taken

@@ -107,7 +107,9 @@ def _guards_tensors() -> bool:
         return False
     others = [torch.zeros(3, 2), torch.zeros(3, 2).t(), torch.zeros(2, 3, 1), like.int(), like.double(), torch.zeros(2, 4)[:, :3]]
     others += [like._neg_view(), like.to_sparse(), like.to("meta"), torch.nn.Parameter(like)]
-    return check(like.clone()) and not any(check(other) for other in others)
+    complex_like = like.to(torch.complex64)
+    is_conjugate_known = not _guard_of([complex_like])(complex_like.conj())
+    return check(like.clone()) and is_conjugate_known and not any(check(other) for other in others)
 
 
 def torch_dtype(dtype: DType) -> torch.dtype:

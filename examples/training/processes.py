@@ -1,4 +1,4 @@
-"""What the examples with two processes share: starting them on this machine, and a model with its batch."""
+"""What the examples with two processes share: starting them on this machine, a model with its batch, and a step."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import torch
 import torch.distributed as distributed
 import torch.nn.functional as functional
 from torch import Tensor, nn
+
+import dlcompiler
 
 
 class Network(nn.Module):
@@ -31,10 +33,33 @@ def start() -> tuple[nn.Module, Tensor, Tensor]:
     return Network(), torch.randn(8, 12), torch.randint(0, 4, (8,))
 
 
-def step_of_one_process(compiled: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss and gradients of the whole batch: what the processes together must have."""
+def check_step(rank: int, model: nn.Module, parallel: nn.Module, whole: Callable[[Tensor], Tensor] = Tensor.detach) -> None:
+    """One step of this process, on its half of the batch: mean loss and every gradient must be those of one process on all.
+
+    parallel  the model, distributed
+    whole     all of a parameter's gradient, of which each process may have a part
+    """
+    _, x, y = start()
+    compiled = torch.compile(parallel, backend="dlcompiler")
+    mine = slice(4 * rank, 4 * rank + 4)
+    loss = functional.cross_entropy(compiled(x[mine]), y[mine])
+    loss.backward()
+    total = loss.detach().clone()
+    distributed.all_reduce(total)
+    expected, gradients = step_of_one_process()
+    torch.testing.assert_close(total / 2, expected)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        torch.testing.assert_close(whole(parameter.grad), gradients[name])
+    kernels = sum(report.kernels for report in dlcompiler.reports())
+    assert kernels > 0
+    print(f"process {rank}: loss {loss.item():.5f} of half a batch, {total.item() / 2:.5f} of all; {kernels} kernels")
+
+
+def step_of_one_process() -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss and gradients of the whole batch, by eager."""
     model, x, y = start()
-    loss = functional.cross_entropy((torch.compile(model, backend="dlcompiler") if compiled else model)(x), y)
+    loss = functional.cross_entropy(model(x), y)
     loss.backward()
     return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 

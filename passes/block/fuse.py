@@ -93,12 +93,13 @@ def is_kernel_node(node: Node, target) -> bool:
 def is_virtual(node: Node) -> bool:
     """Views, scalar constants and index ranges: re-computed by each reader instead of being stored.
 
-    A number marked `stored` is read from memory, so that kernels that differ in it alone are one kernel.
+    A number marked `stored` is read from memory, so that kernels that differ in it alone are one kernel; and so is a complex one,
+    which no kernel writes.
     """
     if node.has(Trait.VIEW):
         return True
     if node.op.name == "constant":
-        return node.attributes["value"].size == 1 and not node.attributes.get("stored")
+        return node.attributes["value"].size == 1 and not node.attributes.get("stored") and node.dtype.kind != "complex"
     return node.op.name in ("dim", "iota", "size")
 
 

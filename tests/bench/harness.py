@@ -38,13 +38,12 @@ class WorkerDiedError(Exception):
 
 
 class Worker:
-    """A system in a process of its own (``tests.bench.worker``)."""
+    """A process of its own that answers requests, line by line; the module says which."""
 
-    def __init__(self, system: str, folder: Path, environment: dict[str, str] | None = None) -> None:
-        self.system = system
+    def __init__(self, arguments: Sequence[str], environment: dict[str, str] | None = None, module: str = "worker") -> None:
         self.errors: IO[str] = tempfile.TemporaryFile("w+")
         self.process: Any = subprocess.Popen(
-            [sys.executable, "-m", "tests.bench.worker", system, str(folder)],
+            [sys.executable, "-m", f"tests.bench.{module}", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
@@ -134,7 +133,7 @@ class Bench:
     def worker(self, system: str) -> Worker:
         """The live process of a system; started when it is not there."""
         if system not in self.workers:
-            self.workers[system] = Worker(system, self.folder, self.environment)
+            self.workers[system] = Worker((system, str(self.folder)), self.environment)
         return self.workers[system]
 
     def _ask(self, entry: Entry, do: str, **arguments: Any) -> dict[str, Any] | None:

@@ -1,11 +1,13 @@
-"""Training: seconds per step of eager, Inductor and ours, seconds until two steps are done, memory, and loss curves.
+"""Training: seconds per step of eager, Inductor and ours, seconds until two steps are done, and memory.
 
-python -m tests.bench.training [--only bert] [--systems eager,inductor,dlcompiler,train_step] [--rounds 7] [--losses 200]
-                               [--dropout 0.1 [--numerics eager]]
+python -m tests.bench.training [--only bert] [--systems eager,inductor,dlcompiler,train_step] [--rounds 7] [--parts time,memory]
+                               [--size tiny] [--dropout 0.1 [--numerics eager]]
 
-Every system trains a model of its own from the same start; steps are timed in turns. `inductor` and `dlcompiler` compile the loss
-function and the optimizer's step with torch.compile, `train_step` is `dlcompiler.train_step`. Under `--numerics eager` ours leave
-random numbers to ATen.
+Every system trains a model of its own from the same start in a process of its own, with caches of its own that begin empty;
+systems are timed in turns. `inductor` and `dlcompiler` compile the loss function and the optimizer's step with torch.compile,
+`train_step` is `dlcompiler.train_step`. Under `--numerics eager` ours leave random numbers to ATen. Memory is measured in further
+processes, which find the caches full; what it is says `training_worker.Session.peak`.
+`python -m tests.bench.training_curves` compares losses and gradients, `training_schedule` long runs.
 """
 
 from __future__ import annotations
@@ -13,218 +15,168 @@ from __future__ import annotations
 import math
 import statistics
 import sys
-import time
-import weakref
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import training_zoo
 from tests.bench import harness
+from tests.bench.training_systems import OURS, SYSTEMS, Setting
 
-SYSTEMS = ("eager", "inductor", "dlcompiler", "train_step")
-Step = Callable[[Any], Tensor]
+BURST = 0.3  # seconds of steps in one turn
+# blocks of 64 KiB and more are given back to the kernel when they are freed, so that resident memory is memory in use
+RETURNS_MEMORY = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=65536:glibc.malloc.mmap_max=1000000"}
 
 
 @dataclass
-class Runner:
-    """One system on one workload."""
+class Row:
+    """One system on one workload: what was measured, or why nothing was."""
 
     system: str
-    step: Step
-    model: torch.nn.Module
-    seconds: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)  # of steps
     ready: float = math.nan  # seconds until the second step was done
+    peak: int | None = None  # bytes of a step, measured
     planned: int | None = None
     bound: int | None = None
+    counted: int | None = None  # bytes of eager's tensors
+    reason: str = ""
+
+    @property
+    def step(self) -> float:
+        """The median of all; NaN if there is none."""
+        return statistics.median(self.seconds) if self.seconds else math.nan
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What all systems are run with."""
+@dataclass
+class Case:
+    """A workload and the processes of the systems that train it."""
 
-    size: str = "real"
-    dropout: float = 0.0
-    numerics: str = "fast"
+    name: str
+    setting: Setting
+    rows: dict[str, Row]
+    caches: Path
 
-    def build(self, name: str) -> training_zoo.Workload:
-        return training_zoo.build(name, self.size, self.dropout)
+    def start(self, system: str, more: dict[str, str] | None = None) -> harness.Worker:
+        """A process with caches that are this case's and this system's alone."""
+        folder = self.caches / system
+        caches = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"), "DLCOMPILER_CACHE_DIR": str(folder / "ours")}
+        setting = self.setting
+        arguments = (system, self.name, setting.size, str(setting.dropout), setting.numerics)
+        return harness.Worker(arguments, {**caches, **(more or {})}, "training_worker")
 
+    def fail(self, system: str, error: harness.WorkerDiedError) -> None:
+        """What is not measured stays a dash, and the reason is printed."""
+        self.rows[system].reason = self.rows[system].reason or str(error)
+        harness.log(f"  {self.name}: {system}: {error}")
 
-def make(system: str, name: str, setting: Setting) -> tuple[Step, training_zoo.Workload, Any]:
-    """A step of the system on a model of its own, and what it reports."""
-    workload = setting.build(name)
-    numerics = {"numerics": setting.numerics}
-    optimizer = workload.make_optimizer(workload.model.parameters())
-    if system == "train_step":
-        import dlcompiler
+    def time(self, rounds: int) -> None:
+        """Every system ready, then steps in turns."""
+        workers: dict[str, harness.Worker] = {}
+        for system, row in self.rows.items():
+            worker = self.start(system)
+            try:
+                facts = worker.ask("prepare")
+            except harness.WorkerDiedError as error:
+                self.fail(system, error)
+                worker.stop()
+                continue
+            workers[system] = worker
+            row.ready, row.planned, row.bound = facts["ready"], facts.get("planned"), facts.get("bound")
+            harness.log(f"  {self.name}: {system} ready after {row.ready:.1f} s")
+        for _ in range(rounds):
+            for system, worker in workers.items():
+                self.rows[system].seconds += worker.ask("time", seconds=BURST)["seconds"]
+        for worker in workers.values():
+            worker.stop()
 
-        step = dlcompiler.train_step(workload.model, workload.loss, optimizer, workload.make_batch(0), options=numerics)
-        return step, workload, step
-    loss_of: Any = workload.loss
-    update: Any = optimizer.step
-    if system != "eager":
-        # RNN modules are left to eager by torch.compile unless asked; Inductor would unroll them for minutes
-        torch._dynamo.config.allow_rnn = system == "dlcompiler"
-        for group in optimizer.param_groups:
-            group["lr"] = torch.tensor(group["lr"])
-        options: Any = {"inductor": None, "dlcompiler": numerics}[system]
-        loss_of, update = (torch.compile(f, backend=system, options=options) for f in (workload.loss, optimizer.step))
-
-    def loop(batch: Any) -> Tensor:
-        optimizer.zero_grad()
-        loss = loss_of(workload.model, batch)
-        loss.backward()
-        update()
-        return loss.detach()
-
-    return loop, workload, None
-
-
-def prepare(system: str, name: str, setting: Setting) -> Runner:
-    """Two steps done, and how long that took from nothing."""
-    began = time.perf_counter()
-    step, workload, compiled = make(system, name, setting)
-    for k in range(2):
-        step(workload.make_batch(k))
-    runner = Runner(system, step, workload.model, ready=time.perf_counter() - began)
-    if compiled is not None:
-        runner.planned, runner.bound = compiled.reports[-1].planned_peak, compiled.reports[-1].lower_bound
-    return runner
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that operators have made and that still live, and the most there were at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive = self.peak = 0
-        self.seen: dict[int, Any] = {}
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(tensor, Tensor) and not function.is_view:
-                self._count(tensor.untyped_storage())
-        return result
-
-    def _count(self, storage: Any) -> None:
-        key = storage._cdata
-        if key in self.seen:
-            return
-        size = storage.nbytes()
-        self.alive += size
-        self.peak = max(self.peak, self.alive)
-
-        def gone() -> None:
-            self.alive -= size
-            self.seen.pop(key, None)
-
-        self.seen[key] = weakref.finalize(storage, gone)
+    def measure(self) -> None:
+        """The memory of every system's step, one process after another."""
+        for system, row in self.rows.items():
+            worker = self.start(system, RETURNS_MEMORY)
+            try:
+                facts = worker.ask("prepare")
+                row.planned, row.bound = facts.get("planned"), facts.get("bound")
+                row.peak = worker.ask("peak")["bytes"]
+                if system == "eager":
+                    row.counted = worker.ask("count")["bytes"]
+                harness.log(f"  {self.name}: {system} takes {harness.mebibytes(row.peak)} MiB")
+            except harness.WorkerDiedError as error:
+                self.fail(system, error)
+            worker.stop()
 
 
-def eager_peak(name: str, setting: Setting) -> int:
-    """Bytes of activations, gradients and temporaries alive at the worst moment of an eager step, state made before."""
-    step, workload, _ = make("eager", name, setting)
-    step(workload.make_batch(0))
-    for parameter in workload.model.parameters():
-        parameter.grad = None
-    batch = workload.make_batch(1)
-    with LiveBytes() as counter:
-        step(batch)
-    return counter.peak
-
-
-def time_steps(runners: list[Runner], workload: training_zoo.Workload, rounds: int) -> None:
-    """Steps in turns, after a burst that warms up."""
-    for k in range(rounds + 1):
-        batch = workload.make_batch(k)
-        for runner in runners:
-            began = time.perf_counter()
-            runner.step(batch)
-            if k:
-                runner.seconds.append(time.perf_counter() - began)
-
-
-def time_table(results: dict[str, list[Runner]], systems: list[str]) -> str:
+def time_table(cases: Sequence[Case], systems: Sequence[str]) -> str:
     """Milliseconds a step, ours against the better peer, and seconds until the second step was done."""
-    ours = [s for s in systems if s not in ("eager", "inductor")]
+    ours = [system for system in systems if system in OURS]
     header = ["training step, ms", *systems, *(f"best peer / {s}" for s in ours), *(f"{s}: ready, s" for s in systems)]
-    rows = []
-    for name, runners in results.items():
-        median = {r.system: statistics.median(r.seconds) for r in runners}
-        peer = min((median[s] for s in median if s not in ours), default=math.nan)
-        ready = [f"{r.ready:.1f}" for r in runners]
-        rows.append(
-            [name, *(harness.milliseconds(median[s]) for s in systems), *(harness.ratio(peer / median[s]) for s in ours), *ready]
-        )
-    if ours:
-        first = 1 + len(systems)
-        means = [harness.ratio(harness.geomean(float(row[first + k]) for row in rows)) for k in range(len(ours))]
-        rows.append(["geomean", *[""] * len(systems), *means, *[""] * len(systems)])
+    rows, ratios = [], []
+    for case in cases:
+        step = {system: row.step for system, row in case.rows.items()}
+        peer = min((step[s] for s in systems if s not in OURS and not math.isnan(step[s])), default=math.nan)
+        ratios.append([peer / step[s] for s in ours])
+        ready = ["–" if math.isnan(row.ready) else f"{row.ready:.1f}" for row in case.rows.values()]
+        rows.append([case.name, *(harness.milliseconds(step[s]) for s in systems), *map(harness.ratio, ratios[-1]), *ready])
+    means = [harness.ratio(harness.geomean(column)) for column in zip(*ratios)]
+    rows.append(["geomean", *[""] * len(systems), *means, *[""] * len(systems)])
     return harness.table(header, rows)
 
 
-def memory_table(results: dict[str, list[Runner]], setting: Setting) -> str:
-    """Planned bytes of a step against what eager holds."""
+def memory_table(cases: Sequence[Case], systems: Sequence[str]) -> str:
+    """What a step takes, measured as resident memory, beside our plan and the count of eager's tensors."""
+    ours = [system for system in systems if system in OURS]
+    header = [
+        "memory of a step, MiB", *(f"{s}, measured" for s in systems), "eager, tensors", "train_step, planned", "lower bound",
+        *(f"{s} / eager" for s in ours), "planned / eager's tensors",
+    ]  # fmt: skip
     rows = []
-    for name, runners in results.items():
-        for runner in runners:
-            if runner.planned is not None:
-                peak = eager_peak(name, setting)
-                cells = [harness.mebibytes(n) for n in (runner.planned, runner.bound, peak)]
-                rows.append([name, *cells, harness.ratio(runner.planned / peak)])
-    return harness.table(["memory of a step, MiB", "planned", "lower bound", "eager, measured", "planned / eager"], rows)
+    for case in cases:
+        peak = {system: row.peak for system, row in case.rows.items()}
+        counted = case.rows["eager"].counted if "eager" in case.rows else None
+        step = case.rows.get("train_step", Row("train_step"))
+        cells = [harness.mebibytes(n) for n in (*peak.values(), counted, step.planned, step.bound)]
+        ratios = [_over(peak[s], peak.get("eager")) for s in ours]
+        rows.append([case.name, *cells, *ratios, _over(step.planned, counted)])
+    return harness.table(header, rows)
 
 
-def loss_row(name: str, setting: Setting, steps: int) -> list[str]:
-    """The worst relative difference between eager's and train_step's losses, from the same start."""
-    eager, workload, _ = make("eager", name, setting)
-    ours, _, _ = make("train_step", name, setting)
-    worst, at = 0.0, 0
-    for k in range(steps):
-        batch = workload.make_batch(k)
-        expected, found = float(eager(batch)), float(ours(batch))
-        difference = abs(expected - found) / max(abs(expected), 1e-12)
-        if difference > worst:
-            worst, at = difference, k
-    return [name, str(steps), f"{worst:.1e}", str(at), f"{expected:.5f}", f"{found:.5f}"]
+def _over(part: int | None, whole: int | None) -> str:
+    return harness.ratio(part / whole if part is not None and whole else math.nan)
 
 
 def main() -> int:
-    """Runs what was asked for and prints it."""
+    """Runs what was asked for and prints it; the exit status is 1 where a system of ours failed."""
     parser = harness.parser(__doc__.splitlines()[0])
     parser.add_argument("--systems", default=",".join(SYSTEMS), help="comma-separated")
+    parser.add_argument("--parts", default="time,memory", help="comma-separated")
     parser.add_argument("--size", choices=("real", "tiny"), default="real")
-    parser.add_argument("--losses", type=int, default=0, metavar="N", help="instead compare losses over N steps with eager")
     parser.add_argument("--dropout", type=float, default=0.0, help="of bert and gpt2, which alone are run then")
     parser.add_argument("--numerics", choices=("fast", "eager"), default="fast", help="of ours")
     arguments = parser.parse_args()
     setting = Setting(arguments.size, arguments.dropout, arguments.numerics)
-    torch.set_num_threads(harness.THREADS)
     names = harness.chosen(["bert", "gpt2"] if arguments.dropout else training_zoo.BUILDERS, arguments.only)
+    systems, parts = arguments.systems.split(","), arguments.parts.split(",")
     harness.print_machine()
-    if arguments.losses:
-        rows = [loss_row(name, setting, arguments.losses) for name in names]
-        header = ["loss curve", "steps", "worst relative difference", "at step", "eager's last", "ours"]
-        print(harness.table(header, rows))
-        return 0
-    systems = arguments.systems.split(",")
-    results: dict[str, list[Runner]] = {}
-    for name in names:
-        results[name] = []
-        for system in systems:
-            results[name].append(prepare(system, name, setting))
-            harness.log(f"  {name}: {system} ready after {results[name][-1].ready:.1f} s")
-        time_steps(results[name], setting.build(name), arguments.rounds)
-    print(time_table(results, systems))
-    if "train_step" in systems:
-        print("\n" + memory_table(results, setting))
-    return 0
+    cases: list[Case] = []
+    with tempfile.TemporaryDirectory(prefix="dlcompiler-training-") as folder:
+        for name in names:
+            case = Case(name, setting, {system: Row(system) for system in systems}, Path(folder) / name)
+            if "time" in parts:
+                case.time(arguments.rounds)
+            if "memory" in parts:
+                case.measure()
+            cases.append(case)
+    if "time" in parts:
+        print(time_table(cases, systems))
+    if "memory" in parts:
+        print("\n" + memory_table(cases, systems))
+    result: list[dict[str, Any]] = [{"case": case.name, **asdict(row)} for case in cases for row in case.rows.values()]
+    harness.write_json(arguments.json, result)
+    failed = [(case.name, row) for case in cases for row in case.rows.values() if row.reason]
+    for name, row in failed:
+        print(f"\nFAILED {name} {row.system}: {row.reason}")
+    return int(any(row.system in OURS for _, row in failed))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
+import dlcompiler
 from tests.end_to_end.support import compile_with
 
 Call = Callable[..., Tensor]
@@ -18,6 +19,7 @@ def complex_tensor(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.complex64)
 
 
+MASK = torch.tensor([True, True, False, True, True])
 CASES: dict[str, tuple[Call, Callable[[], tuple[Tensor, ...]]]] = {
     "a repeated number": (lambda x: x.expand(4, 3) * 2, lambda: (complex_tensor(1, 3),)),
     "windows": (lambda x: x.unfold(0, 3, 1) * 2, lambda: (complex_tensor(6),)),
@@ -26,6 +28,7 @@ CASES: dict[str, tuple[Call, Callable[[], tuple[Tensor, ...]]]] = {
     # its parts are views with a stride of 2, the bias too, of which oneDNN takes no notice
     "a convolution in parts": (functional.conv1d, lambda: (complex_tensor(1, 2, 6), complex_tensor(3, 2, 3), complex_tensor(3))),
     "a constant among them": (lambda x: torch.where(x.real > 0, x, 0.5).cumsum(0), lambda: (complex_tensor(5),)),
+    "a stored constant": (lambda x: torch.masked.cumprod(x, 0, mask=MASK), lambda: (complex_tensor(5),)),
     "zeros without memory": (torch.sgn, lambda: (torch.randn(2, 3),)),
     # torch describes results of these otherwise than it makes them
     "bags in half precision": (
@@ -48,3 +51,10 @@ def test_results_and_gradients_are_eager(name: str) -> None:
         return [result.detach(), *torch.autograd.grad(result, inputs, weights)]
 
     torch.testing.assert_close(run(compile_with("torch.compile", function)), run(function))
+
+
+def test_an_input_that_is_still_to_be_conjugated_is_read_as_its_conjugate() -> None:
+    x = complex_tensor(3)
+    compiled = dlcompiler.compile(lambda x: x * 2, (x,))
+    for given in (x.conj(), x, x.conj()):  # before a call has fitted and after
+        torch.testing.assert_close(compiled(given), given * 2)

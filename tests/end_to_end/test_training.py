@@ -136,6 +136,33 @@ def test_gradients_of_attention_are_kernels(kind: str) -> None:
     assert not forward.aten and not backward.aten
 
 
+def test_a_model_of_hugging_face_with_labels_and_dropout_is_two_graphs() -> None:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, num_labels=3,
+        problem_type="single_label_classification",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    ours = BertForSequenceClassification(config).train()
+    eager = copy.deepcopy(ours)
+    compiled = torch.compile(ours, backend="dlcompiler", options={"numerics": "eager"})  # draws what eager draws
+    batch = {"input_ids": torch.randint(0, 40, (3, 7)), "labels": torch.tensor([0, 2, 1])}
+    losses = []
+    for step in range(2):
+        found = []
+        for model, call in ((ours, compiled), (eager, eager)):
+            torch.manual_seed(step)
+            model.zero_grad()
+            loss = call(**batch).loss
+            loss.backward()
+            found.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+        torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+        losses.append(found[0][0])
+    assert losses[0] != losses[1]
+    assert len(dlcompiler.reports()) == 2
+
+
 def test_double_backward_is_right_or_refused() -> None:
     def function(x: Tensor) -> Tensor:
         return (x.tanh() * x).sum()
