@@ -104,6 +104,8 @@ def test_a_result_that_is_wanted_otherwise():
     [
         (((2, 3, 9, 9), (2, 64, 9, 9)), attributes_of((3, 3), (1, 1), (1, 1), (1, 1)), True),
         (((2, 64, 9, 9), (2, 64, 9, 9)), attributes_of((1, 1), (1, 1), (0, 0), (1, 1)), False),  # a matrix product
+        (((2, 32, 9, 9), (2, 32, 9, 9)), attributes_of((3, 3), (1, 1), (1, 1), (1, 1), 8), True),
+        (((2, 32, 9, 9), (2, 32, 9, 9)), attributes_of((3, 3), (1, 1), (1, 1), (1, 1), 32), False),  # depthwise
         # more channels than columns, and columns that are no part of a vector
         (((2, 48, 9, 9), (2, 16, 9, 9)), attributes_of((3, 3), (1, 1), (1, 1), (1, 1), 16), False),
         (
