@@ -20,7 +20,7 @@ across which the fuser joins nothing, else they would be computed by the forward
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 
 from dlcompiler.ir.graph import Graph, Node, Rewriter
@@ -29,7 +29,6 @@ from dlcompiler.ir.types import TensorType, boolean
 from dlcompiler.passes.block.fuse import Fusion, fuse, is_kernel_node, is_virtual
 from dlcompiler.passes.context import Context
 from dlcompiler.passes.dataflow.program import plan
-from dlcompiler.passes.min_cut import UNLIMITED, minimum_cut
 from dlcompiler.passes.node.dead_code import remove_dead_code
 
 # Costs of computing a value again, in parts of its bytes: a plain operation, a slow one, and writing and reading it.
@@ -42,8 +41,8 @@ SLOW_OPS = frozenset(
 NOT_STORED = 1.25
 # Bytes that must be saved for anything to be changed, and their part of what is held.
 LEAST_BYTES, LEAST_PART = 4096, 0.02
-# Capacities are integers: so many of them a byte.
-SCALE = 64
+# Capacities are integers: so many of them a byte, and more than any sum of them that is one.
+SCALE, UNLIMITED = 64, 1 << 62
 # How often the weight of time is halved on the way to a budget's bounds, and between them.
 STEPS = 10
 
@@ -125,6 +124,23 @@ def _joins_all(node: Node, graph: Graph, context: Context) -> bool:
     return True
 
 
+def _near_source(edges: Iterable[tuple[int, int, int]], source: int, sink: int) -> set[int]:
+    """The side of the source of a minimum cut, of several the nearest to it: what it still reaches once all flow that fits goes.
+
+    Edges are (from, to, capacity), no two of them between the same nodes.
+    """
+    import networkx  # 0.1 s, which only training steps pay
+    from networkx.algorithms.flow import boykov_kolmogorov
+
+    network = networkx.DiGraph()
+    network.add_weighted_edges_from(edges, weight="capacity")
+    left = boykov_kolmogorov(network, source, sink)
+    with_room = networkx.DiGraph()
+    with_room.add_node(source)
+    with_room.add_edges_from((a, b) for a, b, edge in left.edges(data=True) if edge["flow"] < edge["capacity"])
+    return {source, *networkx.descendants(with_room, source)}
+
+
 @dataclass
 class _Network:
     """The flow network of a split graph: each node is an edge whose capacity is what it costs to store the node."""
@@ -188,7 +204,7 @@ class _Network:
                 edges.append((source, inside, UNLIMITED))
             if node in self.split.read:
                 edges.append((outside, sink, UNLIMITED))
-        near = minimum_cut(sink + 1, edges, source, sink)
+        near = _near_source(edges, source, sink)
         return frozenset(n for k, n in enumerate(self.nodes) if 2 * k in near and 2 * k + 1 not in near and _bytes(n))
 
     def _cost_of_storing(self, node: Node) -> int:

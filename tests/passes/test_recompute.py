@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,7 +15,6 @@ from dlcompiler.passes.block.fuse import fuse
 from dlcompiler.passes.context import Context, DefaultOptions
 from dlcompiler.passes.dataflow.program import plan
 from dlcompiler.passes.dataflow.recompute import recompute
-from dlcompiler.passes.min_cut import minimum_cut
 from dlcompiler.passes.node.dead_code import remove_dead_code
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -112,19 +110,3 @@ def test_other_graphs_stay_as_they_are(change):
         loss = b.reduce_sum(b.mul(y, y), axes=(0, 1))
         graph = b.finish([loss]).replace(writebacks=((b.add(total, b.reduce_sum(y, axes=(0,))), total),))
     assert recompute(graph, Context(TARGET, DefaultOptions(activation_memory_budget=0.0))) is graph
-
-
-@settings(max_examples=60, derandomize=True, deadline=None)
-@given(st.integers(2, 6), st.data())
-def test_cuts_are_least(count, data):
-    pairs = list(itertools.permutations(range(count), 2))
-    edges = [(a, b, data.draw(st.integers(0, 9))) for a, b in data.draw(st.lists(st.sampled_from(pairs), max_size=14))]
-
-    def size(side: set[int]) -> int:
-        return sum(room for a, b, room in edges if a in side and b not in side)
-
-    side = minimum_cut(count, edges, 0, count - 1)
-    inner = range(1, count - 1)
-    sides = [{0, *some} for many in range(count - 1) for some in itertools.combinations(inner, many)]
-    assert 0 in side and count - 1 not in side
-    assert size(side) == min(map(size, sides))
