@@ -21,7 +21,7 @@ NAMES = sorted(path.name for path in FOLDER.glob("*.py") if path.name != "models
 
 TRAINING = sorted(path.stem for path in (FOLDER / "training").glob("*.py") if path.stem not in ("shared", "processes"))
 OF_PROCESSES = ("distributed", "fully_sharded")
-NEEDS = {"trainer": "accelerate", "accelerated": "accelerate", "lightning_module": "lightning"}
+NEEDS = {"trainer": "accelerate", "accelerated": "accelerate", "lightning_module": "lightning", "deepspeed_engine": "deepspeed"}
 
 
 def run_alone(path: Path, folder: Path) -> None:
