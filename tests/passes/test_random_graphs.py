@@ -20,7 +20,7 @@ from tests.passes.rule_checks import assert_same_bits, inputs_of
 TARGET = Target("cpu", "x86-64-v3")
 
 
-@settings(derandomize=True, deadline=None, max_examples=500)
+@settings(derandomize=True, deadline=None, max_examples=300)
 @given(graph=graphs(contractions=False))
 def test_exact_passes_keep_every_bit(graph):
     inputs = inputs_of(graph, 1)
@@ -33,7 +33,7 @@ def test_exact_passes_keep_every_bit(graph):
                 assert_same_bits(old, new)
 
 
-@settings(derandomize=True, deadline=None, max_examples=500)
+@settings(derandomize=True, deadline=None, max_examples=300)
 @given(graph=graphs(calm=True))
 def test_fast_passes_keep_the_answer(graph):
     inputs = inputs_of(graph, 2, calm=True)
