@@ -244,6 +244,7 @@ class ControlFlow:
         inputs = attributes["num_scan_inputs"]
         body: GraphProto = attributes["body"]
         states, scanned = values[: len(values) - inputs], values[len(values) - inputs :]
+        _require_tensors(scanned)
         rows = count - len(states)
         axes = [_axis(a, x.tensor.rank) for a, x in zip(attributes.get("scan_input_axes", (0,) * inputs), scanned)]
         backwards = attributes.get("scan_input_directions", (0,) * inputs)
@@ -279,9 +280,10 @@ class ControlFlow:
     ) -> tuple[Node, ...] | None:
         """A `Scan` of opset 8, whose operands have a dimension of images in front: a loop over images of scans."""
         lengths, *operands = values
-        if lengths is not None or not all(isinstance(x, Node) and x.tensor.rank for x in operands):
-            raise UnsupportedError("Scan", items=("a scan of rows of several lengths",))
         given = [x for x in operands if x is not None]
+        _require_tensors(given)
+        if lengths is not None or len(given) < len(operands) or not all(x.tensor.rank for x in given):
+            raise UnsupportedError("Scan", items=("a scan of rows of several lengths",))
         images = given[0].shape[0]
         plain = {k: v for k, v in attributes.items() if k in ("body", "num_scan_inputs")}
         plain["scan_input_directions"] = attributes.get("directions", (0,) * attributes["num_scan_inputs"])
@@ -318,6 +320,11 @@ def _value_type(value: Node | None) -> ValueType:
         raise InvalidModelError("a value that is carried through control flow is left out")
     assert not isinstance(value.type, TupleType)
     return value.type
+
+
+def _require_tensors(scanned: Sequence[Node]) -> None:
+    if not all(isinstance(x.type, TensorType) for x in scanned):
+        raise UnsupportedError("Scan", items=("a scan of texts, whose slices only the host could take",))
 
 
 def _onnx_name(type: TensorType) -> str:

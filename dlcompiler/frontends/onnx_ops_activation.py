@@ -107,10 +107,15 @@ def shrink(call: Call) -> Node:
     x = call[0]
     bound, bias = call.attribute("lambd", 0.5), call.attribute("bias", 0.0)
     if x.dtype.is_integer:
-        if not (abs(bound) < 2**31 and abs(bias) < 2**31):
-            call.unsupported(f"lambd {bound} and bias {bias} of integers")
+        # what the type does not hold wraps around, which no model means
+        least, most = np.iinfo(x.dtype.numpy).min, np.iinfo(x.dtype.numpy).max
+        fits = abs(bound) < 2**31 and abs(bias) < 2**31 and max(least, -most) <= bound <= most and least <= int(bias) <= most
+        if not fits:
+            call.unsupported(f"lambd {bound} and bias {bias} of {x.dtype.name}")
         bound, bias = math.floor(bound), int(bias)
     inside = call.number(0, x)
+    if not x.dtype.is_signed:  # nothing is below -lambd
+        return call.b.where(call.b.gt(x, call.number(bound, x)), call.b.sub(x, call.number(bias, x)), inside)
     negative = call.b.where(call.b.lt(x, call.number(-bound, x)), call.b.add(x, call.number(bias, x)), inside)
     return call.b.where(call.b.gt(x, call.number(bound, x)), call.b.sub(x, call.number(bias, x)), negative)
 
