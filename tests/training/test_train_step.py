@@ -392,16 +392,22 @@ class Unknown(torch.optim.SGD):
     """An optimizer that is none of torch's own."""
 
 
-def test_a_number_read_out_of_a_tensor_is_part_of_the_program() -> None:
-    def loss(model: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
-        return squares(model, batch) * (1.0 + batch[1].abs().max().item())
-
+def follows_eager(loss: Any) -> None:
+    """Two steps of a perceptron have eager's losses and leave eager's parameters."""
     ours = perceptron()
     eager = copy.deepcopy(ours)
     optimizer, reference = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (ours, eager))
     step = dlcompiler.train_step(ours, loss, optimizer, batch_of(0))
     for k in range(2):
         torch.testing.assert_close(step(batch_of(k)), eager_step(eager, loss, reference, batch_of(k)))
+    torch.testing.assert_close(ours.state_dict(), eager.state_dict())
+
+
+def test_a_number_read_out_of_a_tensor_is_part_of_the_program() -> None:
+    def loss(model: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return squares(model, batch) * (1.0 + batch[1].abs().max().item())
+
+    follows_eager(loss)
 
 
 def test_what_cannot_be_one_program_is_refused_before_anything_runs() -> None:
@@ -496,13 +502,7 @@ def test_a_hook_on_an_intermediate_value_is_part_of_the_program() -> None:
         h.register_hook(lambda gradient: gradient * 2)
         return functional.mse_loss(model[2](h.tanh()), batch[1])
 
-    ours = perceptron()
-    eager = copy.deepcopy(ours)
-    optimizer, reference = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (ours, eager))
-    step = dlcompiler.train_step(ours, loss, optimizer, batch_of(0))
-    for k in range(2):
-        torch.testing.assert_close(step(batch_of(k)), eager_step(eager, loss, reference, batch_of(k)))
-    torch.testing.assert_close(ours.state_dict(), eager.state_dict())
+    follows_eager(loss)
 
 
 @pytest.mark.parametrize("budget", [None, 0.5, 0.0])
