@@ -9,7 +9,7 @@
 
 A tile of channels by vectors of output channels stays in registers while the places of a block go by; only places whose input
 exists are visited, so that padding costs nothing. Where a group has fewer output channels than a vector has lanes, several groups
-share one, and each lane is given its own group's input by a shuffle: depthwise convolutions are those with one channel.
+share one, and each lane is given its own group's input by a shuffle. Depthwise convolutions are left to a library.
 
 `convolution_weight_winograd` has the way with fewer multiplications.
 """
@@ -23,7 +23,7 @@ from dlcompiler.codegen.cpu.emitter import Emitter, Value
 from dlcompiler.codegen.cpu.indexing import Number
 from dlcompiler.codegen.cpu.routines.attention_lanes import turn
 from dlcompiler.codegen.cpu.routines.convolution_weight_form import WeightProblem, weight_problem
-from dlcompiler.codegen.cpu.routines.frame import Frame
+from dlcompiler.codegen.cpu.routines.frame import Argument, Frame
 from dlcompiler.ir.types import TensorType
 
 if TYPE_CHECKING:
@@ -179,9 +179,9 @@ class Sums:
         high = e.div(e.maximum(back + (size - 1 + step), 0), step)
         return low, e.minimum(high, out)
 
-    def _stride(self, argument: object, dimension: int) -> Number:
+    def _stride(self, argument: Argument, dimension: int) -> Number:
         """Elements from one place to the next along depth, height or width; of dimensions that are not there 0."""
-        strides = argument.strides[2:]  # type: ignore[attr-defined]
+        strides = argument.strides[2:]
         missing = 3 - len(strides)
         return 0 if dimension < missing else strides[dimension - missing]
 
@@ -267,7 +267,7 @@ class Sums:
             inputs = self._load(self.x.pointer, e.add(at, first), held)
             for k in range(height):
                 own = [(lane // p.columns) * p.channels + k for lane in range(p.lanes)]
-                found[k].append(inputs if own == list(range(p.lanes)) else e.shuffle(inputs, inputs, own))
+                found[k].append(e.shuffle(inputs, inputs, own))
         return found
 
     # -- results ---------------------------------------------------------------------------------------------------------------
