@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +22,7 @@ ROWS_OF_PART = 4  # of the batch, to let each thread have all hidden units of so
 
 
 @dataclass(frozen=True)
-class Form:
+class Form(ABC):
     """What the code of a time loop depends on.
 
     lanes      elements of a vector
@@ -44,14 +45,14 @@ class Form:
         return len(self.reverse)
 
     @property
+    @abstractmethod
     def columns(self) -> int:
         """Vectors of one row of a tile."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def depth(self) -> int:
         """Numbers of a row that a tile multiplies."""
-        raise NotImplementedError
 
     @property
     def units(self) -> int:

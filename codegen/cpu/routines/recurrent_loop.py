@@ -7,6 +7,7 @@ of one step on different threads of one team, or all of it as one part.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
@@ -25,7 +26,7 @@ Range = tuple[Value, Value]
 AnyForm = TypeVar("AnyForm", bound=Form)
 
 
-class TimeLoop(Generic[AnyForm]):
+class TimeLoop(ABC, Generic[AnyForm]):
     """Writes the functions of one loop over time steps; what a step does is said by who derives from it."""
 
     # whether something is done after the last step with what all units made in it
@@ -37,27 +38,27 @@ class TimeLoop(Generic[AnyForm]):
 
     # -- what a loop does ------------------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def _packed(self, direction: int) -> Value:
         """The weight of a direction, in panels."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _begin(self, direction: int, rows: Range, panels: Range) -> None:
         """Before the first step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _first_state(self, direction: int) -> list[Value]:
         """What goes from step to step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _step(
         self, direction: int, packed: Value, number: Value, state: Sequence[Value], rows: Range, panels: Range
     ) -> list[Value]:
         """Step `number` of the loop; what goes to the next one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _finish(self, direction: int, state: Sequence[Value], rows: Range, panels: Range) -> None:
         """After the last step."""
-        raise NotImplementedError
 
     # -- all steps -------------------------------------------------------------------------------------------------------------
 

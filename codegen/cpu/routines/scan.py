@@ -7,6 +7,7 @@ and what the vectors before it gave is combined with all of its lanes. Rows are 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from dlcompiler.codegen.cpu.emitter import Emitter, Value
@@ -27,17 +28,17 @@ State = tuple[Value, ...]
 GRAIN_ELEMENTS = 1 << 14
 
 
-class Rule:
+class Rule(ABC):
     """How states combine. `dtypes` are of the state's parts; `enter` makes a state of elements, `leave` results of a state."""
 
     dtypes: tuple[DType, ...]
     neutral: tuple[float | int, ...]
 
-    def enter(self, e: Emitter, x: Value, place: Value) -> State:
-        raise NotImplementedError
+    @abstractmethod
+    def enter(self, e: Emitter, x: Value, place: Value) -> State: ...
 
-    def combine(self, e: Emitter, before: State, after: State) -> State:
-        raise NotImplementedError
+    @abstractmethod
+    def combine(self, e: Emitter, before: State, after: State) -> State: ...
 
     def leave(self, e: Emitter, state: State) -> State:
         return state

@@ -8,6 +8,7 @@ outside its dimension updates nothing.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 from dlcompiler.codegen.cpu.emitter import Emitter, Value
@@ -43,7 +44,7 @@ class UpdateRoutine:
             return writer(e, call, machine, words).write(low, high)
 
 
-class _Writer:
+class _Writer(ABC):
     """What both ops share: `indexed` are the dimensions that indices name, `free` all others."""
 
     indexed: tuple[int, ...]
@@ -68,17 +69,17 @@ class _Writer:
         self.lanes = self.vector if self.column is not None and self._shares_indices(self.column) else 0
         self.outer = [d for d in self.free if d != self.column]
 
+    @abstractmethod
     def _shares_indices(self, column: int) -> bool:
         """Whether all columns have one index, and their updates are neighbours too."""
-        raise NotImplementedError
 
+    @abstractmethod
     def count(self) -> Dim:
         """Updates of one element of the free dimensions."""
-        raise NotImplementedError
 
+    @abstractmethod
     def update_all(self, place: Sequence[Number], low: Value, high: Value) -> None:
         """Make the updates at a place of the outer dimensions, columns [low, high)."""
-        raise NotImplementedError
 
     def write(self, low: Value, high: Value) -> Written:
         e, frame = self.e, self.frame
