@@ -20,13 +20,16 @@ _HOME = {
     "Report": "dlcompiler.report",
     "Options": "dlcompiler.options",
 }
+_MODULES = ("extend",)
 
-__all__ = ["__version__", *_HOME]
+__all__ = ["__version__", *_HOME, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
+    if name in _MODULES:
+        return import_module(f"dlcompiler.{name}")
     raise AttributeError(f"module 'dlcompiler' has no attribute {name!r}")
 
 

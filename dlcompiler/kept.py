@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dlcompiler import extend
 from dlcompiler.codegen.cache import Store, entry_name, open_store
 from dlcompiler.codegen.cpu.driver import driver_names
 from dlcompiler.codegen.cpu.jit import libgomp
@@ -56,6 +57,7 @@ class Place:
             (target is None or target.partition(":")[0] == "cpu")
             and options.dump_dir is None
             and not (options.verify or options.tune_budget or options.logs or options.disable_cache)
+            and extend.is_empty()
         )
         self.store: Store | None = open_store(options) if is_plain else None
         explicit = sorted(name for name, origin in options.sources.items() if origin == "explicit")

@@ -85,6 +85,15 @@ def parse_term(text: str) -> Term:
     return walk(ast.parse(text.strip(), mode="eval").body)
 
 
+def letters(term: Term) -> Iterator[Variable]:
+    """Every letter of a term, as often as it stands there."""
+    if isinstance(term, Variable):
+        yield term
+    elif isinstance(term, Call):
+        for operand in term.operands:
+            yield from letters(operand)
+
+
 # What `takes` may say of the element type of `x`.
 TAKES: Mapping[str, Callable[[DType], bool]] = {
     "any": lambda dtype: True,
@@ -116,17 +125,7 @@ class Pattern:
     @property
     def variables(self) -> tuple[Variable, ...]:
         """The letters of the left side, in order."""
-        found: dict[Variable, None] = {}
-
-        def walk(term: Term) -> None:
-            if isinstance(term, Variable):
-                found[term] = None
-            elif isinstance(term, Call):
-                for operand in term.operands:
-                    walk(operand)
-
-        walk(self.before)
-        return tuple(found)
+        return tuple(dict.fromkeys(letters(self.before)))
 
     def accepts(self, bindings: Bindings) -> bool:
         """Whether the rule holds for what the letters are bound to."""
@@ -159,11 +158,17 @@ def algebra(
     once: bool = False,
     when: Callable[[Bindings], bool] | None = None,
 ) -> Rule:
-    """A rule from a line `before --> after` (see `Pattern` for the conditions)."""
-    left, right = line.split("-->")
-    before = parse_term(left)
-    assert isinstance(before, Call), line
-    pattern = Pattern(before, parse_term(right), takes, once, when)
+    """A rule from a line `before --> after` (see `Pattern` for the conditions). Raises ValueError for what is none."""
+    left, arrow, right = line.partition("-->")
+    if not arrow:
+        raise ValueError("there is no --> in it")
+    before, after = parse_term(left), parse_term(right)
+    if not isinstance(before, Call):
+        raise ValueError(f"{left.strip()} is no op")
+    pattern = Pattern(before, after, takes, once, when)
+    unknown = set(letters(after)) - set(letters(before))
+    if unknown:
+        raise ValueError(f"{', '.join(sorted(map(str, unknown)))} is not on its left side")
     matchers = tuple(_matcher(variant, is_root=True, once=once) for variant in _variants(before))
 
     def apply(rewriter: GraphRewriter, node: Node) -> Node | None:

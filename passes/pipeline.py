@@ -28,6 +28,7 @@ from dlcompiler.passes.node.common_subexpressions import merge_common_subexpress
 from dlcompiler.passes.node.constant_folding import fold_constants
 from dlcompiler.passes.node.dead_code import remove_dead_code
 from dlcompiler.passes.node.decompose import decompose
+from dlcompiler.passes.node.own_rewrites import apply_own_rewrites
 from dlcompiler.passes.node.quantized import sum_integers
 from dlcompiler.passes.node.repeat_random import repeat_random
 from dlcompiler.passes.node.replace_ops import replace_ops
@@ -52,6 +53,7 @@ CONSTANT_FOLDING = Pass("constant-folding", fold_constants)
 VIEWS = Pass("views", canonicalize_views)
 COMMON_SUBEXPRESSIONS = Pass("common-subexpressions", merge_common_subexpressions)
 SIMPLIFY = Pass("simplify", simplify)
+OWN_REWRITES = Pass("own-rewrites", apply_own_rewrites)
 REPLACE_OPS = Pass("replace-ops", replace_ops, level=2)
 PATTERNS = Pass("patterns", match_patterns, level=2)
 TRANSPOSED_CONVOLUTIONS = Pass("transposed-convolutions", split_transposed_convolutions, level=2)
@@ -73,6 +75,8 @@ PIPELINE: tuple[Pass, ...] = (
     CONSTANT_FOLDING,
     VIEWS,
     COMMON_SUBEXPRESSIONS,
+    # what a user has added, before anything is broken up
+    OWN_REWRITES,
     # reshapes around contractions go before attention is looked for between them
     REPLACE_OPS,
     # while a quantised operand is still bytes less a zero point times a scale

@@ -167,6 +167,13 @@ _COMPILE_FLAGS = (
         default=None,
         help="Rewrite shape constants of an .onnx that hold a size which the inputs leave open, where that is proved.",
     ),
+    click.option(
+        "--extension",
+        "extensions",
+        multiple=True,
+        metavar="FILE.py|MODULE",
+        help="Run this Python first: it defines operators or rewrites with dlcompiler.extend. Repeatable.",
+    ),
     click.option("--no-cache", "disable_cache", is_flag=True, default=None, help="Compile every kernel anew, and keep none."),
 )
 _GENERAL_FLAGS = (

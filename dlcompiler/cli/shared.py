@@ -56,6 +56,8 @@ class Session:
     def start(cls, flags: Mapping[str, Any]) -> Session:
         """Read the flags and set up logging. Raises click.UsageError or OptionError."""
         set_up_logging(flags["verbose"], flags["quiet"])
+        for extension in flags.get("extensions", ()):
+            load_extension(extension)
         explicit = {name: flags[name] for name in OPTION_FLAGS if flags.get(name) not in (None, ())}
         shapes = dict(parse_input_shape(text) for text in flags.get("input_shapes", ()))
         options = Options.resolve(explicit)
@@ -95,6 +97,24 @@ def parse_input_shape(text: str) -> tuple[str, tuple[int | str, ...]]:
         else:
             raise click.UsageError(f"--input-shape {text!r}: {part!r} is neither a size nor a letter")
     return found["name"].strip(), tuple(shape)
+
+
+def load_extension(name: str) -> None:
+    """Run a Python file, or import a module, which defines operators of the user's own. Raises click.UsageError."""
+    import runpy
+    from importlib import import_module
+
+    if name.endswith(".py"):
+        if not Path(name).is_file():
+            raise click.UsageError(f"--extension {name}: no such file")
+        runpy.run_path(name)
+        return
+    try:
+        import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):  # not what is asked for: something that it imports
+            raise
+        raise click.UsageError(f"--extension {name}: no such module; a file is given as FILE.py") from None
 
 
 def check_output(path: str | None, model: str | None = None) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
+from dlcompiler import extend
 from dlcompiler.arrays import array_from_tensor
 from dlcompiler.frontends.fx_alias import Owners, root_of
 from dlcompiler.frontends.fx_call import make_template, refuse_misdescribed
@@ -31,7 +32,7 @@ from dlcompiler.frontends.fx_types import (
     strides_of_fake,
     type_of_fake,
 )
-from dlcompiler.ir.errors import ShapeError, UnsupportedError, VerifyError
+from dlcompiler.ir.errors import InvalidModelError, ShapeError, UnsupportedError, VerifyError
 from dlcompiler.ir.expression import Dim, Expression, evaluate, symbol_name, symbols
 from dlcompiler.ir.graph import Builder, Graph, Node, reachable
 from dlcompiler.ir.ops import lookup
@@ -243,6 +244,9 @@ class Importer:
 
     def apply(self, target: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """The result of an ATen operator: by its rule, else an `aten.call`."""
+        own = extend.find(*target.split(".")[:2])
+        if own is not None:
+            return self._own(own, args, kwargs)
         rule = RULES.get(target)
         reason = "no rule for it"
         made, names = len(self.b.nodes), dict(self.b._names)
@@ -264,6 +268,15 @@ class Importer:
         self.b._names = names
         self._dims = {dim: node for dim, node in self._dims.items() if node.name in names}
         return self.call(target, args, kwargs, reason)
+
+    def _own(self, definition: extend.Operator, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """An operator that the user has defined."""
+        result = definition.build(self.b, args, kwargs)
+        try:
+            self._check(definition.name, result)
+        except VerifyError as error:
+            raise InvalidModelError(error.message, location=error.location, hint=f"see {definition.where}") from None
+        return result
 
     def _check_data(self, target: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """An impure call without results."""

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, NodeProto, TensorProto, TypeProto, helper
+from onnx import AttributeProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper
 
+from dlcompiler import extend
 from dlcompiler.frontends.onnx_host_own import OWN
 from dlcompiler.frontends.onnx_registry import ELEMENT_TYPES
 from dlcompiler.ir.errors import InputError, UnsupportedError
@@ -23,6 +24,8 @@ from dlcompiler.ir.types import HostType
 
 # what the evaluator answers otherwise than the operators' text and ONNX Runtime in some cases: pools with padding, say
 OTHERWISE = frozenset({"MaxPool", "AveragePool", "LpPool", "ConvTranspose", "GRU", "RNN"})
+# where the reference evaluator has each domain's operators
+_PACKAGES = {"": "ops", "ai.onnx.ml": "ops.aionnxml", "ai.onnx.preview.training": "ops.aionnx_preview_training"}
 _CODES = {name.lower(): code for name, code in TensorProto.DataType.items()}
 _NAMES = {code: name for name, code in _CODES.items()}
 
@@ -36,7 +39,7 @@ def is_implemented(op_type: str, domain: str, version: int) -> bool:
         return False
     from importlib import import_module
 
-    package = {"": "ops", "ai.onnx.ml": "ops.aionnxml", "ai.onnx.preview.training": "ops.aionnx_preview_training"}.get(domain)
+    package = _PACKAGES.get(domain)
     if package is None:
         return False
     try:
@@ -80,6 +83,17 @@ def _plain(attribute: AttributeProto) -> Any:
             bare.CopyFrom(attribute)
             return {"message": base64.b64encode(bare.SerializeToString()).decode()}
     raise UnsupportedError("an attribute", items=(f"attribute {attribute.name} of an unusual type",))
+
+
+def _plain_value(value: Any) -> Any:
+    """What an attribute is for a Python function: a number, a text, a tuple of them, or an array."""
+    if not isinstance(value, Mapping):
+        return value
+    ((kind, content),) = value.items()
+    if kind != "message":
+        return tuple(content)
+    attribute = _attribute("", value)
+    return numpy_helper.to_array(attribute.t) if attribute.type == AttributeProto.TENSOR else attribute
 
 
 def _attribute(name: str, value: Any) -> AttributeProto:
@@ -127,16 +141,26 @@ def run_operator(target: str, attributes: Mapping[str, Any], operands: Sequence[
 
 
 def _operator(attributes: Mapping[str, Any]) -> Callable[[Sequence[Any]], list[Any]]:
-    own = OWN.get((attributes["domain"], attributes["operator"]))
+    domain, name = attributes["domain"], attributes["operator"]
+    defined = extend.find(domain, name)
+    own = defined.function if isinstance(defined, extend.HostOperator) else OWN.get((domain, name))
+    if own is None and domain not in _PACKAGES:
+        raise UnsupportedError(
+            f"nothing here runs the operator {domain}::{name}",
+            items=(f"{domain}::{name}",),
+            hint="import the module that defines it with dlcompiler.extend.host_operator",
+        )
     if own is None:
         key = {name: attributes[name] for name in ("operator", "domain", "version", "given", "results", "attributes")}
         evaluator, names = _evaluator(json.dumps(key))
         return lambda operands: list(evaluator.run(None, dict(zip(names, operands))))
-    named = {name: value for name, value in attributes["attributes"].items() if name != "type"}
+    is_ours = defined is None
+    named = {key: _plain_value(value) for key, value in attributes["attributes"].items() if key != "type" or not is_ours}
 
     def run(operands: Sequence[Any]) -> list[Any]:
         given = iter(operands)
-        return [own(*(next(given) if is_given else None for is_given in attributes["given"]), **named)]
+        result = own(*(next(given) if is_given else None for is_given in attributes["given"]), **named)
+        return [result] if is_ours or not isinstance(result, tuple) else list(result)
 
     return run
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,9 +76,9 @@ def slices(
     return x[tuple(places)]
 
 
-def max_roi_pool(x: np.ndarray, rois: np.ndarray, *, pooled_shape: Any, spatial_scale: float = 1.0) -> np.ndarray:
+def max_roi_pool(x: np.ndarray, rois: np.ndarray, *, pooled_shape: Sequence[int], spatial_scale: float = 1.0) -> np.ndarray:
     """The largest elements of the cells of each region (image, x, y, x, y) of x [N, C, H, W]; 0 of an empty cell."""
-    rows, columns = pooled_shape["ints"]
+    rows, columns = pooled_shape
     result = np.zeros((len(rois), x.shape[1], rows, columns), x.dtype)
     for k, (image, *corners) in enumerate(rois):
         left, top, right, bottom = (int(np.floor(c * spatial_scale + 0.5)) for c in corners)

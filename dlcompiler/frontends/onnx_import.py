@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
+from dlcompiler import extend
 from dlcompiler.frontends import onnx_ops_all  # noqa: F401 - fills the table
 from dlcompiler.frontends.onnx_attributes import attribute_values, resolved_attributes
 from dlcompiler.frontends.onnx_contrib_schema import check_contrib
 from dlcompiler.frontends.onnx_control import ControlFlow
 from dlcompiler.frontends.onnx_fold import FoldingBuilder, Limits
 from dlcompiler.frontends.onnx_host import host_attributes, is_implemented
-from dlcompiler.frontends.onnx_infer import infer_types
+from dlcompiler.frontends.onnx_host_call import call_host, own_operator
 from dlcompiler.frontends.onnx_interface import Interface
 from dlcompiler.frontends.onnx_load import TensorReader, check_header, newest_opset, opset_versions, printable, read_model
 from dlcompiler.frontends.onnx_order import ordered
@@ -349,17 +350,17 @@ class _Importer:
         """What a node's outputs are; those of a node that cannot be imported are missing."""
         domain = _domain(node.domain)
         key = (domain, node.op_type, node.overload)
-        if key in self.functions:
+        own = extend.find(*key[:2])
+        if key in self.functions and own is None:
             return self._call(self.functions[key], key, node, scope, inputs, location)
         missing = (_Missing(node.op_type),) * len(node.output)
         if domain not in scope.versions:
             raise InvalidModelError(f"{self.shown}: operator set {domain or 'ai.onnx'!r} is not imported", location=location)
-        version = scope.versions[domain]
-        schema = schema_of(node.op_type, version, domain)
+        schema = schema_of(node.op_type, version := scope.versions[domain], domain)
         described = self._described(node, domain, version, inputs)
-        mapped = (domain, node.op_type) in OPERATORS or (domain == "" and node.op_type in CONTROL_FLOW)
+        mapped = _is_mapped(*key[:2])
         by_host = schema is not None and is_implemented(node.op_type, domain, schema.version)
-        if not (mapped or (schema is not None and (schema.has_function or by_host))):
+        if not (mapped or own or (schema is not None and (schema.has_function or by_host))):
             self._problem(described, location)
             self._scan_branches(node, scope)
             return missing
@@ -374,14 +375,14 @@ class _Importer:
         if rules is not None:
             check_types(node, rules, inputs, location)
         try:
-            if node.op_type in CONTROL_FLOW and domain == "":
-                results = self._control_flow(node, scope, inputs, schema, location)
-                return missing if results is None else results
-            return self._operator(node, scope, inputs, schema, mapped, location)
+            if own is not None:
+                return own_operator(self, own, node, scope, inputs, location)
+            results = self._operator(node, scope, inputs, schema, mapped, location)
+            return missing if results is None else results
         except UnsupportedError as error:
             if by_host and schema is not None and not isinstance(error, NeedsValuesError):
                 reason = error.items[0] if error.items and error.items[0] != described else ""
-                results = self._host_call(node, scope, inputs, schema, location, reason)
+                results = call_host(self, node, scope, inputs, schema, location, reason)
                 if results is not None:
                     return results
             reason = error.items[0] if error.items else error.message
@@ -398,7 +399,7 @@ class _Importer:
             told = open_sizes - self._sizes_of_inputs()
             results = None
             if told and by_host and schema is not None:
-                results = self._host_call(node, scope, inputs, schema, location, error.message)
+                results = call_host(self, node, scope, inputs, schema, location, error.message)
             if results is not None:
                 return results
             if open_sizes:
@@ -413,7 +414,10 @@ class _Importer:
 
     def _operator(
         self, node, scope: Scope, inputs: list[Value], schema: Schema | None, mapped: bool, location: str
-    ) -> tuple[Value, ...]:
+    ) -> tuple[Value, ...] | None:
+        """The results of an entry, of control flow or of the schema's function body; None where a problem was found inside."""
+        if node.op_type in CONTROL_FLOW and _domain(node.domain) == "":
+            return self._control_flow(node, scope, inputs, schema, location)
         on_host = any(isinstance(i, Node) and isinstance(i.type, HostType) for i in inputs)
         attributes = attribute_values(resolved_attributes(node, scope.attributes), self.reader, location)
         self.b.location = location
@@ -541,29 +545,6 @@ class _Importer:
         if attempt.discarded:
             self.problems, self.wanted, self.only_values_missing = before, wanted, only_values
 
-    def _host_call(
-        self, node: NodeProto, scope: Scope, inputs: list[Value], schema: Schema, location: str, reason: str
-    ) -> tuple[Value, ...] | None:
-        """A call of the host; None where the types of its results cannot be told."""
-        domain = _domain(node.domain)
-        resolved = NodeProto()
-        resolved.CopyFrom(node)
-        del resolved.attribute[:]
-        resolved.attribute.extend(resolved_attributes(node, scope.attributes))
-        if any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in resolved.attribute):
-            return None
-        types = infer_types(resolved, schema, inputs, scope.versions, self.b, self.interface.fresh)
-        if types is None:
-            return None
-        while resolved.output and not resolved.output[-1]:
-            del resolved.output[-1]
-        attributes = host_attributes(resolved, domain, schema.version, reason)
-        self.b.location = location
-        made = self.b.make(
-            lookup("host.call"), tuple(i for i in inputs if i is not None), attributes, TupleType(types), node.op_type
-        )
-        return tuple(self.b("tuple.get", made, index=k) if type is not None else None for k, type in enumerate(types))
-
     def _scan_branches(self, node: NodeProto, scope: Scope) -> None:
         """List what is unmapped inside the graphs of a node that is not imported itself."""
         stack = [(a.g, scope.path + node.name) for a in node.attribute if a.type == AttributeProto.GRAPH]
@@ -572,9 +553,8 @@ class _Importer:
             for inner in graph.node:
                 domain = _domain(inner.domain)
                 schema = schema_of(inner.op_type, scope.versions.get(domain, 1), domain)
-                known = (domain, inner.op_type, inner.overload) in self.functions or (
-                    (domain, inner.op_type) in OPERATORS or (domain == "" and inner.op_type in CONTROL_FLOW)
-                )
+                known = (domain, inner.op_type, inner.overload) in self.functions or _is_mapped(domain, inner.op_type)
+                known = known or extend.find(domain, inner.op_type) is not None
                 by_schema = schema is not None and (schema.has_function or is_implemented(inner.op_type, domain, schema.version))
                 if not known and not by_schema:
                     self._problem(self._described(inner, domain, scope.versions.get(domain, 1), ()), f"{path}/{inner.name}")
@@ -593,6 +573,10 @@ class _Importer:
 def _open_sizes(nodes: Iterable[Node]) -> set[str]:
     """Symbols in the types of some values."""
     return {s for node in nodes for type in tensor_types(node.type) for dim in type.shape for s in symbols(dim)}
+
+
+def _is_mapped(domain: str, op_type: str) -> bool:
+    return (domain, op_type) in OPERATORS or (domain == "" and op_type in CONTROL_FLOW)
 
 
 def _domain(domain: str) -> str:
