@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dlcompiler.frontends.fx_rules import NoRule, rule
+from dlcompiler.frontends.fx_rules import NoRule, moving, rule
 from dlcompiler.frontends.fx_types import WeakFloat
 from dlcompiler.frontends.fx_view import expand, reshape
 from dlcompiler.ir.expression import Expression
@@ -17,17 +17,17 @@ def filled(i: Any, value: Any) -> Node:
     return expand(i, i.tensor(value, i.dtype), i.shape)
 
 
-@rule("full.default")
+@moving("full.default")
 def _full(i, size, value, **kwargs):
     return filled(i, value)
 
 
-@rule("full_like.default")
+@moving("full_like.default")
 def _full_like(i, x, value, **kwargs):
     return filled(i, value)
 
 
-@rule("new_full.default")
+@moving("new_full.default")
 def _new_full(i, x, size, value, **kwargs):
     return filled(i, value)
 
@@ -36,8 +36,8 @@ def _constant_rule(value: int):
     return lambda i, *args, **kwargs: filled(i, value)
 
 
-rule("zeros.default", "zeros_like.default", "new_zeros.default")(_constant_rule(0))
-rule("ones.default", "ones_like.default", "new_ones.default")(_constant_rule(1))
+moving("zeros.default", "zeros_like.default", "new_zeros.default")(_constant_rule(0))
+moving("ones.default", "ones_like.default", "new_ones.default")(_constant_rule(1))
 # the contents of an empty tensor are anyone's guess; zeros make every run the same
 rule("empty.memory_format", "empty_like.default", "new_empty.default", "empty_strided.default", "new_empty_strided.default",
      "empty_permuted.default")(_constant_rule(0))  # fmt: skip

@@ -23,7 +23,7 @@ from dlcompiler.frontends.fx_call import make_template, refuse_misdescribed
 from dlcompiler.frontends.fx_location import location_of
 from dlcompiler.frontends.fx_numbers import float_of_sizes
 from dlcompiler.frontends.fx_random import number_draws
-from dlcompiler.frontends.fx_rules import RULES, NoRule, computes
+from dlcompiler.frontends.fx_rules import RULES, TAKES_NARROW, NoRule
 from dlcompiler.frontends.fx_types import (
     WeakFloat,
     dim_from_torch,
@@ -253,7 +253,7 @@ class Importer:
         try:
             if rule is None:
                 raise NoRule(reason)
-            _refuse_values((*args, *kwargs.values(), self.meta), computes(target))
+            _refuse_values((*args, *kwargs.values(), self.meta), takes_narrow=target in TAKES_NARROW)
             result = rule(self, *args, **kwargs)
             self._check(target, result)
             return result
@@ -478,8 +478,8 @@ def type_name(value: Any) -> str:
     return type(value).__name__
 
 
-def _refuse_values(values: Iterable[Any], computes: bool) -> None:
-    """Raise NoRule for numbers that no rule takes: complex ones, and 8-bit floats if the rule computes."""
+def _refuse_values(values: Iterable[Any], takes_narrow: bool) -> None:
+    """Raise NoRule for numbers that no rule takes: complex ones, and narrow floats unless it says that it does."""
     stack = list(values)
     while stack:
         value = stack.pop()
@@ -488,7 +488,7 @@ def _refuse_values(values: Iterable[Any], computes: bool) -> None:
         elif isinstance(value, Node):
             if isinstance(value.type, TensorType) and value.dtype.kind == "complex":
                 raise NoRule("complex numbers")
-            if computes and isinstance(value.type, TensorType) and value.dtype.is_narrow:
+            if not takes_narrow and isinstance(value.type, TensorType) and value.dtype.is_narrow:
                 raise NoRule(f"nothing is computed with {value.dtype}")
         elif isinstance(value, complex) or (isinstance(value, torch.Tensor) and value.is_complex()):
             raise NoRule("complex numbers")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dlcompiler.frontends.fx_rules import NoRule, rule
+from dlcompiler.frontends.fx_rules import NoRule, moving
 from dlcompiler.frontends.fx_view import axis_of, permute, reshape
 from dlcompiler.ir.expression import Dim
 from dlcompiler.ir.graph import Node
@@ -46,7 +46,7 @@ def wrapped(i: Any, at: Node, size: Dim) -> Node:
     return i.b.where(i.b.lt(at, i.number(0, at.dtype)), i.b.add(at, i.number(size, at.dtype)), at)
 
 
-@rule("index.Tensor", "_unsafe_index.Tensor")
+@moving("index.Tensor", "_unsafe_index.Tensor")
 def _index(i, x, indices):
     """x[:, i0, :, i1]: the indexed axes are brought together, indexed, and the result put where torch puts it."""
     given = {axis: at for axis, at in enumerate(indices) if at is not None}
@@ -65,7 +65,7 @@ def _index(i, x, indices):
     return i.b.index(x, *at, axes=tuple(range(first, first + len(at))))
 
 
-@rule("index_select.default")
+@moving("index_select.default")
 def _index_select(i, x, dim, index):
     if not x.tensor.rank:
         return reshape(i, x, i.shape)
@@ -74,7 +74,7 @@ def _index_select(i, x, dim, index):
     return i.b.index(x, i.cast(at, i64), axes=(axis,))
 
 
-@rule("gather.default")
+@moving("gather.default")
 def _gather(i, x, dim, index, sparse_grad=False):
     if not x.tensor.rank or not index.tensor.rank:
         # a 0-d tensor counts as one of one element
@@ -83,12 +83,12 @@ def _gather(i, x, dim, index, sparse_grad=False):
     return i.b.gather(x, i.cast(index, i64), axis=axis_of(dim, x.tensor.rank))
 
 
-@rule("embedding.default")
+@moving("embedding.default")
 def _embedding(i, weight, indices, padding_idx=-1, scale_grad_by_freq=False, sparse=False):
     return i.b.index(weight, indices, axes=(0,))
 
 
-@rule("take.default")
+@moving("take.default")
 def _take(i, x, index):
     size = x.tensor.numel
     return i.b.index(reshape(i, x, (size,)), wrapped(i, i.cast(index, i64), size), axes=(0,))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dlcompiler.frontends.fx_rules import NoRule, rule
+from dlcompiler.frontends.fx_rules import NoRule, moving, rule
 from dlcompiler.frontends.fx_types import is_scalar, promote
 from dlcompiler.ir.graph import Node
 from dlcompiler.ir.types import DType, boolean, compute_dtype
@@ -261,7 +261,7 @@ def _ldexp(i, x, exponent):
 # -- choices -----------------------------------------------------------------------------------------------------------------
 
 
-@rule("where.self", "where.ScalarOther", "where.ScalarSelf", "where.Scalar")
+@moving("where.self", "where.ScalarOther", "where.ScalarSelf", "where.Scalar")
 def _where(i, condition, x, y):
     return i.b.where(as_bool(i, condition), i.tensor(x, i.dtype), i.tensor(y, i.dtype))
 
@@ -348,26 +348,26 @@ def _identity(i: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     return x
 
 
-rule(
+moving(
     "clone.default", "detach.default", "alias.default", "lift_fresh_copy.default", "lift_fresh.default", "positive.default",
     "contiguous.default", "_conj.default", "conj.default", "resolve_conj.default", "resolve_neg.default", "real.default",
     "conj_physical.default",
 )(_identity)  # fmt: skip
 
 
-@rule("_to_copy.default", "prims.convert_element_type.default", "to.dtype", "prims.device_put.default")
+@moving("_to_copy.default", "prims.convert_element_type.default", "to.dtype", "prims.device_put.default")
 def _to_copy(i, x, *args, **kwargs):
     if i.meta.device.type != "cpu" and i.meta.device != i.node.args[0].meta["val"].device:
         raise NoRule("a copy to another device")
     return i.cast(x, i.dtype)
 
 
-@rule("copy.default")
+@moving("copy.default")
 def _copy(i, x, source, non_blocking=False):
     return broadcast(i, i.cast(source, x.dtype))
 
 
-@rule("copy_.default")
+@moving("copy_.default")
 def _copy_in_place(i, target, source, non_blocking=False):
     """The functionalised graph's last word on a mutated input."""
     if target not in i.b.inputs:
@@ -377,7 +377,7 @@ def _copy_in_place(i, target, source, non_blocking=False):
     return value
 
 
-@rule("scalar_tensor.default")
+@moving("scalar_tensor.default")
 def _scalar_tensor(i, value, **kwargs):
     return i.number(value, i.dtype)
 

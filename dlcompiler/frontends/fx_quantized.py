@@ -22,7 +22,7 @@ def _product_with_bytes(i, x, weight, scales):
     return i.b.mul(i.b.linear(x, i.cast(weight, x.dtype)), i.cast(scales, x.dtype))
 
 
-@rule("_scaled_mm.default")
+@rule("_scaled_mm.default", takes_narrow=True)
 def _scaled_product(i, x, y, scale_x, scale_y, bias=None, scale_result=None, out_dtype=None, use_fast_accum=False):
     """(x @ y) * scale_x * scale_y + bias of 8-bit floats, summed in float32; fast accumulation is allowed and not needed.
 

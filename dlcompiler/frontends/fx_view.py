@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dlcompiler.frontends.fx_rules import NoRule, rule
+from dlcompiler.frontends.fx_rules import NoRule, moving
 from dlcompiler.ir.expression import Dim
 from dlcompiler.ir.graph import Node
 from dlcompiler.ir.types import bf16, boolean, f16, i64
@@ -46,13 +46,13 @@ def cut(i: Any, x: Node, axis: int, start: Dim, limit: Dim, step: int = 1) -> No
     return i.b.slice(x, starts=starts, limits=limits, steps=tuple(step if d == axis else 1 for d in range(rank)))
 
 
-@rule("view.default", "_unsafe_view.default", "reshape.default", "_reshape_alias.default", "unsqueeze.default",
+@moving("view.default", "_unsafe_view.default", "reshape.default", "_reshape_alias.default", "unsqueeze.default",
       "squeeze.default", "squeeze.dim", "squeeze.dims", "flatten.using_ints", "view_copy.default")  # fmt: skip
 def _reshape(i, x, *shape):
     return reshape(i, x, i.shape)
 
 
-@rule("view.dtype")
+@moving("view.dtype")
 def _view_dtype(i, x, dtype):
     if i.dtype is x.dtype:
         return x
@@ -62,18 +62,18 @@ def _view_dtype(i, x, dtype):
     return i.b.bitcast(x, dtype=i.dtype.name)
 
 
-@rule("permute.default", "permute_copy.default")
+@moving("permute.default", "permute_copy.default")
 def _permute(i, x, dims):
     rank = x.tensor.rank
     return permute(i, x, [axis_of(d, rank) for d in dims])
 
 
-@rule("t.default")
+@moving("t.default")
 def _t(i, x):
     return permute(i, x, range(x.tensor.rank)[::-1])
 
 
-@rule("transpose.int")
+@moving("transpose.int")
 def _transpose(i, x, first, second):
     dims = list(range(x.tensor.rank))
     if dims:
@@ -82,7 +82,7 @@ def _transpose(i, x, first, second):
     return permute(i, x, dims)
 
 
-@rule("expand.default", "expand_copy.default")
+@moving("expand.default", "expand_copy.default")
 def _expand(i, x, size, implicit=False):
     return expand(i, x, i.shape)
 
@@ -112,7 +112,7 @@ def slice_bounds(i: Any, size: Dim, out: Dim, start: Dim | None, step: int) -> t
     return first, first + (out - 1) * step + 1
 
 
-@rule("slice.Tensor", "slice_copy.Tensor")
+@moving("slice.Tensor", "slice_copy.Tensor")
 def _slice(i, x, dim=0, start=None, end=None, step=1):
     axis = axis_of(dim, x.tensor.rank)
     if not isinstance(step, int):
@@ -121,14 +121,14 @@ def _slice(i, x, dim=0, start=None, end=None, step=1):
     return cut(i, x, axis, first, limit, step)
 
 
-@rule("select.int", "select_copy.int")
+@moving("select.int", "select_copy.int")
 def _select(i, x, dim, index):
     axis = axis_of(dim, x.tensor.rank)
     at = index + x.shape[axis] if i.hint(index) < 0 else index
     return reshape(i, cut(i, x, axis, at, at + 1), i.shape)
 
 
-@rule("narrow.default", "narrow_copy.default")
+@moving("narrow.default", "narrow_copy.default")
 def _narrow(i, x, dim, start, length):
     axis = axis_of(dim, x.tensor.rank)
     first = clamped(i, start, x.shape[axis], 0)
@@ -144,14 +144,14 @@ def _pieces(i: Any, x: Node, axis: int, sizes: Sequence[Dim]) -> tuple[Node | No
     return tuple(pieces)
 
 
-@rule("split.Tensor", "split_with_sizes.default", "unsafe_split.Tensor", "unsafe_split_with_sizes.default", "chunk.default",
+@moving("split.Tensor", "split_with_sizes.default", "unsafe_split.Tensor", "unsafe_split_with_sizes.default", "chunk.default",
       "unsafe_chunk.default", "tensor_split.sections", "split_copy.Tensor", "split_with_sizes_copy.default")  # fmt: skip
 def _split(i, x, sizes, dim=0):
     axis = axis_of(dim, x.tensor.rank)
     return _pieces(i, x, axis, [i.type_of(m).shape[axis] for m in i.meta])
 
 
-@rule("unbind.int", "unbind_copy.int")
+@moving("unbind.int", "unbind_copy.int")
 def _unbind(i, x, dim=0):
     axis = axis_of(dim, x.tensor.rank)
     pieces = _pieces(i, x, axis, [1] * len(i.meta))
@@ -161,7 +161,7 @@ def _unbind(i, x, dim=0):
 # -- joining -----------------------------------------------------------------------------------------------------------------
 
 
-@rule("cat.default")
+@moving("cat.default")
 def _cat(i, tensors, dim=0):
     axis = axis_of(dim, len(i.shape))
     # torch lets an empty 1-D tensor join anything
@@ -174,14 +174,14 @@ def join(i: Any, parts: Sequence[Node], axis: int) -> Node:
     return parts[0] if len(parts) == 1 else i.b.concat(*parts, axis=axis)
 
 
-@rule("stack.default")
+@moving("stack.default")
 def _stack(i, tensors, dim=0):
     axis = axis_of(dim, len(i.shape))
     each = (*i.shape[:axis], 1, *i.shape[axis + 1 :])
     return join(i, [reshape(i, i.cast(t, i.dtype), each) for t in tensors], axis)
 
 
-@rule("constant_pad_nd.default")
+@moving("constant_pad_nd.default")
 def _pad(i, x, pad, value=0):
     rank = x.tensor.rank
     amounts = [(0, 0)] * (rank - len(pad) // 2) + [(pad[2 * k], pad[2 * k + 1]) for k in reversed(range(len(pad) // 2))]
@@ -203,13 +203,13 @@ def _pad_value(i: Any, value: Any, x: Node) -> Any:
     return i.number(value, x.dtype).attributes["value"].item() if not x.dtype.name.startswith("bf") else float(value)
 
 
-@rule("flip.default")
+@moving("flip.default")
 def _flip(i, x, dims):
     axes = tuple(sorted({axis_of(d, x.tensor.rank) for d in dims}))
     return i.b.flip(x, axes=axes) if axes and x.tensor.rank else x
 
 
-@rule("roll.default")
+@moving("roll.default")
 def _roll(i, x, shifts, dims=()):
     original = x.shape
     if not dims:
@@ -226,7 +226,7 @@ def _roll(i, x, shifts, dims=()):
     return reshape(i, x, original)
 
 
-@rule("repeat.default")
+@moving("repeat.default")
 def _repeat(i, x, repeats):
     lead = len(repeats) - x.tensor.rank
     shape = (*(1,) * lead, *x.shape)
@@ -257,7 +257,7 @@ def _update(i: Any, x: Node, part: Node, axis: int, start: Dim, step: int) -> No
     )
 
 
-@rule("slice_scatter.default")
+@moving("slice_scatter.default")
 def _slice_scatter(i, x, source, dim=0, start=None, end=None, step=1):
     axis = axis_of(dim, x.tensor.rank)
     size, count = x.shape[axis], source.shape[axis]
@@ -269,7 +269,7 @@ def _slice_scatter(i, x, source, dim=0, start=None, end=None, step=1):
     return _update(i, x, source, axis, first, step)
 
 
-@rule("select_scatter.default")
+@moving("select_scatter.default")
 def _select_scatter(i, x, source, dim, index):
     axis = axis_of(dim, x.tensor.rank)
     at = index + x.shape[axis] if i.hint(index) < 0 else index
@@ -280,7 +280,7 @@ def _select_scatter(i, x, source, dim, index):
 # -- strides said outright -----------------------------------------------------------------------------------------------------
 
 
-@rule("as_strided.default", "as_strided_copy.default")
+@moving("as_strided.default", "as_strided_copy.default")
 def _as_strided(i, x, size, stride, storage_offset=None):
     """Elements of the memory that eager gives `x`: known where `x` fills its memory row by row.
 
@@ -299,7 +299,7 @@ def _as_strided(i, x, size, stride, storage_offset=None):
     return i.b.index(reshape(i, x, (x.tensor.numel,)), expand(i, at, i.shape), axes=(0,))
 
 
-@rule("unfold.default")
+@moving("unfold.default")
 def _unfold(i, x, dimension, size, step):
     axis = axis_of(dimension, x.tensor.rank)
     if not x.tensor.rank or not isinstance(size, int) or not isinstance(step, int):
@@ -307,7 +307,7 @@ def _unfold(i, x, dimension, size, step):
     return i.b.window(x, axes=(axis,), sizes=(size,), strides=(step,), dilations=(1,))
 
 
-@rule("diagonal.default")
+@moving("diagonal.default")
 def _diagonal(i, x, offset=0, dim1=0, dim2=1):
     rank = x.tensor.rank
     first, second = axis_of(dim1, rank), axis_of(dim2, rank)
