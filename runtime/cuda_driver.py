@@ -6,13 +6,24 @@ Memory, streams and graphs are torch's; only loading a binary and starting a ker
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dlcompiler.ir.errors import LaunchError
 
 _MAXIMUM_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _PLENTY_OF_SHARED = 48 << 10  # bytes that need no attribute
+_RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
+MOST_BLOCKS = (1 << 31) - 1  # of one launch
+OUT_OF_MEMORY = 2
+# What to do about refusals to load code, by the driver's number.
+_HINTS = {
+    200: "it was made by a newer CUDA than this driver knows: update the driver",
+    209: "compile for the architecture of this GPU, or leave the target to this machine",
+    218: "update the driver, or compile for the architecture of this GPU",
+    222: "its PTX was made by a newer CUDA than this driver knows: update the driver, or compile for this GPU's architecture",
+    OUT_OF_MEMORY: "free memory on the GPU, or use a smaller batch",
+}
 
 
 class Words:
@@ -34,14 +45,14 @@ class Driver:
         self._contexts: dict[int, int] = {}
         self.check(self._library.cuInit(0), "starting the driver")
 
-    def check(self, status: int, what: str) -> None:
+    def check(self, status: int, what: str, hint: str | None = None) -> None:
         """Raises LaunchError, with the driver's own words, for a status that is not success."""
         if not status:
             return
         text = ctypes.c_char_p()
         self._library.cuGetErrorString(status, ctypes.byref(text))
         words = text.value.decode() if text.value else f"error {status}"
-        raise LaunchError(f"{what} failed: {words}")
+        raise LaunchError(f"{what} failed: {words}", hint=hint)
 
     def make_current(self, index: int) -> None:
         """Have this thread work in the context of a GPU that its runtime library, and so torch, uses.
@@ -61,20 +72,37 @@ class Driver:
         if current.value != wanted:
             self.check(self._library.cuCtxSetCurrent(ctypes.c_void_p(wanted)), f"choosing GPU {index}")
 
-    def load(self, binary: bytes, name: str) -> int:
-        """The function called `name` of a cubin, or of PTX text (ending in a zero byte), in the current context."""
+    def load(self, binary: bytes, name: str, free_memory: Callable[[], None] = lambda: None) -> tuple[int, int]:
+        """(module, function called `name`) of a cubin, or of PTX text (ending in a zero byte), in the current context.
+
+        Where there is no memory for it, `free_memory` is called, and it is tried again. A stream of this thread may be recorded.
+        """
         module, function = ctypes.c_void_p(), ctypes.c_void_p()
-        self.check(self._library.cuModuleLoadData(ctypes.byref(module), binary), f"loading kernel {name}")
-        found = self._library.cuModuleGetFunction(ctypes.byref(function), module, name.encode())
-        self.check(found, f"finding kernel {name}")
-        assert function.value is not None
-        return function.value
+        mode = ctypes.c_int(_RELAXED)
+        # memory for code may be allocated while a stream is recorded if the thread says that it knows what it does
+        self.check(self._library.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode)), "loading a kernel")
+        try:
+            status = self._library.cuModuleLoadData(ctypes.byref(module), binary)
+            if status == OUT_OF_MEMORY:
+                free_memory()
+                status = self._library.cuModuleLoadData(ctypes.byref(module), binary)
+            self.check(status, f"loading kernel {name}", _HINTS.get(status))
+            found = self._library.cuModuleGetFunction(ctypes.byref(function), module, name.encode())
+            self.check(found, f"finding kernel {name}")
+        finally:
+            self._library.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
+        assert module.value is not None and function.value is not None
+        return module.value, function.value
+
+    def unload(self, module: int) -> None:
+        """Free a module. Nothing of it may be running, or start again."""
+        self.check(self._library.cuModuleUnload(ctypes.c_void_p(module)), "unloading a kernel")
 
     def allow_shared(self, function: int, size: int) -> None:
         """Let a function have so many bytes of dynamic shared memory."""
         if size > _PLENTY_OF_SHARED:
             status = self._library.cuFuncSetAttribute(ctypes.c_void_p(function), _MAXIMUM_DYNAMIC_SHARED, size)
-            self.check(status, f"asking for {size} bytes of shared memory")
+            self.check(status, f"asking for {size} bytes of shared memory", "compile for the architecture of this GPU")
 
     def launch(self, function: int, blocks: int, threads: int, shared: int, stream: int, words: Words) -> None:
         """Start a kernel on a stream."""

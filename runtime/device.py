@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary, finalize
 
 import torch
 from dlcompiler.ir.errors import LaunchError
@@ -40,6 +42,10 @@ class Device(Protocol):
         """While it lasts, memory is allocated and kernels are started on this device."""
         ...
 
+    def share(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Say that the current stream uses tensors that were made on another: their memory goes to nobody before it is done."""
+        ...
+
     def synchronize(self) -> None:
         """Wait until everything started is done."""
         ...
@@ -49,7 +55,10 @@ class Device(Protocol):
         ...
 
     def record(self, run: Callable[[], None]) -> Callable[[], None]:
-        """What `run` starts, as a graph: the result starts all of it at once on the current stream."""
+        """What `run` starts, as a graph: the result starts all of it at once on the current stream.
+
+        Raises RuntimeError, as torch does, for what cannot be recorded.
+        """
         ...
 
     def seconds(self, runs: Sequence[Callable[[], Any]]) -> list[float]:
@@ -67,25 +76,37 @@ class Loaded:
 
 
 class CudaDevice:
-    """A GPU of this machine, through torch and the driver."""
+    """A GPU of this machine, through torch and the driver. Each kernel is loaded once, and unloaded after it is gone."""
 
     def __init__(self, index: int, capability: tuple[int, int], driver: Driver) -> None:
         self.torch_device = torch.device("cuda", index)
         self.capability = capability
-        self._driver = driver
-        self._loaded: dict[int, tuple[DeviceKernel, Loaded]] = {}
+        self._index, self._driver = index, driver
+        self._loaded: WeakKeyDictionary[DeviceKernel, Loaded] = WeakKeyDictionary()
+        self._lock = threading.Lock()
+        self._gone: list[int] = []  # modules whose kernels are
+        self._recording_stream: Any = None
 
     def load(self, kernel: DeviceKernel) -> Loaded:
-        known = self._loaded.get(id(kernel))
-        if known is not None:
-            return known[1]
-        image = image_for(kernel, self.capability)
-        with self.active():
-            function = self._driver.load(image, kernel.name)
-            self._driver.allow_shared(function, kernel.shared_bytes)
-        loaded = Loaded(function, kernel.threads, kernel.shared_bytes)
-        self._loaded[id(kernel)] = kernel, loaded  # held: its id is not given to another
+        with self._lock:
+            known = self._loaded.get(kernel)
+            if known is not None:
+                return known
+            image = image_for(kernel, self.capability)
+            with self.active():
+                self._unload_gone()
+                module, function = self._driver.load(image, kernel.name, torch.cuda.empty_cache)
+                self._driver.allow_shared(function, kernel.shared_bytes)
+            loaded = self._loaded[kernel] = Loaded(function, kernel.threads, kernel.shared_bytes)
+            # whatever started it may not be done, nor this thread allowed to wait
+            finalize(kernel, self._gone.append, module).atexit = False
         return loaded
+
+    def _unload_gone(self) -> None:
+        if self._gone and not self.is_recording():
+            self.synchronize()
+            while self._gone:
+                self._driver.unload(self._gone.pop())
 
     def start(self, loaded: Loaded, blocks: int, words: Words, stream: int) -> None:
         self._driver.launch(loaded.function, blocks, loaded.threads, loaded.shared, stream, words)
@@ -99,7 +120,12 @@ class CudaDevice:
         return free + kept
 
     def active(self) -> AbstractContextManager[Any]:
-        return _Active(self.torch_device, self._driver)
+        return _Active(self._index, self._driver)
+
+    def share(self, tensors: Sequence[torch.Tensor]) -> None:
+        stream = torch.cuda.current_stream(self.torch_device)
+        for tensor in tensors:
+            tensor.record_stream(stream)
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.torch_device)
@@ -108,10 +134,17 @@ class CudaDevice:
         return torch.cuda.is_current_stream_capturing()
 
     def record(self, run: Callable[[], None]) -> Callable[[], None]:
-        graph = torch.cuda.CUDAGraph()
-        # other threads may go on allocating meanwhile
-        with self.active(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            run()
+        if self._recording_stream is None:  # torch's own is on whichever GPU it was first asked for
+            self._recording_stream = torch.cuda.Stream(self.torch_device)
+        graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.torch_device)
+        try:
+            # other threads may go on allocating meanwhile
+            with self.active(), torch.cuda.graph(graph, stream=self._recording_stream, capture_error_mode="thread_local"):
+                run()
+        except RuntimeError:
+            torch.cuda.set_stream(before)  # torch leaves the other one where a recording fails
+            self._recording_stream = None
+            raise
         return graph.replay
 
     def seconds(self, runs: Sequence[Callable[[], Any]]) -> list[float]:
@@ -128,13 +161,13 @@ class CudaDevice:
 class _Active:
     """Makes a device torch's current one, and its context the driver's."""
 
-    def __init__(self, device: torch.device, driver: Driver) -> None:
-        self._device, self._driver = device, driver
-        self._guard = torch.cuda.device(device)
+    def __init__(self, index: int, driver: Driver) -> None:
+        self._index, self._driver = index, driver
+        self._guard = torch.cuda.device(index)
 
     def __enter__(self) -> None:
         self._guard.__enter__()
-        self._driver.make_current(self._device.index)
+        self._driver.make_current(self._index)
 
     def __exit__(self, *reason: Any) -> None:
         self._guard.__exit__(*reason)
@@ -143,13 +176,14 @@ class _Active:
 def image_for(kernel: DeviceKernel, capability: tuple[int, int]) -> bytes:
     """What to load on a GPU of that capability: the cubin if it was made for its family, else PTX that the driver compiles.
 
-    Raises LaunchError for a GPU that can run neither.
+    Code that uses what one architecture alone has runs there only. Raises LaunchError for a GPU that can run neither.
     """
     made_for = capability_of(kernel.arch)
-    if capability[0] == made_for[0] and capability >= made_for:
+    ptx = kernel.stages.get("ptx", "")
+    is_general = not _is_for_one_architecture(ptx)
+    if capability == made_for or (is_general and capability[0] == made_for[0] and capability > made_for):
         return kernel.binary
-    ptx = kernel.stages.get("ptx")
-    if capability > made_for and ptx is not None and not _is_for_one_architecture(ptx):
+    if is_general and capability > made_for:
         return ptx.encode() + b"\0"
     raise LaunchError(
         f"kernel {kernel.name} is made for {kernel.arch}, and this GPU is sm_{capability[0]}{capability[1]}",
@@ -169,24 +203,29 @@ def capability_of(arch: str) -> tuple[int, int]:
     return number // 10, number % 10
 
 
+_opened: dict[int, CudaDevice] = {}
+
+
 def open_device(index: int | None = None) -> CudaDevice:
-    """A GPU of this machine, by its number; None: the one that torch would use.
+    """A GPU of this machine, by its number; None: the one that torch would use. The same object for all who ask.
 
     Raises LaunchError saying what is missing, before anything is allocated.
     """
     if torch.version.cuda is None:
         raise LaunchError(f"this torch ({torch.__version__}) is built without CUDA", hint=CPU_HINT)
-    driver = Driver()
+    driver = next(iter(_opened.values()))._driver if _opened else Driver()
     if not torch.cuda.is_available():
-        raise LaunchError("torch finds no GPU that it can use", hint=CPU_HINT)
+        raise LaunchError("torch finds no GPU that it can use", hint="its driver may be too old for this torch; " + CPU_HINT)
     number = torch.cuda.current_device() if index is None else index
+    if number in _opened:
+        return _opened[number]
     capability = torch.cuda.get_device_capability(number)
     if capability < OLDEST:
         name = torch.cuda.get_device_name(number)
         raise LaunchError(
             f"{name} is sm_{capability[0]}{capability[1]}; kernels need sm_{OLDEST[0]}{OLDEST[1]} or newer", hint=CPU_HINT
         )
-    return CudaDevice(number, capability, driver)
+    return _opened.setdefault(number, CudaDevice(number, capability, driver))
 
 
 def require_memory(device: Device, wanted: int, what: Sequence[str]) -> None:

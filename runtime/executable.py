@@ -6,7 +6,6 @@ sections of its plan. It is safe to call from several threads: each call in prog
 
 from __future__ import annotations
 
-import operator
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -19,7 +18,7 @@ from dlcompiler.runtime.binding import Binder
 from dlcompiler.runtime.frame import Frame
 from dlcompiler.runtime.inputs import adapt, describe_mismatch, finish_writes
 from dlcompiler.runtime.plan import Plan, Result, Shared
-from dlcompiler.runtime.tensors import empty_strided, guard_like
+from dlcompiler.runtime.tensors import empty_strided, guard_like, picker
 from torch import Tensor
 
 # Frames that wait for the next call, in each plan; more exist only while more calls are in progress.
@@ -144,7 +143,7 @@ class _Runner:
         ]
         # whether tensors are of a kind that was found to fit in an earlier call; the last found first
         self.guards: list[Callable[..., bool]] = []
-        self._tensors_of = _picker(plan.tensor_inputs, self.count)
+        self._tensors_of = picker(plan.tensor_inputs, self.count)
 
     @property
     def idle_bytes(self) -> int:
@@ -240,15 +239,6 @@ class _Runner:
                 return inputs[at]
             tensor = replaced.get(at, inputs[at]).detach()
             return tensor.as_strided(shape, strides, tensor.storage_offset() + offset)
-
-
-def _picker(positions: Sequence[int], count: int) -> Callable[[Sequence[Any]], Sequence[Any]]:
-    """Takes the values at these positions out of `count`."""
-    if len(positions) == count:
-        return lambda values: values
-    if len(positions) > 1:
-        return operator.itemgetter(*positions)
-    return lambda values: [values[position] for position in positions]
 
 
 def _run_with_torch(frame: Frame, threads: int, times: list[tuple[int, float]] | None) -> None:

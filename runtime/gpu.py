@@ -10,6 +10,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import torch
@@ -17,13 +19,16 @@ from dlcompiler.ir.errors import InputError, LaunchError
 from dlcompiler.ir.program import Placement, Program
 from dlcompiler.runtime.binding import Binder
 from dlcompiler.runtime.device import Device, open_device, require_memory
-from dlcompiler.runtime.gpu_frame import GpuFrame, set_call
+from dlcompiler.runtime.gpu_frame import Given, GpuFrame
 from dlcompiler.runtime.gpu_graph import Recorder, is_recordable
-from dlcompiler.runtime.gpu_plan import GpuPlan, GpuShared, kept_bytes, state_of
+from dlcompiler.runtime.gpu_plan import GpuPlan, GpuShared, Prepared, kept_bytes
 from dlcompiler.runtime.inputs import adapt, describe_mismatch, finish_writes
 from dlcompiler.runtime.plan import Result
+from dlcompiler.runtime.prepared import versions_of
+from dlcompiler.runtime.tensors import guard_like, picker
 from torch import Tensor
 
+MOST_GUARDS = 4  # kinds of inputs that a plan takes without looking at each tensor
 MOST_PLANS = 16  # of a symbolic program; each keeps an arena
 
 Place = Callable[[Program, Mapping[str, int]], Placement]
@@ -99,6 +104,11 @@ class GpuExecutable:
         placement = self.placement(bindings)
         if self._shared is None:
             device = self._open(device_index)
+            if device.is_recording():
+                raise LaunchError(
+                    f"the first call of {self.program.name} cannot be recorded",
+                    hint="call it once before you record it in a graph",
+                )
             require_memory(device, kept_bytes(self.program, device), ("its constants",))
             self._shared = GpuShared(self.program, device)
         plan = GpuPlan(self._shared, bindings, placement)
@@ -123,33 +133,55 @@ class _Runner:
         self.plan, self.device = plan, plan.shared.device
         self.frames: dict[int, GpuFrame] = {}
         self.recorder = None if graphs is False else Recorder(plan, always=bool(graphs))
-        self._tensor_inputs = [(k, layout) for k, layout in enumerate(plan.inputs) if layout is not None]
+        self._tensors_of = picker(plan.tensor_inputs, len(plan.inputs))
+        self._place_of = {position: k for k, position in enumerate(plan.tensor_inputs)}
+        # whether tensors are of a kind that was found to fit in an earlier call; the last found first
+        self._guards: list[Callable[..., bool]] = []
+        self._aligned: list[int] = []  # addresses of a call that were found to be
 
     def __call__(self, inputs: Sequence[Any], times: list[tuple[int, float]] | None = None) -> list[Tensor]:
         shared = self.plan.shared
         with shared.lock, self.device.active(), _no_autocast():
-            given, replaced = self._take(inputs)
+            given = self._take(inputs)
             stream = self.device.stream()
             shared.join(stream)
             shared.refresh_constants()
-            frame = self.frames.get(stream)
-            if frame is None:
-                frame = self.frames[stream] = GpuFrame(self.plan)
-            if self.plan.preparation:
-                self._prepare(frame, given)
-            if self.recorder is not None and times is None and not self.device.is_recording():
-                outputs = self.recorder.run(frame, given)
-                externs: dict[int, Tensor] = {}
+            if self.device.is_recording():
+                outputs, externs = self._run_recorded(given)
             else:
-                outputs, externs = self._run(frame, given, times)
-            finish_writes(self.plan.written_inputs, inputs, replaced)
+                outputs, externs = self._run_now(stream, given, times)
+            finish_writes(self.plan.written_inputs, inputs, given.replaced)
             return [self._result(r, given, outputs, externs) for r in self.plan.results]
 
+    def _run_now(
+        self, stream: int, given: Given, times: list[tuple[int, float]] | None
+    ) -> tuple[list[Tensor], dict[int, Tensor]]:
+        frame = self.frames.get(stream)
+        if frame is None:
+            frame = self.frames[stream] = GpuFrame(self.plan)
+        if self.plan.preparation:
+            self._prepare(frame, given)
+        if self.recorder is not None and times is None:
+            return self.recorder.run(frame, given), {}
+        return self._run(frame, given, times)
+
+    def _run_recorded(self, given: Given) -> tuple[list[Tensor], dict[int, Tensor]]:
+        """A call that goes into somebody's graph, whose memory the arena is taken from: it is the graph's as long as that lives.
+
+        What is prepared from weights is prepared by each replay, as the weights then are.
+        """
+        frame = GpuFrame(self.plan)
+        if self.plan.preparation:
+            frame.set_inputs(given.addresses)
+            frame.prepare()
+        return self._run(frame, given, None)
+
     def _run(
-        self, frame: GpuFrame, given: Mapping[int, Tensor], times: list[tuple[int, float]] | None
+        self, frame: GpuFrame, given: Given, times: list[tuple[int, float]] | None
     ) -> tuple[list[Tensor], dict[int, Tensor]]:
         """Start every step; the outputs, and the extern tensors that are left, by base."""
-        outputs = set_call(frame, given)
+        frame.set_inputs(given.addresses)
+        outputs = frame.allocate_outputs()
         if times is None:
             frame.run_steps()
         else:
@@ -157,12 +189,26 @@ class _Runner:
         externs, frame.externs = frame.externs, {}
         return outputs, externs
 
-    def _take(self, inputs: Sequence[Any]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    def _take(self, inputs: Sequence[Any]) -> Given:
         """The inputs as tensors on the device, laid out as kernels expect; and those among them that had to be copied."""
-        given, replaced = {}, {}
+        tensors = self._tensors_of(inputs)
+        for guard in self._guards:
+            if guard(*tensors):
+                addresses = list(map(Tensor.data_ptr, tensors))
+                if addresses == self._aligned or not reduce(or_, addresses, 0) % self.plan.input_alignment:
+                    self._aligned = addresses
+                    return Given(tensors, addresses, {})
+                break
+        return self._look_at(inputs)
+
+    def _look_at(self, inputs: Sequence[Any]) -> Given:
+        """As `_take`, one by one; what needs no copy passes at once next time."""
+        taken: list[Tensor] = []
+        replaced: dict[int, Tensor] = {}
         try:
-            for position, layout in self._tensor_inputs:
-                tensor = inputs[position]
+            for position in self.plan.tensor_inputs:
+                layout, tensor = self.plan.inputs[position], inputs[position]
+                assert layout is not None
                 fits = (
                     tensor.dtype is layout.dtype
                     and tensor.shape == layout.shape
@@ -172,35 +218,36 @@ class _Runner:
                     and not tensor.is_neg()
                     and not tensor.is_conj()
                 )
-                taken = tensor if fits else adapt(self.plan, position, tensor)
-                given[position] = taken
-                if taken is not tensor:
-                    replaced[position] = taken
+                if not fits and (copy := adapt(self.plan, position, tensor)) is not tensor:
+                    tensor = replaced[position] = copy
+                taken.append(tensor)
         except (AttributeError, RuntimeError):
             describe_mismatch(self.plan, inputs)
             raise
-        return given, replaced
+        if taken and not replaced and len(self._guards) < MOST_GUARDS:
+            guard = guard_like(taken)
+            if guard is not None:
+                self._guards.insert(0, guard)
+        return Given(taken, [tensor.data_ptr() for tensor in taken], replaced)
 
-    def _prepare(self, frame: GpuFrame, given: Mapping[int, Tensor]) -> None:
+    def _prepare(self, frame: GpuFrame, given: Given) -> None:
         """Fill prepared memory if a tensor that it is made from has moved or its version counter has.
 
         Calls on other streams wait: those in progress may read what was there.
         """
         shared = self.plan.shared
-        inputs = state_of([given[s] for s in self.plan.sources if isinstance(s, int)])
-        state = [(shared.generation, 0), *inputs]
-        if state == shared.prepared_from and all(version is not None for _, version in state):
+        places = [self._place_of[source] for source in self.plan.sources if isinstance(source, int)]
+        versions = versions_of([given.tensors[place] for place in places])
+        state = Prepared(shared.generation, [given.addresses[place] for place in places], versions)
+        if state == shared.prepared_from and None not in versions:
             return
         shared.settle()
-        for position, tensor in given.items():
-            frame.set_base(position, tensor.data_ptr())
+        frame.set_inputs(given.addresses)
         frame.prepare()
         shared.settle()
         shared.prepared_from = state
 
-    def _result(
-        self, result: Result, given: Mapping[int, Tensor], outputs: Sequence[Tensor], externs: Mapping[int, Tensor]
-    ) -> Tensor:
+    def _result(self, result: Result, given: Given, outputs: Sequence[Tensor], externs: Mapping[int, Tensor]) -> Tensor:
         kind, at, whole, shape, strides, offset = result
         with torch.no_grad():
             if kind == "output":
@@ -208,7 +255,7 @@ class _Runner:
             if kind == "constant":  # a copy: the caller may write to it
                 constant = self.plan.constant(result)
                 return torch.empty_strided(shape, strides, dtype=constant.dtype, device=self.plan.device).copy_(constant)
-            source = externs[at] if kind == "extern" else given[at]
+            source = externs[at] if kind == "extern" else given.tensors[self._place_of[at]]
             if whole:
                 return source
             return source.detach().as_strided(shape, strides, source.storage_offset() + offset)

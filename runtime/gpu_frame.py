@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from dlcompiler.ir.errors import LaunchError
@@ -17,6 +17,17 @@ from dlcompiler.runtime.gpu_plan import ALIGNMENT, PREPARED, GpuLaunch, GpuPlan
 from dlcompiler.runtime.plan import ARENA, Aten, Place, Run
 from dlcompiler.runtime.tensors import same_layout, tensor_over
 from torch import Tensor
+
+
+class Given(NamedTuple):
+    """A call's inputs that are tensors, in order, as the kernels read them.
+
+    replaced  copies among them, by the position of the input that each is a copy of
+    """
+
+    tensors: Sequence[Tensor]
+    addresses: list[int]
+    replaced: Mapping[int, Tensor]
 
 
 class _Start:
@@ -96,6 +107,19 @@ class GpuFrame:
                 place = self.plan.places[k]
                 self.tensors[k] = tensor_over(address + place.offset, self.plan.device, *place.layout)
 
+    def set_inputs(self, addresses: Sequence[int]) -> None:
+        """Say where the inputs that are tensors lie."""
+        for base, address in zip(self.plan.tensor_inputs, addresses):
+            self.set_base(base, address)
+
+    def allocate_outputs(self) -> list[Tensor]:
+        """Fresh memory for a call's outputs, whose places are set."""
+        device = self.plan.device
+        outputs = [torch.empty_strided(shape, strides, dtype=dtype, device=device) for dtype, shape, strides in self.plan.outputs]
+        for base, output in enumerate(outputs, self.plan.first_output):
+            self.set_base(base, output.data_ptr())
+        return outputs
+
     def prepare(self) -> None:
         """Fill prepared memory; inputs are set."""
         for start in self._preparation:
@@ -169,14 +193,3 @@ class GpuFrame:
         if is_view or not fits or result.is_neg() or result.is_conj():
             return torch.empty_strided(shape, strides, dtype=dtype, device=plan.device).copy_(result)
         return result
-
-
-def set_call(frame: GpuFrame, given: Mapping[int, Tensor]) -> list[Tensor]:
-    """Tell a frame where a call's inputs are, and where its outputs: in fresh memory, which is returned."""
-    plan = frame.plan
-    for position, tensor in given.items():
-        frame.set_base(position, tensor.data_ptr())
-    outputs = [torch.empty_strided(shape, strides, dtype=dtype, device=plan.device) for dtype, shape, strides in plan.outputs]
-    for base, output in enumerate(outputs, plan.first_output):
-        frame.set_base(base, output.data_ptr())
-    return outputs

@@ -8,14 +8,18 @@ most `MOST_RECORDINGS` times. Numbers that change, as a learning rate, are input
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Sequence, Set
+from typing import Any
 
 import torch
 from dlcompiler.ir.program import AtenCall, Program
-from dlcompiler.runtime.gpu_frame import GpuFrame, set_call
+from dlcompiler.runtime.gpu_frame import Given, GpuFrame
 from dlcompiler.runtime.gpu_plan import GpuPlan
-from dlcompiler.runtime.tensors import span
+from dlcompiler.runtime.tensors import picker, span
 from torch import Tensor
+
+logger = logging.getLogger("dlcompiler")
 
 # Without being asked, a graph is used where the launches are many and the copies small: a launch costs the CPU about 3 us, in
 # which an H200 copies 6 MiB.
@@ -33,63 +37,74 @@ def is_recordable(program: Program) -> bool:
 
 
 class Recorder:
-    """Runs one plan's calls on one stream by a graph, once it is worth it."""
+    """Runs one plan's calls on one stream by a graph, once it is worth it. Inputs are known by their place among the tensors."""
 
     def __init__(self, plan: GpuPlan, always: bool) -> None:
         self.plan, self.always = plan, always
-        self._last: dict[int, int] = {}  # where each input was in the call before
+        self._last: list[int] = []  # where each input was in the call before
         self._moved: set[int] = set()  # inputs that have been at several places
         self._recordings = 0
         self._calls = 0
         self._frame: GpuFrame | None = None
         self._replay: Callable[[], None] | None = None
-        self._steady: dict[int, int] = {}
+        self._steady_of: Callable[[Sequence[Any]], Any] = tuple
+        self._steady: Any = ()  # where those inputs were that the graph reads where they are
         self._own: dict[int, Tensor] = {}
+        self._written = tuple(k for k, position in enumerate(plan.tensor_inputs) if position in set(plan.written_inputs))
         self._outputs: list[Tensor] = []
 
-    def run(self, frame: GpuFrame, given: Mapping[int, Tensor]) -> list[Tensor]:
+    def run(self, frame: GpuFrame, given: Given) -> list[Tensor]:
         """The outputs of one call. The first call is run step by step, which also lets libraries set themselves up."""
-        addresses = {position: tensor.data_ptr() for position, tensor in given.items()}
+        addresses = given.addresses
         self._calls += 1
-        self._moved |= {position for position, address in addresses.items() if self._last.get(position, address) != address}
-        self._last = addresses
-        if self._replay is None or frame is not self._frame or not self._is_still_there(addresses):
+        if addresses != self._last:
+            self._moved |= {k for k, (last, now) in enumerate(zip(self._last, addresses)) if last != now}
+            self._last = addresses
+        if self._replay is None or frame is not self._frame or self._steady_of(addresses) != self._steady:
             if self._calls == 1 or self._frame not in (None, frame) or not self._record(frame, given):
-                outputs = set_call(frame, given)
+                frame.set_inputs(addresses)
+                outputs = frame.allocate_outputs()
                 frame.run_steps()
                 return outputs
         assert self._replay is not None
         with torch.no_grad():
-            for position, tensor in self._own.items():
-                tensor.copy_(given[position])
+            for k, tensor in self._own.items():
+                tensor.copy_(given.tensors[k])
             self._replay()
-            for position in self.plan.written_inputs:
-                if position in self._own:
-                    given[position].copy_(self._own[position])
+            for k in self._written:
+                if k in self._own:
+                    given.tensors[k].copy_(self._own[k])
             return [torch.empty_strided(o.shape, o.stride(), dtype=o.dtype, device=o.device).copy_(o) for o in self._outputs]
 
-    def _is_still_there(self, addresses: Mapping[int, int]) -> bool:
-        return all(addresses[position] == address for position, address in self._steady.items())
-
-    def _record(self, frame: GpuFrame, given: Mapping[int, Tensor]) -> bool:
-        """Record the call, without running it; False if that is not worth it."""
-        steady = {position: address for position, address in self._last.items() if position not in self._moved}
-        if self._recordings >= MOST_RECORDINGS or not (self.always or self._is_worth_it(steady)):
+    def _record(self, frame: GpuFrame, given: Given) -> bool:
+        """Record the call, without running it; False if that is not worth it, or not possible."""
+        steady = [k for k in range(len(given.tensors)) if k not in self._moved]
+        if self._recordings >= MOST_RECORDINGS or not (self.always or self._is_worth_it(set(steady))):
             return False
         self._recordings += 1
         with torch.inference_mode(False), torch.no_grad():
-            own = {position: torch.empty_like(t) for position, t in given.items() if position not in steady}
-            self._outputs = set_call(frame, {**given, **own})
+            own = {k: torch.empty_like(given.tensors[k]) for k in sorted(self._moved)}
+            frame.set_inputs([own[k].data_ptr() if k in own else address for k, address in enumerate(given.addresses)])
+            self._outputs = frame.allocate_outputs()
             frame.device.synchronize()
-            self._replay = frame.device.record(frame.run_steps)
-            frame.externs.clear()
-        self._frame, self._steady, self._own = frame, steady, own
+            try:
+                self._replay = frame.device.record(frame.run_steps)
+            except RuntimeError as error:  # a call of a library that does what no graph holds: step by step it ran before
+                logger.warning("%s runs without a CUDA graph: %s", self.plan.program.name, str(error).partition("\n")[0])
+                self._recordings, self._replay, self._outputs = MOST_RECORDINGS, None, []
+                return False
+            finally:
+                frame.externs.clear()
+        self._frame, self._own = frame, own
+        self._steady_of = picker(steady, len(given.tensors))
+        self._steady = self._steady_of(given.addresses)
         return True
 
-    def _is_worth_it(self, steady: Mapping[int, int]) -> bool:
+    def _is_worth_it(self, steady: Set[int]) -> bool:
         launches = sum(kernel.known_starts for kernel in self.plan.shared.code.kernels if kernel is not None)
         if launches < FEWEST_LAUNCHES:
             return False
-        moving = [layout for k, layout in enumerate(self.plan.inputs) if layout is not None and k not in steady]
+        inputs = (self.plan.inputs[position] for k, position in enumerate(self.plan.tensor_inputs) if k not in steady)
+        moving = [layout for layout in inputs if layout is not None]
         copied = sum(span(x.shape, x.strides) * x.dtype.itemsize for x in (*moving, *self.plan.outputs))
         return copied <= BYTES_PER_LAUNCH * launches

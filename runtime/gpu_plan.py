@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,9 +13,10 @@ from dlcompiler.ir.errors import LaunchError
 from dlcompiler.ir.expression import evaluate
 from dlcompiler.ir.program import DeviceCode, DeviceKernel, Launch, Placement, Program, RoutineCall, Slot
 from dlcompiler.runtime.constants import source_of, tensor_on_device, update_copy
+from dlcompiler.runtime.cuda_driver import MOST_BLOCKS
 from dlcompiler.runtime.device import Device
 from dlcompiler.runtime.plan import Plan, Word
-from dlcompiler.runtime.prepared import probed_places
+from dlcompiler.runtime.prepared import Versions, probed_places, versions_of
 from dlcompiler.runtime.tensors import span, torch_dtype
 from torch import Tensor
 
@@ -34,6 +35,14 @@ class GpuLaunch(NamedTuple):
     repeats: int | None = None
 
 
+class Prepared(NamedTuple):
+    """What memory was prepared from: how often constants had been copied, and addresses and versions of the inputs."""
+
+    generation: int
+    addresses: list[int]
+    versions: Versions
+
+
 class GpuShared:
     """What all plans of one executable share. Constants are copied to the device, once, and again when their tensors change.
 
@@ -42,7 +51,7 @@ class GpuShared:
     constants   a tensor on the device for each constant slot
     own         those of them that are copies
     prepared    the address of each prepared slot
-    prepared_from  what memory was prepared from: see `state_of`; None before
+    prepared_from  what memory was prepared from; None before
     generation  how often constants have been copied again
     streams     those on which calls have read any of it
     """
@@ -55,12 +64,12 @@ class GpuShared:
             raise LaunchError(f"program {program.name} was not compiled for a GPU")
         self.program, self.code, self.device = program, code, device
         self.lock = threading.RLock()
-        self.prepared_from: list[tuple[int, int | None]] | None = None
+        self.prepared_from: Prepared | None = None
         self.generation = 0
         self.streams = {device.stream()}
         # tensors of the user's model behind constants, as they were when they were copied
         sources = {slot: source_of(program.constants[slot.position]) for slot in program.slots if slot.role == "constant"}
-        self._watched = {slot: Watched(tensor) for slot, tensor in sources.items() if tensor is not None}
+        self._watched = Watched({slot: tensor for slot, tensor in sources.items() if tensor is not None})
         with torch.inference_mode(False), torch.no_grad():
             self.constants, self.own = {}, set()
             for slot in sources:
@@ -71,10 +80,16 @@ class GpuShared:
             self._memory, self.prepared = self._allocate_prepared()
 
     def join(self, stream: int) -> None:
-        """Let calls on a stream read what is shared. One after the other on one stream need not wait for anything."""
-        if stream not in self.streams:
+        """Let calls on a stream read what is shared. One after the other on one stream need not wait for anything.
+
+        Who records a stream has waited for all others before, as `torch.cuda.graph` does, and may not wait meanwhile.
+        """
+        if stream in self.streams:
+            return
+        if not self.device.is_recording():
             self.device.synchronize()
-            self.streams.add(stream)
+        self.device.share([self._memory, *(self.constants[slot] for slot in self.own)])
+        self.streams.add(stream)
 
     def settle(self) -> None:
         """Before what is shared is written, and after: wait for calls on other streams, if there are any."""
@@ -90,13 +105,17 @@ class GpuShared:
 
     def refresh_constants(self) -> None:
         """Copy constants again whose tensors have changed, into the memory they have."""
-        changed = [slot for slot, watched in self._watched.items() if watched.has_changed()]
+        changed = self._watched.changed()
         if not changed:
             return
+        if self.device.is_recording():
+            raise LaunchError(
+                "weights have changed since the last call", hint="call it once more before you record it in a graph"
+            )
         self.settle()
+        self._watched.remember()
         with torch.inference_mode(False), torch.no_grad():
             for slot in changed:
-                self._watched[slot].remember()
                 if slot in self.own:
                     update_copy(self.program.constants[slot.position])
                     self.constants[slot].copy_(program_constant(self.program, slot))
@@ -145,34 +164,40 @@ def program_constant(program: Program, slot: Slot) -> Tensor:
 
 
 class Watched:
-    """A tensor of the user's, to notice changes: by its version counter, and on the CPU by a few of its bytes too.
+    """Tensors of the user's, to notice changes: by their version counters, and on the CPU by a few of their bytes too.
 
     `tensor.data.mul_(2)` moves no counter. To look at bytes on a device every call would have to wait for it, so there a change
     through `.data` is not noticed.
     """
 
-    def __init__(self, tensor: Tensor) -> None:
-        self._tensor = tensor
-        places = probed_places(tensor) if tensor.device.type == "cpu" else []
-        self._cells = [_CELLS[width].from_address(address) for address, width in places]
+    def __init__(self, tensors: Mapping[Slot, Tensor]) -> None:
+        self._slots, self._tensors = list(tensors), list(tensors.values())
+        places = [probed_places(tensor) if tensor.device.type == "cpu" else [] for tensor in self._tensors]
+        self._cells = [_CELLS[width].from_address(address) for each in places for address, width in each]
+        self._counts = [len(each) for each in places]
         self.remember()
 
     def remember(self) -> None:
-        """What it is now counts as unchanged."""
-        self._version = _version(self._tensor)
-        self._held = [cell.value for cell in self._cells]
+        """What they are now counts as unchanged."""
+        self._versions, self._held = self._read()
 
-    def has_changed(self) -> bool:
-        """Whether it is another than was remembered; also where that cannot be told."""
-        version = self._version
-        return version is None or version != self._tensor._version or self._held != [cell.value for cell in self._cells]
+    def _read(self) -> tuple[Versions, list[int]]:
+        return versions_of(self._tensors), [cell.value for cell in self._cells]
+
+    def changed(self) -> list[Slot]:
+        """Those that are other than was remembered; also those of which that cannot be told."""
+        versions, held = self._read()
+        if versions == self._versions and held == self._held and None not in versions:
+            return []
+        found, at = [], 0
+        for slot, old, new, count in zip(self._slots, self._versions, versions, self._counts):
+            if new is None or old != new or self._held[at : at + count] != held[at : at + count]:
+                found.append(slot)
+            at += count
+        return found
 
 
 _CELLS: dict[int, Any] = {1: ctypes.c_uint8, 2: ctypes.c_uint16, 4: ctypes.c_uint32}
-
-
-def _version(tensor: Tensor) -> int | None:
-    return None if tensor.is_inference() else tensor._version
 
 
 class GpuPlan(Plan):
@@ -192,15 +217,15 @@ class GpuPlan(Plan):
         if not isinstance(kernel, DeviceKernel):
             raise LaunchError(f"step {number} has no code for a GPU")
         repeats = None if kernel.repeats is None else self.number(kernel.repeats)
-        return GpuLaunch(number, kernel, tuple(self._words(step)), self.number(kernel.grid), repeats)
+        blocks = self.number(kernel.grid)
+        if blocks > MOST_BLOCKS:
+            raise LaunchError(
+                f"step {number} has {blocks:,} blocks, and a launch {MOST_BLOCKS:,} at most", hint="use smaller sizes"
+            )
+        return GpuLaunch(number, kernel, tuple(self._words(step)), blocks, repeats)
 
     @property
     def call_bytes(self) -> int:
         """Memory that one call needs besides its inputs: arena, results, and what ATen allocates."""
         outputs = sum(span(layout.shape, layout.strides) * layout.dtype.itemsize for layout in self.outputs)
         return self.placement.arena_bytes + self.placement.extern_bytes + outputs
-
-
-def state_of(tensors: Sequence[Tensor]) -> list[tuple[int, int | None]]:
-    """Address and version of each tensor; version None for one made in inference mode, which has none."""
-    return [(t.data_ptr(), _version(t)) for t in tensors]

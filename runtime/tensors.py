@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -110,6 +111,15 @@ def _guards_tensors() -> bool:
     complex_like = like.to(torch.complex64)
     is_conjugate_known = not _guard_of([complex_like])(complex_like.conj())
     return check(like.clone()) and is_conjugate_known and not any(check(other) for other in others)
+
+
+def picker(positions: Sequence[int], count: int) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    """Takes the values at these positions out of `count`."""
+    if len(positions) == count:
+        return lambda values: values
+    if len(positions) > 1:
+        return operator.itemgetter(*positions)
+    return lambda values: [values[position] for position in positions]
 
 
 def torch_dtype(dtype: DType) -> torch.dtype:

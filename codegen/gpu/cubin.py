@@ -30,7 +30,7 @@ class Resources:
 def resources_of(cubin: bytes, name: str) -> Resources:
     """The resources of the kernel called `name`. Raises UnsupportedError for bytes that are no cubin with that kernel."""
     try:
-        sections = _sections(cubin)
+        sections = sections_of(cubin)
     except struct.error:
         raise UnsupportedError("this is no cubin", items=("cubin",)) from None
     if f".text.{name}" not in sections:
@@ -41,7 +41,7 @@ def resources_of(cubin: bytes, name: str) -> Resources:
     return Resources(registers, max((v for k, v in attributes if k == _FRAME_SIZE), default=0))
 
 
-def _sections(data: bytes) -> dict[str, tuple[int, bytes]]:
+def sections_of(data: bytes) -> dict[str, tuple[int, bytes]]:
     """Section name -> (`info` of its header, contents)."""
     header = _HEADER.unpack_from(data, 0)
     if header[0][:4] != b"\x7fELF":

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dlcompiler.frontends.fx_foreach import foreach_decompositions
 from dlcompiler.frontends.fx_random import random_decompositions
 
 # Composites of the IR, or library calls, that torch's table would break into parts
@@ -41,6 +42,7 @@ def _table(keep_random: bool) -> Mapping[Any, Callable[..., Any]]:
     for operator, function in decomposition_table.items():
         if _packet_name(operator) in _BROKEN_UP:
             table.setdefault(operator, function)
+    table |= foreach_decompositions()
     if not keep_random:
         return {**table, **random_decompositions()}
     return {k: f for k, f in table.items() if torch.Tag.nondeterministic_seeded not in getattr(k, "tags", ())}

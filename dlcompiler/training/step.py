@@ -404,13 +404,20 @@ def _reason(error: Exception) -> str:
     return f"{first}: {found[1].strip()}" if found else first
 
 
+class _Unlisted(set):
+    """A set whose copies are empty: some releases of torch log a copy of all settings, and sort what is in each."""
+
+    def __deepcopy__(self, memo: Any) -> set[Any]:
+        return set()
+
+
 def _logging_functions() -> set[Callable[..., Any]]:
     """What loss functions may call to log: left out of a step, as torch.export leaves it out.
 
     Among them what other packages have added to Logger, as transformers did with `warning_once`.
     """
     functions = {value for name, value in vars(logging.Logger).items() if callable(value) and not name.startswith("_")}
-    return functions | torch._dynamo.config.ignore_logging_functions
+    return _Unlisted(functions | torch._dynamo.config.ignore_logging_functions)
 
 
 def _name_of(model: Any) -> str:

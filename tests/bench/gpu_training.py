@@ -92,7 +92,7 @@ def _measured(setting: Any, name: str, found: dict[str, Trained], cells: dict[st
     yield from (cells.get(system, failed[0] if failed else NOT_MEASURED) for system in SYSTEMS)
     reference = found.get("eager")
     worst = {
-        system: max(abs(a - b) / abs(b) for a, b in zip(each.losses, reference.losses))
+        system: max(abs(a - b) / max(abs(b), 1e-30) for a, b in zip(each.losses, reference.losses))
         for system, each in found.items()
         if reference is not None and system != "eager"
     }
@@ -115,7 +115,7 @@ def simulate(name: str) -> None:
     spilled = sum(bool(row["spilled_bytes"]) for row in report.evidence)
     print(
         f"{name:9} {report.kernels:4} launches of {report.distinct:3}, {spilled} spill, calls of ATen: {calls}; losses differ by "
-        f"{max(abs(a - b) / abs(b) for a, b in losses):.0e}, parameters by {worst:.0e}",
+        f"{max(abs(a - b) / max(abs(b), 1e-30) for a, b in losses):.0e}, parameters by {worst:.0e}",
         flush=True,
     )
 

@@ -60,6 +60,9 @@ class InterpretedDevice:
     def active(self) -> nullcontext:
         return nullcontext()
 
+    def share(self, tensors: Sequence[torch.Tensor]) -> None:
+        pass
+
     def synchronize(self) -> None:
         self.waits += 1
 

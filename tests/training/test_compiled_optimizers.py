@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import dlcompiler
+from dlcompiler.frontends.fx_foreach import foreach_decompositions
 
 MAKE = {
     "sgd": lambda p: torch.optim.SGD(p, lr=torch.tensor(0.1), momentum=0.9),
@@ -22,13 +23,40 @@ MAKE = {
 PROGRAMS = {"sgd": 2}
 
 
+def test_operators_over_lists_are_those_on_each_tensor() -> None:
+    """As torch's optimizers call them on a GPU: every one that its table has a rule for, against eager's own."""
+    x, y, z = ([torch.rand(3, 2) + 0.5, torch.rand(4) + 0.5] for _ in range(3))
+    numbers, tensor = [0.5, 1.5], torch.tensor([0.5, 1.5])
+    given = {
+        "List": (x, y), "Scalar": (x, 0.5), "ScalarList": (x, numbers), "Tensor": (x, torch.tensor(0.5)), "default": (x,),
+        "ScalarAndTensor": (2.0, x),
+    }  # fmt: skip
+    own = {
+        "addcmul": {"Scalar": (x, y, z, 0.5), "ScalarList": (x, y, z, numbers), "Tensor": (x, y, z, tensor)},
+        "lerp": {"List": (x, y, z), "Scalar": (x, y, 0.5), "ScalarList": (x, y, numbers)},
+        "norm": {"Scalar": (x, 2)}, "mm": {"default": ([x[0].t()], [y[0]])}, "copy": {"default": (x, y)},
+    }  # fmt: skip
+    own["addcdiv"] = own["addcmul"]
+    table = foreach_decompositions()
+    assert len(table) > 60
+    for operator, rule in table.items():
+        name, overload = operator.__name__.removeprefix("_foreach_").split(".")
+        arguments = own.get(name, given).get(overload)
+        if arguments is None:
+            continue  # what only a later release has
+        torch.testing.assert_close(rule(*arguments), list(operator(*arguments)), msg=str(operator), equal_nan=True)
+
+
+@pytest.mark.parametrize("foreach", [False, True])
 @pytest.mark.parametrize("name", MAKE)
-def test_a_schedule_of_fifty_steps_is_one_program(name: str) -> None:
+def test_a_schedule_of_fifty_steps_is_one_program(name: str, foreach: bool) -> None:
     torch._dynamo.reset()
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3))
     eager = copy.deepcopy(model)
     optimizer, reference = MAKE[name](model.parameters()), MAKE[name](eager.parameters())
+    if foreach:  # which is what torch takes on a GPU; with a rate that is a tensor Adam wants the other, too
+        optimizer.param_groups[0] |= {"foreach": True, "capturable": True}
     update = torch.compile(optimizer.step, backend="dlcompiler")
     before = len(dlcompiler.reports())
     for step in range(50):
