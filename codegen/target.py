@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from dlcompiler.ir.kernel import Buffer, Kernel
 
 CPU_ARCHITECTURES = ("x86-64-v2", "x86-64-v3", "x86-64-v4", "aarch64")
-GPU_ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+GPU_ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120", "sm_121")
+# From here on code uses what the one architecture alone has, and runs on no later one of its family.
+FIRST_ALONE = 90
 
 # Ops that a library runs whole on each kind of target; everything else becomes kernels of our own.
 LIBRARY_OPS = {
@@ -267,7 +269,7 @@ def nearest_architecture(capability: tuple[int, int]) -> str:
     """The newest architecture whose code a GPU of this compute capability runs. Raises UnsupportedError if there is none."""
     number = 10 * capability[0] + capability[1]
     known = [int(a.removeprefix("sm_")) for a in GPU_ARCHITECTURES]
-    fitting = [n for n in known if n // 10 == capability[0] and n <= number]
+    fitting = [n for n in known if n == number or (n // 10 == capability[0] and n < number < FIRST_ALONE)]
     if not fitting:
         oldest, name = f"sm_{min(known)}", f"sm_{number}"
         why = f"is older than {oldest}" if number < min(known) else "is not known to this version"

@@ -11,7 +11,6 @@ several sets that do not fit into the caches together, as a model's do not.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import statistics
 import time
@@ -50,8 +49,6 @@ BURST_SECONDS = 0.0015
 FIRST_ROUNDS, FINAL_ROUNDS = 3, 15
 STEPS = 4
 FINALISTS = 3
-# Sets of weights that calls go through in turn: so many bytes together, so many sets at the most.
-WEIGHT_BYTES, WEIGHT_SETS = 32 << 20, 3
 # Rounding of sums in another order, or by Winograd's algorithm, relative to the largest value, by the bytes of an element.
 ROUNDING = {2: 2.0**-7, 4: 2.0**-13, 8: 2.0**-44}
 # For the order in which problems are looked at: multiplications and bytes a second of some machine.
@@ -111,7 +108,7 @@ class Search:
         first = self.bench.inputs(program, 0)
         slots = [program.inputs[n] for n in weights]
         size = sum(known(slot.bytes) for slot in slots if slot is not None)
-        sets = min(max(-(-WEIGHT_BYTES // size), 1), WEIGHT_SETS) if size else 1
+        sets = min(max(-(-self.bench.weight_bytes // size), 1), self.bench.weight_sets) if size else 1
         self._inputs = [first]
         for seed in range(1, sets):
             other = self.bench.inputs(program, seed)
@@ -119,8 +116,7 @@ class Search:
 
     def _start(self, attempt: Attempt) -> None:
         """Make it ready to be timed."""
-        turns = itertools.cycle(self._inputs)
-        attempt.call = lambda: attempt.executable(next(turns))
+        attempt.call = self.bench.call(attempt.executable, self._inputs)
 
     def _attempt(self, answers: Answers) -> Attempt | None:
         """An attempt that computes what it should; None for one that cannot be made, or that is wrong, which is said."""

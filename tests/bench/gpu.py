@@ -6,12 +6,16 @@
 Parts, each in a process of its own with a share of the time, so that one that crashes or hangs takes no other along:
 
     first      does it work at all? (`tests.bench.gpu_first`: launches, argument order, scratch memory, graphs, threads)
+    models     inference in float16; seconds until the first result; peak memory
     copy       memory-bound kernels, as a part of the bandwidth of a large copy
-    matmul     8 shapes against cuBLAS; fp8 against bfloat16
+    matmul     8 shapes against cuBLAS
     attention  512 to 16k tokens against ATen's
-    models     inference in float16, bfloat16 and float32; seconds until the first result; peak memory
     training   whole steps: eager, Inductor, ours by torch.compile, `dlcompiler.train_step`
-    autotune   Inductor's max-autotune against ours, last, since it takes as long as there is time
+    autotune   Inductor's max-autotune against ours
+    dtypes     the models in bfloat16 and float32, last, as long as there is time
+
+While `first` runs, whose times do not count, all models are compiled by all systems, a process each on other cores; what they
+leave in their caches is taken by the rows, and `compiling` lines say how long it took. With --no-warm-up rows compile themselves.
 
 Peers run in turns, medians of 10 rounds; results are compared with eager's before anything is timed. Rows are written as they
 come, also into FOLDER (`gpu.md`, `gpu.jsonl`, and `gpu.log` with the traceback of every failure). What there was no time or no
@@ -21,11 +25,15 @@ GPU for is printed as "not measured".
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import subprocess
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,16 +42,21 @@ from torch.nn import functional
 
 from tests import zoo
 from tests.bench.gpu_device import be_dry, gpu
-from tests.bench.gpu_rows import NOT_MEASURED, PEERS, Clock, Output, Row, seconds_of
+from tests.bench.gpu_rows import NOT_MEASURED, PEERS, Clock, Output, Row, compiled, reported, seconds_of
 
 MATMULS = ((4096, 768, 3072), (8192, 8192, 8192), (128, 768, 768), (512, 512, 512), (2048, 2048, 2048), (4096, 3072, 768),
            (16, 4096, 4096), (4096, 50257, 768))  # fmt: skip
 TOKENS = (2048, 16384, 512, 1024, 4096, 8192)
+TRAINED = ("bert", "gpt2", "resnet18", "dcgan", "lstm")
 MODELS = ("bert-base", "resnet50", "gpt2", "vit-b16")
 DTYPES = (torch.float16, torch.float32, torch.bfloat16)
 COPY_BYTES = 1 << 30
 # part -> its share of the time, in seconds of 460; the last takes what is left
-PARTS = {"first": 75, "copy": 55, "matmul": 70, "attention": 45, "models": 150, "training": 150, "autotune": 400}
+PARTS = {
+    "first": 75, "models": 70, "copy": 40, "matmul": 45, "attention": 30, "training": 75, "autotune": 60, "dtypes": 400,
+}  # fmt: skip
+WARM_UP = 110  # seconds, those of `first` among them
+WARMERS = 12  # processes at once
 KILL_AFTER = 15  # seconds beyond its share
 DRY_TIMES = 10  # how much longer an interpreter may take
 
@@ -165,9 +178,9 @@ def model_row(setting: Setting, name: str, dtype: torch.dtype, peers: Sequence[s
         return setting.row(f"{name} {str(dtype).removeprefix('torch.')}", module, inputs, peers)
 
 
-def models(setting: Setting) -> None:
+def models(setting: Setting, dtypes: Sequence[torch.dtype] = DTYPES[:1]) -> None:
     def rows() -> Iterator[Sequence[Any]]:
-        for dtype in setting.of(DTYPES, 1):
+        for dtype in dtypes:
             for name in setting.of(MODELS, 2):
                 row = model_row(setting, name, dtype, PEERS)
                 until = "/".join(f"{row.first[p]:.0f}" if p in row.first else "-" for p in PEERS[1:])
@@ -178,8 +191,18 @@ def models(setting: Setting) -> None:
                 del row
                 gpu().empty_cache()
 
-    head = ("model, batch 1; us", *PEERS, "difference", f"first result, s ({'/'.join(PEERS[1:])})", "peak MiB, eager/ours")
+    head = (
+        "model, batch 1; us",
+        *PEERS,
+        "difference",
+        f"first result, caches filled, s ({'/'.join(PEERS[1:])})",
+        "peak MiB, eager/ours",
+    )
     setting.output.table(head, rows())
+
+
+def dtypes(setting: Setting) -> None:
+    models(setting, DTYPES[1:])
 
 
 def training(setting: Setting) -> None:
@@ -200,9 +223,83 @@ def autotune(setting: Setting) -> None:
 
 
 RUNS: dict[str, Callable[[Setting], None]] = {
-    "first": first, "copy": copy, "matmul": matmul, "attention": attention, "models": models, "training": training,
-    "autotune": autotune,
+    "first": first, "models": models, "copy": copy, "matmul": matmul, "attention": attention, "training": training,
+    "autotune": autotune, "dtypes": dtypes,
 }  # fmt: skip
+
+
+# -- compiling beforehand ----------------------------------------------------------------------------------------------------
+
+
+def warm_ups() -> list[str]:
+    """What is compiled beforehand, what is measured first at the front: `model MODEL DTYPE` or `training NAME`."""
+    found = [f"model {name} {str(dtype).removeprefix('torch.')}" for dtype in DTYPES[:1] for name in MODELS]
+    found += [f"training {name}" for name in TRAINED]
+    return found + [f"model {name} {str(dtype).removeprefix('torch.')}" for dtype in DTYPES[1:] for name in MODELS]
+
+
+def warm(what: str, setting: Setting) -> None:
+    """Compile one of them by every system; nothing is timed but that."""
+    kind, name, *rest = what.split()
+    if kind == "training":
+        from tests.bench.gpu_training import SYSTEMS, Trained
+
+        for system in SYSTEMS[1:]:
+            with compiling(setting, f"training {name}, {system}"):
+                Trained(name, setting.size, system)
+        return
+    model = zoo.build(name, setting.size)
+    dtype = getattr(torch, rest[0])
+    module = model.module.to(gpu().name, dtype)
+    inputs = [x.to(gpu().name, dtype if x.is_floating_point() else x.dtype) for x in model.inputs]
+    for peer in ("dlcompiler", "inductor", "inductor graphs"):
+        with compiling(setting, f"{name} {rest[0]}, {peer}"), torch.no_grad():
+            run = compiled(module, peer)
+            for _ in range(3):
+                run(*inputs)
+
+
+@contextmanager
+def compiling(setting: Setting, what: str) -> Iterator[None]:
+    """Says how long it takes until there is a result; what fails is left for the row that meets it again."""
+    begin, found = time.monotonic(), []
+    with reported(setting.output, f"compiling {what}", found):
+        yield
+        gpu().synchronize()
+    setting.output.line(f"compiling {what}: {found[0] if found else f'{time.monotonic() - begin:.0f} s'}")
+
+
+class WarmUp:
+    """All of `warm_ups`, some processes at once, until `finish`."""
+
+    def __init__(self, chosen: argparse.Namespace) -> None:
+        self._deadline = time.monotonic() + WARM_UP * (0.6 if chosen.quick else 1.0)
+        self._chosen = chosen
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._left = warm_ups()[: 4 if chosen.quick else None]
+        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(min(WARMERS, os.cpu_count() or 1))]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self) -> None:
+        while time.monotonic() < self._deadline:
+            try:
+                what = self._left.pop(0)
+            except IndexError:
+                return
+            process = subprocess.Popen([*child_command("warm", 1000, self._chosen), "--what", what])
+            self._running.add(process)
+            process.wait()
+            self._running.discard(process)
+
+    def finish(self) -> None:
+        """Wait until everything is compiled or the time for it is over."""
+        for thread in self._threads:
+            thread.join(max(self._deadline - time.monotonic(), 0))
+        self._left.clear()
+        for process in list(self._running):
+            process.kill()
+            process.wait()
 
 
 # -- without a GPU, and the whole --------------------------------------------------------------------------------------------
@@ -233,23 +330,36 @@ def without_gpu() -> None:
 def run_parts(names: Sequence[str], chosen: argparse.Namespace) -> int:
     """Each part in a process of its own. The number of those that did not end well."""
     clock, output, failed = Clock(chosen.seconds), Output(chosen.output), 0
+    models_follow = {"models", "training", "dtypes"} & set(names)
+    warm_up = WarmUp(chosen) if models_follow and not (chosen.dry_run or chosen.no_warm_up) else None
+    if warm_up is not None and "first" not in names:
+        warm_up.finish()
     for name in names:
         share = PARTS[name] * (DRY_TIMES if chosen.dry_run else 0.4 if chosen.quick else 1.0)
         share = min(share, clock.left - KILL_AFTER)
         if share < 20:
             output.line(f"{name}: {NOT_MEASURED} (time)\n")
             continue
-        arguments = [sys.executable, "-m", "tests.bench.gpu", "--child", name, "--seconds", f"{share:.0f}"]
-        arguments += [f"--{flag}" for flag in ("quick", "tiny", "dry-run") if getattr(chosen, flag.replace("-", "_"))]
-        arguments += ["--output", chosen.output] if chosen.output else []
+        status: int | str
         try:
-            status = subprocess.run(arguments, timeout=share + KILL_AFTER).returncode
+            status = subprocess.run(child_command(name, share, chosen), timeout=share + KILL_AFTER).returncode
         except subprocess.TimeoutExpired:
             status = "it took too long"
         if status:
             failed += 1
             output.line(f"\n{name} did not end well: {status}\n")
+        if warm_up is not None and name == "first":
+            warm_up.finish()
+    if warm_up is not None:
+        warm_up.finish()
     return failed
+
+
+def child_command(name: str, seconds: float, chosen: argparse.Namespace) -> list[str]:
+    """What runs one part in a process of its own."""
+    arguments = [sys.executable, "-m", "tests.bench.gpu", "--child", name, "--seconds", f"{seconds:.0f}"]
+    arguments += [f"--{flag}" for flag in ("quick", "tiny", "dry-run") if getattr(chosen, flag.replace("-", "_"))]
+    return arguments + (["--output", chosen.output] if chosen.output else [])
 
 
 def main() -> int:
@@ -260,7 +370,9 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="small models")
     parser.add_argument("--dry-run", action="store_true", help="on a device of interpreted kernels, at tiny sizes")
     parser.add_argument("--output", help="a folder that everything is written into, too")
-    parser.add_argument("--child", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--no-warm-up", action="store_true", help="compile nothing beforehand")
+    parser.add_argument("--child", choices=(*PARTS, "warm"), help=argparse.SUPPRESS)
+    parser.add_argument("--what", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     unknown = set(chosen.parts.split(",")) - set(PARTS)
     if unknown:
@@ -276,7 +388,10 @@ def main() -> int:
     if chosen.child:
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
-        RUNS[chosen.child](Setting(chosen))
+        if chosen.child == "warm":
+            warm(chosen.what, Setting(chosen))
+        else:
+            RUNS[chosen.child](Setting(chosen))
         return 0
     import triton
 

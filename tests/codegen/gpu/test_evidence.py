@@ -117,8 +117,10 @@ def test_kernels_by_hand_go_first_by_priority():
 
 def test_the_nearest_architecture_of_a_capability():
     assert nearest_architecture((9, 0)) == "sm_90" and nearest_architecture((8, 7)) == "sm_86"
-    assert nearest_architecture((8, 0)) == "sm_80" and nearest_architecture((12, 1)) == "sm_120"
+    assert nearest_architecture((8, 0)) == "sm_80" and nearest_architecture((12, 1)) == "sm_121"
     with pytest.raises(UnsupportedError, match="older"):
         nearest_architecture((7, 0))
     with pytest.raises(UnsupportedError, match="not known"):
         nearest_architecture((13, 0))
+    with pytest.raises(UnsupportedError, match="sm_122"):  # code for its relatives uses what they alone have
+        nearest_architecture((12, 2))
