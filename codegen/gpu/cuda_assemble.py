@@ -49,10 +49,17 @@ def _nvrtc() -> Any:
         if "alt" in path or "static" in path:
             continue
         try:
+            _load_builtins(os.path.dirname(path))
             return ctypes.CDLL(path)
         except OSError:
             continue
     return None
+
+
+def _load_builtins(folder: str) -> None:
+    """What NVRTC opens by its bare name when it compiles: found wherever it lies once it is loaded."""
+    for path in glob.glob(os.path.join(folder, "libnvrtc-builtins.so*")) if folder else ():
+        ctypes.CDLL(path)
 
 
 def _by_nvrtc(library: Any, source: str, arch: str) -> tuple[str, bytes]:
