@@ -171,6 +171,10 @@ class ProductWriter:
         left = self._descriptor_tile("left") if schedule.descriptors else self._factor(form.left, "[None, :]")
         right = self._descriptor_tile("right") if schedule.descriptors else self._factor(form.right, "[:, None]")
         precision = f', input_precision="{schedule.precision}"' if form.dtype is f32 else ""
+        if form.reduce.dtype is not f32:
+            precision = (
+                f", out_dtype={scalars.type_name(form.reduce.dtype)}"  # some releases of Triton do not take that of `sums`
+            )
         if form.dtype in EIGHTH and takes_eighths(self.device):
             # a tensor core of sm_90 adds up products of 8-bit floats in fewer bits than float32 has
             precision = ", max_num_imprecise_acc=DEPTH"

@@ -72,6 +72,20 @@ class Graph:
             step()
 
 
+def checking_driver(stand_in: StandInDriver) -> type[cuda_driver.Driver]:
+    """`Driver`, which tells the stand-in how many words there are before that counts them, and raises what went wrong there."""
+
+    class Checking(cuda_driver.Driver):
+        def launch(self, function: int, blocks: int, threads: int, shared: int, stream: int, words: Any) -> None:
+            stand_in.expected = len(words.values)
+            try:
+                super().launch(function, blocks, threads, shared, stream, words)
+            finally:
+                stand_in.reraise()
+
+    return Checking
+
+
 class StandInCuda:
     """See the module. `free`: bytes of memory; `waits`, `recordings` and `replays` count."""
 
@@ -102,22 +116,8 @@ class StandInCuda:
         monkeypatch.setattr(device, "_opened", {})
         monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: self.shared.append(tensor))
         monkeypatch.setattr(device, "image_for", remembered)
-        monkeypatch.setattr(device, "Driver", self._checking_driver())
+        monkeypatch.setattr(device, "Driver", checking_driver(self.driver))
         monkeypatch.setattr(cuda_driver, "_open_library", lambda: self.driver.library)
-
-    def _checking_driver(self) -> type[cuda_driver.Driver]:
-        """`Driver`, which says how many words there are before the driver counts them."""
-        stand_in = self.driver
-
-        class Checking(cuda_driver.Driver):
-            def launch(self, function: int, blocks: int, threads: int, shared: int, stream: int, words: Any) -> None:
-                stand_in.expected = len(words.values)
-                try:
-                    super().launch(function, blocks, threads, shared, stream, words)
-                finally:
-                    stand_in.reraise()
-
-        return Checking
 
     # -- what a launch does ------------------------------------------------------------------------------------------------------
 
