@@ -119,7 +119,7 @@ def compiled(function: Callable[..., Any], peer: str) -> Callable[..., Any]:
 def seconds_of(functions: Sequence[Callable[[], Any]], rounds: int = ROUNDS) -> list[float]:
     """Median seconds of each on the GPU, in turns, after warming up (a CUDA graph is recorded in the second call)."""
     for function in functions:
-        for _ in range(2 if gpu().is_dry else 4):
+        for _ in range(1 if gpu().is_dry else 4):
             function()
     gpu().synchronize()
     spent: list[list[float]] = [[] for _ in functions]
