@@ -74,6 +74,7 @@ class Backend:
         """See `backend`."""
         from torch._dynamo.backends.common import aot_autograd
         from torch._functorch import config as functorch_config
+        from torch._inductor import config as inductor_config
 
         resolved = _resolve(mode, options, unknown)
         name, key = _names(graph_module)
@@ -103,7 +104,8 @@ class Backend:
         settings: dict[str, Any] = {"unlift_effect_tokens": True}
         if resolved.activation_memory_budget is not None:
             settings["activation_memory_budget"] = resolved.activation_memory_budget
-        with functorch_config.patch(settings):
+        # each argument that a custom operator writes to is one of its own, and no view of memory that several share
+        with functorch_config.patch(settings), inductor_config.patch(enable_auto_functionalized_v2=False):
             return ours(graph_module, example_inputs)
 
     def _compile_part(

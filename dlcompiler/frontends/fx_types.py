@@ -177,6 +177,18 @@ def dim_from_torch(size: int | torch.SymInt) -> Dim:
     return int(size)
 
 
+def non_negative(number: int | torch.SymInt) -> int | torch.SymInt:
+    """An integer argument as a symbol of ours may stand for it, which are never negative: guarded to be so in later calls.
+
+    A negative one becomes a plain int, for which torch guards, so that another number is compiled for itself.
+    """
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    if not isinstance(number, torch.SymInt) or not number.node.has_hint() or statically_known_true(number >= 0):
+        return number
+    return number if bool(number >= 0) else int(number)
+
+
 def type_of_fake(value: torch.Tensor) -> TensorType:
     """The IR's type of a (fake) tensor. Raises UnsupportedError for sparse and quantised tensors."""
     if value.layout is not torch.strided or value.is_quantized:
