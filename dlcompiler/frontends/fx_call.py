@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from dlcompiler.frontends.fx_types import WeakFloat, dtype_from_torch
+from dlcompiler.frontends.fx_types import WeakNumber, dtype_from_torch
 from dlcompiler.ir.errors import UnsupportedError
 from dlcompiler.ir.expression import Expression
 from dlcompiler.ir.graph import Node
@@ -66,7 +66,7 @@ def make_template(
         match value:
             case Node():
                 return entry(value, kind)
-            case WeakFloat():
+            case WeakNumber():
                 return entry(value.node, "number")
             case Expression():
                 return {"dim": value}

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -157,6 +158,13 @@ def _loop(
     return _results(i, "loop", (trips, going, *carried, *region.operands), attributes)
 
 
+def own_arguments() -> AbstractContextManager[None]:
+    """While torch makes graphs functional: an argument that is written to is said by itself, not as a part of a base."""
+    from torch._inductor import config
+
+    return config.patch(enable_auto_functionalized_v2=False)
+
+
 # -- what is inlined ----------------------------------------------------------------------------------------------------------
 
 
@@ -166,8 +174,28 @@ def _invoke_subgraph(i: Any, module: Any, name: str, *operands: Any) -> Any:
 
 def _auto_functionalized(i: Any, operator: Any, _only_clone_these_tensors: Any = None, **kwargs: Any) -> Any:
     """(results of the operator, what it wrote to): the operator is given copies to write to."""
-    names = [a.name for a in operator._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-    return i.call_writing(operator, kwargs, names)
+    arguments = operator._schema.arguments
+    names = [a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write]
+    given = {a.name: kwargs[a.name] for a in arguments if a.name in kwargs}
+    return i.call_writing(operator, given, names)
+
+
+def _auto_functionalized_v2(i: Any, operator: Any, _all_bases: Sequence[Any] = (), **kwargs: Any) -> Any:
+    """The same where arguments that are written to are said as views of bases, as torch does for operators named `x_`."""
+    chosen: list[int] = []
+    for argument in operator._schema.arguments:
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            base, prefix = kwargs.get(f"_{argument.name}_base_index"), f"_{argument.name}_"
+            is_part = any(f"{prefix}{said}" in kwargs for said in ("size", "slice_dim", "length"))
+            if base is None or base in chosen or is_part:
+                raise _refused(i, f"{operator}, which writes to a part of a tensor")
+            chosen.append(base)
+            kwargs[argument.name] = _all_bases[base]
+    given = {name: value for name, value in kwargs.items() if not name.startswith("_")}
+    results = _auto_functionalized(i, operator, **given)
+    first = len(results) - len(chosen)
+    written = dict(zip(chosen, results[first:]))
+    return (*results[:first], *(written[base] for base in range(len(_all_bases))))
 
 
 def _flex_attention(i: Any, *args: Any) -> Any:
@@ -210,5 +238,6 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
     "map_impl": _map,
     "invoke_subgraph": _invoke_subgraph,
     "auto_functionalized": _auto_functionalized,
+    "auto_functionalized_v2": _auto_functionalized_v2,
     "flex_attention": _flex_attention,
 }

@@ -23,11 +23,11 @@ from dlcompiler.frontends.fx_alias import Owners, root_of
 from dlcompiler.frontends.fx_call import make_template, refuse_misdescribed, sees_strides
 from dlcompiler.frontends.fx_control import higher_order
 from dlcompiler.frontends.fx_location import location_of
-from dlcompiler.frontends.fx_numbers import float_of_sizes
+from dlcompiler.frontends.fx_numbers import bool_of_sizes, float_of_sizes
 from dlcompiler.frontends.fx_random import number_draws
 from dlcompiler.frontends.fx_rules import RULES, TAKES_NARROW, NoRule
 from dlcompiler.frontends.fx_types import (
-    WeakFloat,
+    WeakNumber,
     dim_from_torch,
     is_scalar,
     largest_of,
@@ -254,7 +254,11 @@ class Importer:
                 (source,) = node.all_input_nodes
                 self.floats[expression.name] = self.cast(self.values[source], f64)
             return float_of_sizes(self, expression)
-        if isinstance(self.meta, torch.SymBool | bool) or str(target) in _SIZE_CHECKS:
+        if isinstance(self.meta, torch.SymBool | bool):
+            if all(str(user.target) in _SIZE_CHECKS for user in node.users):
+                return None
+            return self.meta if isinstance(self.meta, bool) else bool_of_sizes(self, self.meta.node.expr)
+        if str(target) in _SIZE_CHECKS:
             return None
         args, kwargs = self._arguments(node.args), {k: self._arguments(v) for k, v in node.kwargs.items()}
         if str(target) in _DATA_CHECKS:
@@ -435,7 +439,7 @@ class Importer:
 
     def number(self, value: Any, dtype: DType) -> Node:
         """A Python number, size or SymFloat as a 0-d node. Integers wrap as C's conversions do."""
-        if isinstance(value, WeakFloat):
+        if isinstance(value, WeakNumber):
             return self.cast(value.node, dtype)
         if isinstance(value, Expression):
             return self.cast(self.size(value), dtype)
@@ -508,7 +512,7 @@ class Importer:
                 owners.claim(value, example)
             else:
                 strides.append(None)
-                value = value.node if isinstance(value, WeakFloat) else self._number_result(value)
+                value = value.node if isinstance(value, WeakNumber) else self._number_result(value)
             outputs.append(value)
         self._require_bound()
         graph = self.b.finish(outputs, writebacks=writebacks, output_strides=tuple(strides))

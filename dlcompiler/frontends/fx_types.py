@@ -69,8 +69,8 @@ def largest_of(dtype: DType) -> float | None:
     return beyond if math.isfinite(beyond) else None
 
 
-class WeakFloat:
-    """A float that is known only when called (a SymFloat): a 0-d f64 node that promotes as a Python number does."""
+class WeakNumber:
+    """A number known only when called (a SymFloat or SymBool): a 0-d f64 or bool node that promotes as a Python number does."""
 
     __slots__ = ("node",)
 
@@ -80,15 +80,15 @@ class WeakFloat:
 
 def is_scalar(value: Any) -> bool:
     """Whether a value promotes as a Python number does."""
-    return isinstance(value, bool | int | float | complex | Expression | WeakFloat)
+    return isinstance(value, bool | int | float | complex | Expression | WeakNumber)
 
 
 def _scalar_dtype(value: Any) -> torch.dtype:
-    if isinstance(value, bool):
+    if isinstance(value, bool) or (isinstance(value, WeakNumber) and value.node.dtype is boolean):
         return torch.bool
     if isinstance(value, int | Expression):
         return torch.int64
-    if isinstance(value, float | WeakFloat):
+    if isinstance(value, float | WeakNumber):
         return torch.get_default_dtype()
     return torch.complex128 if torch.get_default_dtype() is torch.float64 else torch.complex64
 
