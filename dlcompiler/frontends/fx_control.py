@@ -200,6 +200,7 @@ def _auto_functionalized_v2(i: Any, operator: Any, _all_bases: Sequence[Any] = (
 
 def _flex_attention(i: Any, *args: Any) -> Any:
     """Scores written out: they exist as a whole, where a target has no kernel that makes them block by block."""
+    from torch._guards import detect_fake_mode
     from torch.fx.experimental.proxy_tensor import make_fx
 
     from dlcompiler.frontends.fx_decompositions import decompositions
@@ -225,7 +226,8 @@ def _flex_attention(i: Any, *args: Any) -> Any:
             leaves[place] = tensor
         return written_out(*torch.utils._pytree.tree_unflatten(leaves, spec))
 
-    mode = next(e for e in examples).fake_mode
+    mode = detect_fake_mode(examples)
+    assert mode is not None, "an import has examples"
     with mode:
         traced = make_fx(call, decomposition_table=decompositions("fast"))(*examples)
     return tuple(i.inline(traced, operands))

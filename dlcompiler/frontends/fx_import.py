@@ -336,7 +336,9 @@ class Importer:
         """Append an `aten.call` of an operator that writes to these arguments: copies of them, which follow its results."""
         return self._append_call(str(operator), operator, *make_template((), kwargs, written), "an operator that is not ATen's")
 
-    def _append_call(self, target: str, overload: Any, operands: Sequence[Node], template: Mapping[str, Any], reason: str) -> Any:
+    def _append_call(
+        self, target: str, overload: Any, operands: tuple[Node, ...], template: Mapping[str, Any], reason: str
+    ) -> Any:
         impure = torch.Tag.nondeterministic_seeded in getattr(overload, "tags", ())
         attributes: dict[str, Any] = {"target": target, "arguments": template, "impure": impure, "reason": reason}
         op = lookup("aten.call")
