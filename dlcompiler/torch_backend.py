@@ -16,7 +16,14 @@ import torch
 
 from dlcompiler.codegen.target import SCANNED, Target
 from dlcompiler.devices import target_of_devices
-from dlcompiler.frontends.fx import decompositions, import_fx, keep_recurrent_layers_whole, number_draws, result_kinds
+from dlcompiler.frontends.fx import (
+    decompositions,
+    import_fx,
+    keep_recurrent_layers_whole,
+    number_draws,
+    own_arguments,
+    result_kinds,
+)
 from dlcompiler.frontends.fx_location import input_names
 from dlcompiler.ir.errors import OptionError, UnsupportedError
 from dlcompiler.ir.graph import Graph
@@ -103,7 +110,7 @@ class Backend:
         settings: dict[str, Any] = {"unlift_effect_tokens": True}
         if resolved.activation_memory_budget is not None:
             settings["activation_memory_budget"] = resolved.activation_memory_budget
-        with functorch_config.patch(settings):
+        with functorch_config.patch(settings), own_arguments():
             return ours(graph_module, example_inputs)
 
     def _compile_part(

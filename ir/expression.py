@@ -400,8 +400,10 @@ def _common_factor(value: Dim, divisor: Dim, extents: Extents) -> tuple[int, Dim
 
 
 def floor_div(value: Dim, divisor: Dim, extents: Extents = NO_EXTENTS) -> Dim:
-    """`value` divided by a positive `divisor`, rounded towards minus infinity."""
+    """`value` divided by `divisor`, rounded towards minus infinity; an expression as divisor stands for positive numbers."""
     if isinstance(divisor, int):
+        if divisor < 0:
+            value, divisor = -value, -divisor
         if divisor == 1:
             return value
         if isinstance(value, int):
@@ -426,8 +428,10 @@ def floor_div(value: Dim, divisor: Dim, extents: Extents = NO_EXTENTS) -> Dim:
 
 
 def modulo(value: Dim, divisor: Dim, extents: Extents = NO_EXTENTS) -> Dim:
-    """The remainder of `floor_div`: in `[0, divisor)`."""
+    """The remainder of `floor_div`: in `[0, divisor)`, or in `(divisor, 0]` for a negative one."""
     if isinstance(divisor, int):
+        if divisor < 0:
+            return -modulo(-value, -divisor, extents)
         if divisor == 1:
             return 0
         if isinstance(value, int):

@@ -121,10 +121,15 @@ class Graph:
         return tuple(found)
 
     def bind(self, shapes: Iterable[tuple[int, ...] | int]) -> dict[str, int]:
-        """Values of the symbols for a call whose inputs have these shapes (an int for a `size` input, () for a host value)."""
+        """Values of the symbols for a call whose inputs have these shapes (an int for a `size` input, () for a host value).
+
+        Raises InputError for a negative number, which no symbol stands for.
+        """
         bindings: dict[str, int] = {}
         for node, shape in zip(self.inputs, shapes):
             if isinstance(shape, int):
+                if shape < 0 and not node.attributes["symbol"].startswith("unused_"):
+                    raise InputError(f"the size %{node.name} is {shape}", location=node.location)
                 bindings[node.attributes["symbol"]] = shape
                 continue
             if not isinstance(node.type, TensorType):

@@ -150,8 +150,19 @@ def evaluate_op(op: Op, operands: Sequence[Any], attributes: Mapping[str, Any], 
         target = attributes["target"]
         if call is None:
             raise UnsupportedError(f"the interpreter has no meaning for {target}", items=(target,), hint="pass call=")
-        return call(target, attributes["arguments"], list(operands))
+        wanted = attributes.get("operand_strides") or (None,) * len(operands)
+        return call(target, attributes["arguments"], [_laid_out(x, strides) for x, strides in zip(operands, wanted)])
     raise UnsupportedError(f"the op {op.name} has no meaning in NumPy", items=(op.name,))
+
+
+def _laid_out(array: np.ndarray, strides: Sequence[int] | None) -> np.ndarray:
+    """The same numbers in memory of their own with those strides, in elements; None: as they are."""
+    if strides is None or 0 in strides or not array.size:
+        return array
+    memory = np.empty(1 + sum((size - 1) * step for size, step in zip(array.shape, strides)), array.dtype)
+    view = np.lib.stride_tricks.as_strided(memory, array.shape, [step * array.itemsize for step in strides])
+    view[...] = array
+    return view
 
 
 def concrete(value: Any, bindings: Mapping[str, int]) -> Any:

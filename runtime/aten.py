@@ -7,6 +7,7 @@ themselves; everything else is a dictionary of one entry:
     {"dim": e}         a size                             {"dtype": "f32"}  torch.float32
     {"memory_format": "channels_last"}                    {"layout": "strided"}
     {"device": "cpu"}                                     {"complex": (re, im)}
+    {"written": k}     a copy of operand k, which the operator writes to; it is a result of the call, behind the operator's own
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from dlcompiler.ir.errors import UnsupportedError
 from dlcompiler.ir.expression import evaluate
-from dlcompiler.runtime.tensors import TORCH_DTYPES
+from dlcompiler.runtime.tensors import TORCH_DTYPES, copy_strided
 from torch import Tensor
 
 CPU = torch.device("cpu")
@@ -48,25 +49,49 @@ def prepare_aten(
     `device` is where the program runs, in place of the one that its graph was captured on.
     """
     operator = find_operator(target)
-    args = tuple(_argument(value, positions, bindings, device) for value in template["args"])
-    kwargs = {name: _argument(value, positions, bindings, device) for name, value in template["kwargs"].items()}
+    written: list[int] = []
+    args = tuple(_argument(value, positions, bindings, device, written) for value in template["args"])
+    kwargs = {name: _argument(value, positions, bindings, device, written) for name, value in template["kwargs"].items()}
 
     def run(tensors: Sequence[Tensor]) -> Any:
-        return operator(*(give(tensors) for give in args), **{name: give(tensors) for name, give in kwargs.items()})
+        results = operator(*(give(tensors) for give in args), **{name: give(tensors) for name, give in kwargs.items()})
+        return _flat(results) if isinstance(results, tuple | list) else results
 
-    return run
+    def run_writing(tensors: Sequence[Tensor]) -> Any:
+        copies = [_copy(tensors[position]) for position in written]
+        results = run([*tensors, *copies])
+        return [*(results if isinstance(results, list) else [results]), *copies]
+
+    return run_writing if written else run
+
+
+def _flat(results: Any) -> list[Any]:
+    """An operator's results, those in lists among them, one after the other."""
+    return [x for r in results for x in (_flat(r) if isinstance(r, tuple | list) else [r])]
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """A copy that lies as the tensor does."""
+    return tensor.clone() if 0 in tensor.stride() else copy_strided(tensor, tensor.stride())
 
 
 def _argument(
-    value: Any, positions: Sequence[int], bindings: Mapping[str, int], device: torch.device
+    value: Any, positions: Sequence[int], bindings: Mapping[str, int], device: torch.device, written: list[int]
 ) -> Callable[[Sequence[Tensor]], Any]:
-    """A function from the list of tensors to the argument that `value`, a piece of the template, stands for."""
+    """A function from the list of tensors to the argument that `value`, a piece of the template, stands for.
+
+    written  where the tensors lie of which the call gets copies, the copies being at the list's end; added to
+    """
     if isinstance(value, tuple | list):
-        parts = [_argument(v, positions, bindings, device) for v in value]
+        parts = [_argument(v, positions, bindings, device, written) for v in value]
         return lambda tensors: [part(tensors) for part in parts]
     if not isinstance(value, Mapping):
         return lambda tensors: value
     ((kind, content),) = value.items()
+    if kind == "written":
+        number = len(written)
+        written.append(positions[content])
+        return lambda tensors: tensors[number - len(written)]
     if kind in ("operand", "number"):
         position = positions[content]
         return (lambda tensors: tensors[position]) if kind == "operand" else (lambda tensors: tensors[position].item())

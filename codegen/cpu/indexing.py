@@ -51,6 +51,8 @@ class IndexWriter:
             return left // right
         if is_non_negative(expression, self.extents):
             return e.div(left, right)
+        if isinstance(left, int):
+            left = e.constant(left, "i64")
         # rounding towards minus infinity by the division that rounds towards zero
         below = self.plus(left, self.plus(1, self.times(right, -1)))
         return e.div(e.select(e.compare("lt", left, 0), below, left), right)

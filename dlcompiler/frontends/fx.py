@@ -4,15 +4,20 @@ import_fx        an ATen-level FX graph, as AOTAutograd or torch.export hands ov
 capture          a module, function or ExportedProgram --> Graph, and how its calls map to the Graph's inputs and outputs
 decompositions   what torch is to break up before
 number_draws     gives draws of random numbers their positions
+own_arguments    what AOTAutograd is to say of operators that write to their arguments
 keep_recurrent_layers_whole   what AOTAutograd is not to break up
 """
 
 from __future__ import annotations
 
 from dlcompiler.frontends.fx_capture import Captured, capture
+from dlcompiler.frontends.fx_control import own_arguments
 from dlcompiler.frontends.fx_decompositions import decompositions
 from dlcompiler.frontends.fx_import import import_fx, result_kinds
 from dlcompiler.frontends.fx_random import number_draws
 from dlcompiler.frontends.fx_whole import keep_recurrent_layers_whole
 
-__all__ = ["Captured", "capture", "decompositions", "import_fx", "keep_recurrent_layers_whole", "number_draws", "result_kinds"]
+__all__ = [
+    "Captured", "capture", "decompositions", "import_fx", "keep_recurrent_layers_whole", "number_draws", "own_arguments",
+    "result_kinds",
+]  # fmt: skip

@@ -54,6 +54,19 @@ class Owners:
             return self.storages.get(root) != _storage(example)
         return root in self.storages and self.storages[root] != _storage(example)
 
+    def hides(self, value: Node, example: torch.Tensor) -> bool:
+        """Whether torch's result shows an input's memory from a place known only when called, and `value` is a copy.
+
+        torch makes such a result of the input again, by the strides and the place of ours.
+        """
+        root = root_of(value)
+        if root in self.storages or _storage(example) not in self.storages.values():
+            return False
+        place = example.storage_offset()
+        layout = (*example.shape, *example.stride(), place)
+        known_to_be_first = isinstance(place, int) and place == 0
+        return not known_to_be_first and any(isinstance(number, torch.SymInt) for number in layout)
+
     def claim(self, value: Node, example: torch.Tensor) -> None:
         """`value` is a result."""
         self.storages.setdefault(root_of(value), _storage(example))

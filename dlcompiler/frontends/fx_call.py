@@ -7,16 +7,17 @@ stand for themselves; everything else is a dictionary of one entry:
     {"dim": e}         a size                             {"dtype": "f32"}  torch.float32
     {"memory_format": "channels_last"}                    {"layout": "strided"}
     {"device": "cpu"}                                     {"complex": (re, im)}
+    {"written": k}     a copy of operand k, which the operator writes to; it is a result of the call, behind the operator's own
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from dlcompiler.frontends.fx_types import WeakFloat, dtype_from_torch
+from dlcompiler.frontends.fx_types import WeakNumber, dtype_from_torch
 from dlcompiler.ir.errors import UnsupportedError
 from dlcompiler.ir.expression import Expression
 from dlcompiler.ir.graph import Node
@@ -36,8 +37,24 @@ def refuse_misdescribed(target: str, args: Sequence[Any]) -> None:
         raise UnsupportedError(f"{target} in half precision, whose results torch misdescribes", items=(target,))
 
 
-def make_template(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Node, ...], dict[str, Any]]:
-    """(operands, template) of a call. Raises UnsupportedError for an argument that is not data (a module, a function)."""
+def sees_strides(operator: Any) -> bool:
+    """Whether what an operator gives may depend on how its operands lie in memory, so that they must lie as in eager.
+
+    ATen's own operators compute with values, but for views, which need memory that they can show; those of others may do
+    anything, unless their author has said otherwise by a tag.
+    """
+    if not isinstance(operator, torch._ops.OpOverload) or torch.Tag.flexible_layout in operator.tags:
+        return False
+    return operator.is_view or operator.namespace not in ("aten", "prims")
+
+
+def make_template(
+    args: Sequence[Any], kwargs: Mapping[str, Any], written: Collection[str] = ()
+) -> tuple[tuple[Node, ...], dict[str, Any]]:
+    """(operands, template) of a call, which writes to the named arguments.
+
+    Raises UnsupportedError for an argument that is not data (a module, a function).
+    """
     operands: list[Node] = []
 
     def entry(node: Node, kind: str) -> dict[str, int]:
@@ -45,11 +62,11 @@ def make_template(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple
             operands.append(node)
         return {kind: operands.index(node)}
 
-    def encode(value: Any) -> Any:
+    def encode(value: Any, kind: str = "operand") -> Any:
         match value:
             case Node():
-                return entry(value, "operand")
-            case WeakFloat():
+                return entry(value, kind)
+            case WeakNumber():
                 return entry(value.node, "number")
             case Expression():
                 return {"dim": value}
@@ -58,7 +75,7 @@ def make_template(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple
             case complex():
                 return {"complex": (value.real, value.imag)}
             case list() | tuple():
-                return tuple(encode(v) for v in value)
+                return tuple(encode(v, kind) for v in value)
             case torch.dtype():
                 return {"dtype": dtype_from_torch(value).name}
             case torch.device():
@@ -69,5 +86,6 @@ def make_template(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple
                 return {"layout": str(value).removeprefix("torch.")}
         raise UnsupportedError(f"an argument of type {type(value).__name__}", items=(type(value).__name__,))
 
-    template = {"args": encode(args), "kwargs": {name: encode(v) for name, v in kwargs.items()}}
+    named = {name: encode(v, "written" if name in written else "operand") for name, v in kwargs.items()}
+    template = {"args": encode(args), "kwargs": named}
     return tuple(operands), template

@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
+from dlcompiler.frontends.fx_control import own_arguments
 from dlcompiler.frontends.fx_decompositions import decompositions
 from dlcompiler.frontends.fx_import import flat_results, import_fx
 from dlcompiler.ir.errors import InputError, InvalidModelError, UnsupportedError
@@ -137,7 +138,8 @@ def capture(
         program = (
             model if isinstance(model, ExportedProgram) else _export(model, example_inputs, dynamic_shapes, example_keywords)
         )
-        program = program.run_decompositions(decompositions(numerics))
+        with own_arguments():
+            program = program.run_decompositions(decompositions(numerics))
     return _import_program(program, _name_of(model))
 
 

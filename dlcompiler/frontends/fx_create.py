@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dlcompiler.frontends.fx_rules import NoRule, moving, rule
-from dlcompiler.frontends.fx_types import WeakFloat
+from dlcompiler.frontends.fx_types import WeakNumber
 from dlcompiler.frontends.fx_view import expand, reshape
 from dlcompiler.ir.expression import Expression
 from dlcompiler.ir.graph import Node
@@ -75,7 +75,7 @@ def _ramp(i: Any, start: Any, step: Any) -> Node:
     result = i.cast(line, wide)
     if not (isinstance(step, int) and step == 1):
         result = i.b.mul(result, i.number(step, wide))
-    if isinstance(start, WeakFloat | Expression) or start != 0:
+    if isinstance(start, WeakNumber | Expression) or start != 0:
         result = i.b.add(result, i.number(start, wide))
     return i.cast(result, i.dtype)
 

@@ -15,20 +15,23 @@ from typing import Any
 import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from dlcompiler import extend
 from dlcompiler.arrays import array_from_tensor
 from dlcompiler.frontends.fx_alias import Owners, root_of
-from dlcompiler.frontends.fx_call import make_template, refuse_misdescribed
+from dlcompiler.frontends.fx_call import make_template, refuse_misdescribed, sees_strides
+from dlcompiler.frontends.fx_control import higher_order
 from dlcompiler.frontends.fx_location import location_of
-from dlcompiler.frontends.fx_numbers import float_of_sizes
+from dlcompiler.frontends.fx_numbers import bool_of_sizes, float_of_sizes
 from dlcompiler.frontends.fx_random import number_draws
 from dlcompiler.frontends.fx_rules import RULES, TAKES_NARROW, NoRule
 from dlcompiler.frontends.fx_types import (
-    WeakFloat,
+    WeakNumber,
     dim_from_torch,
     is_scalar,
     largest_of,
+    non_negative,
     strides_of_fake,
     type_of_fake,
 )
@@ -36,7 +39,7 @@ from dlcompiler.ir.errors import InvalidModelError, ShapeError, UnsupportedError
 from dlcompiler.ir.expression import Dim, Expression, evaluate, symbol_name, symbols
 from dlcompiler.ir.graph import Builder, Graph, Node, reachable
 from dlcompiler.ir.ops import lookup
-from dlcompiler.ir.types import DType, TensorType, TupleType, compute_dtype, f64, i64
+from dlcompiler.ir.types import DType, TensorType, TupleType, compute_dtype, contiguous_strides, f64, i64
 from dlcompiler.runtime.constants import remember_source
 
 # assertions on sizes that guards or the runtime's own input check have already made
@@ -154,6 +157,37 @@ class Importer:
                     raise UnsupportedError(f"an FX node of kind {node.op}", items=(node.op,), location=self.b.location)
         raise VerifyError("an FX graph without an output")
 
+    def part(self, name: str) -> Importer:
+        """An importer with a builder of its own, for a region of what is being imported."""
+        inner = Importer(self.module, name, {}, {})
+        inner._hints = self._hints
+        return inner
+
+    def inline(self, module: torch.fx.GraphModule, arguments: Iterable[Any]) -> list[Any]:
+        """The results of another FX graph, whose nodes are appended here; `arguments` are its placeholders' values."""
+        outer = self.module, self.node, self.meta
+        given = iter(arguments)
+        self.module = module
+        try:
+            for node in module.graph.nodes:
+                self.node, self.meta = node, node.meta.get("val")
+                self.b.location = location_of(node)
+                match node.op:
+                    case "placeholder":
+                        self.values[node] = next(given)
+                    case "get_attr":
+                        self.values[node] = self._attribute(node)
+                    case "call_function":
+                        self.values[node] = self._call(node)
+                    case "output":
+                        results = flat_results(module)
+                        return [self.values[r] if isinstance(r, torch.fx.Node) else r for r in results]
+                    case _:
+                        raise UnsupportedError(f"an FX node of kind {node.op}", items=(node.op,), location=self.b.location)
+            raise VerifyError("an FX graph without an output")
+        finally:
+            self.module, self.node, self.meta = outer
+
     def _placeholder(self, node: torch.fx.Node, given: Any) -> Any:
         name = str(node.target)
         if name in self.constants:
@@ -168,6 +202,7 @@ class Importer:
             )
         if isinstance(example, int | torch.SymInt) and not isinstance(example, bool):
             self._remember_hints((example,))
+            example = non_negative(example)
             dim = dim_from_torch(example)
             # specialised to a number, or made of other sizes: it still takes its place in the call, and nothing reads it
             self.b.size_input(name, symbol_name(dim) or f"unused_{name}")
@@ -199,6 +234,8 @@ class Importer:
                     environment = size.node.shape_env
                     known = getattr(environment, "backed_var_to_val", None) or environment.var_to_val
                     if free in known:
+                        if not known[free].is_Integer:  # the lengths of a nested tensor's rows, as torch stands for them
+                            raise UnsupportedError("a size of a nested tensor", items=("nested tensor",))
                         self._hints[free.name] = int(known[free])
 
     # -- one operator --------------------------------------------------------------------------------------------------------
@@ -217,7 +254,11 @@ class Importer:
                 (source,) = node.all_input_nodes
                 self.floats[expression.name] = self.cast(self.values[source], f64)
             return float_of_sizes(self, expression)
-        if isinstance(self.meta, torch.SymBool | bool) or str(target) in _SIZE_CHECKS:
+        if isinstance(self.meta, torch.SymBool | bool):
+            if all(str(user.target) in _SIZE_CHECKS for user in node.users):
+                return None
+            return self.meta if isinstance(self.meta, bool) else bool_of_sizes(self, self.meta.node.expr)
+        if str(target) in _SIZE_CHECKS:
             return None
         args, kwargs = self._arguments(node.args), {k: self._arguments(v) for k, v in node.kwargs.items()}
         if str(target) in _DATA_CHECKS:
@@ -229,6 +270,8 @@ class Importer:
             return None, None
         if str(target) in _TOKENS:
             return None
+        if isinstance(target, torch._ops.HigherOrderOperator):
+            return higher_order(self, target.name(), args, kwargs)
         if not isinstance(target, torch._ops.OpOverload):
             raise UnsupportedError(f"a call of {target}", items=(str(target),), location=self.b.location)
         return self.apply(str(target), args, kwargs)
@@ -287,25 +330,50 @@ class Importer:
     def call(self, target: str, args: Sequence[Any], kwargs: Mapping[str, Any], reason: str) -> Any:
         """Append an `aten.call`."""
         refuse_misdescribed(target, args)
-        operands, template = make_template(args, kwargs)
-        overload = self.node.target
+        return self._append_call(target, self.node.target, *make_template(args, kwargs), reason)
+
+    def call_writing(self, operator: Any, kwargs: Mapping[str, Any], written: Collection[str]) -> Any:
+        """Append an `aten.call` of an operator that writes to these arguments: copies of them, which follow its results."""
+        return self._append_call(str(operator), operator, *make_template((), kwargs, written), "an operator that is not ATen's")
+
+    def _append_call(
+        self, target: str, overload: Any, operands: tuple[Node, ...], template: Mapping[str, Any], reason: str
+    ) -> Any:
         impure = torch.Tag.nondeterministic_seeded in getattr(overload, "tags", ())
-        attributes = {"target": target, "arguments": template, "impure": impure, "reason": reason}
+        attributes: dict[str, Any] = {"target": target, "arguments": template, "impure": impure, "reason": reason}
         op = lookup("aten.call")
-        results = self.meta if isinstance(self.meta, tuple | list) else (self.meta,)
+        results, structure = tree_flatten(self.meta)
         strides = tuple(strides_of_fake(m) if isinstance(m, torch.Tensor) else None for m in results)
         if any(strides):
             attributes["strides"] = strides
+        if sees_strides(overload):
+            attributes["operand_strides"] = self._operand_strides(operands)
         short = target.split(".")[1]
         if isinstance(self.meta, torch.Tensor):
             return self.b.make(op, operands, attributes, type_of_fake(self.meta), short)
         if not isinstance(self.meta, tuple | list):
             raise UnsupportedError(f"{target} gives a {type_name(self.meta)}", items=(target,), location=self.b.location)
-        if not all(m is None or isinstance(m, torch.Tensor) for m in self.meta):
+        if not all(m is None or isinstance(m, torch.Tensor) for m in results):
             raise UnsupportedError(f"{target} gives more than tensors", items=(target,), location=self.b.location)
-        types = tuple(None if m is None else type_of_fake(m) for m in self.meta)
+        types = tuple(None if m is None else type_of_fake(m) for m in results)
         whole = self.b.make(op, operands, attributes, TupleType(types), short)
-        return self.elements(whole)
+        if len(results) == len(self.meta):
+            return self.elements(whole)
+        # lists among the results
+        parts = [None if t is None else self.b("tuple.get", whole, index=k) for k, t in enumerate(types)]
+        return tree_unflatten(parts, structure)
+
+    def _operand_strides(self, operands: Sequence[Node]) -> tuple[tuple[Dim, ...] | None, ...]:
+        """The strides that each operand of the operator at hand has in eager."""
+        found: dict[Node, tuple[Dim, ...] | None] = {}
+        for node in self.node.all_input_nodes:
+            example, value = node.meta.get("val"), self.values.get(node)
+            if isinstance(example, torch.Tensor) and isinstance(value, Node) and example.layout is torch.strided:
+                strides = strides_of_fake(example, exact=True) or contiguous_strides(value.shape)
+                if found.setdefault(value, strides) != strides:
+                    message = f"{self.node.target} of one tensor in two layouts"
+                    raise UnsupportedError(message, items=(str(self.node.target),), location=self.b.location)
+        return tuple(found.get(operand) for operand in operands)
 
     def elements(self, whole: Node) -> tuple[Node | None, ...]:
         """The results of a tuple node that somebody uses, None for the others."""
@@ -373,7 +441,7 @@ class Importer:
 
     def number(self, value: Any, dtype: DType) -> Node:
         """A Python number, size or SymFloat as a 0-d node. Integers wrap as C's conversions do."""
-        if isinstance(value, WeakFloat):
+        if isinstance(value, WeakNumber):
             return self.cast(value.node, dtype)
         if isinstance(value, Expression):
             return self.cast(self.size(value), dtype)
@@ -439,12 +507,14 @@ class Importer:
             example = result.meta["val"] if isinstance(result, torch.fx.Node) else result
             if isinstance(example, torch.Tensor):
                 strides.append(strides_of_fake(example, exact=True))
+                if owners.hides(value, example):
+                    raise UnsupportedError("a view of an input from a place known only when called", items=(result.name,))
                 if owners.would_alias(value, example):
                     value = self.b.copy(value)
                 owners.claim(value, example)
             else:
                 strides.append(None)
-                value = value.node if isinstance(value, WeakFloat) else self._number_result(value)
+                value = value.node if isinstance(value, WeakNumber) else self._number_result(value)
             outputs.append(value)
         self._require_bound()
         graph = self.b.finish(outputs, writebacks=writebacks, output_strides=tuple(strides))

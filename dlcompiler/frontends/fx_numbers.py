@@ -1,10 +1,13 @@
-"""Floats made of sizes, or of numbers that were read out of tensors (SymFloat): `1 / sqrt(s0)` as 0-d f64 nodes."""
+"""Numbers made of sizes, or of numbers that were read out of tensors, as 0-d nodes.
+
+A SymFloat, `1 / sqrt(s0)`, is an f64; a SymBool, `s0 >= 1024`, a bool.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dlcompiler.frontends.fx_types import WeakFloat, dim_from_sympy
+from dlcompiler.frontends.fx_types import WeakNumber, dim_from_sympy
 from dlcompiler.ir.errors import UnsupportedError
 from dlcompiler.ir.graph import Node
 from dlcompiler.ir.types import f64
@@ -18,14 +21,43 @@ _UNARY = {
     "OpaqueUnaryFn_cosh": "cosh", "OpaqueUnaryFn_sinh": "sinh", "OpaqueUnaryFn_acos": "acos", "OpaqueUnaryFn_asin": "asin",
     "OpaqueUnaryFn_atan": "atan",
 }  # fmt: skip
+_RELATIONS = {
+    "Equality": "eq", "Unequality": "ne", "StrictLessThan": "lt", "LessThan": "le", "StrictGreaterThan": "gt",
+    "GreaterThan": "ge",
+}  # fmt: skip
+_CONNECTIVES = {"And": "logical_and", "Or": "logical_or", "Not": "logical_not"}
 _BINARY = {"Add": "add", "Mul": "mul", "IntTrueDiv": "div", "FloatTrueDiv": "div", "FloatPow": "pow", "Pow": "pow"}
 
 
-def float_of_sizes(importer: Importer, expression: Any) -> float | WeakFloat:
+def float_of_sizes(importer: Importer, expression: Any) -> float | WeakNumber:
     """The value of a sympy float expression of sizes. Raises UnsupportedError for a function that is not known here."""
     if expression.is_Number:
         return float(expression)
-    return WeakFloat(_node(importer, expression))
+    return WeakNumber(_node(importer, expression))
+
+
+def bool_of_sizes(importer: Importer, expression: Any) -> bool | WeakNumber:
+    """The truth of a sympy relation of sizes. Raises UnsupportedError for one that is not known here."""
+    if expression.is_Boolean and not expression.free_symbols:
+        return bool(expression)
+    return WeakNumber(_truth(importer, expression))
+
+
+def _truth(importer: Importer, expression: Any) -> Node:
+    kind = type(expression).__name__
+    if kind in _RELATIONS:
+        left, right = expression.args
+        if left.is_integer and right.is_integer and not importer.floats.keys() & {x.name for x in expression.free_symbols}:
+            operands = [importer.size(dim_from_sympy(x)) for x in (left, right)]
+        else:
+            operands = [_node(importer, x) for x in (left, right)]
+        return importer.b(_RELATIONS[kind], *operands)
+    if kind in _CONNECTIVES:
+        first, *rest = (_truth(importer, x) for x in expression.args)
+        for each in rest:
+            first = importer.b(_CONNECTIVES[kind], first, each)
+        return first if kind != "Not" else importer.b("logical_not", first)
+    raise UnsupportedError(f"the truth of {expression}", items=(kind,))
 
 
 def _node(importer: Importer, expression: Any) -> Node:

@@ -46,6 +46,7 @@ def _fill_table() -> None:
         fx_create,
         fx_index,
         fx_layer,
+        fx_memory,
         fx_order,
         fx_pointwise,
         fx_pool,

@@ -69,8 +69,8 @@ def largest_of(dtype: DType) -> float | None:
     return beyond if math.isfinite(beyond) else None
 
 
-class WeakFloat:
-    """A float that is known only when called (a SymFloat): a 0-d f64 node that promotes as a Python number does."""
+class WeakNumber:
+    """A number known only when called (a SymFloat or SymBool): a 0-d f64 or bool node that promotes as a Python number does."""
 
     __slots__ = ("node",)
 
@@ -80,15 +80,15 @@ class WeakFloat:
 
 def is_scalar(value: Any) -> bool:
     """Whether a value promotes as a Python number does."""
-    return isinstance(value, bool | int | float | complex | Expression | WeakFloat)
+    return isinstance(value, bool | int | float | complex | Expression | WeakNumber)
 
 
 def _scalar_dtype(value: Any) -> torch.dtype:
-    if isinstance(value, bool):
+    if isinstance(value, bool) or (isinstance(value, WeakNumber) and value.node.dtype is boolean):
         return torch.bool
     if isinstance(value, int | Expression):
         return torch.int64
-    if isinstance(value, float | WeakFloat):
+    if isinstance(value, float | WeakNumber):
         return torch.get_default_dtype()
     return torch.complex128 if torch.get_default_dtype() is torch.float64 else torch.complex64
 
@@ -175,6 +175,18 @@ def dim_from_torch(size: int | torch.SymInt) -> Dim:
     if isinstance(size, torch.SymInt):
         return dim_from_sympy(size.node.expr)
     return int(size)
+
+
+def non_negative(number: int | torch.SymInt) -> int | torch.SymInt:
+    """An integer argument as a symbol of ours may stand for it, which are never negative: guarded to be so in later calls.
+
+    A negative one becomes a plain int, for which torch guards, so that another number is compiled for itself.
+    """
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    if not isinstance(number, torch.SymInt) or not number.node.has_hint() or statically_known_true(number >= 0):
+        return number
+    return number if bool(number >= 0) else int(number)
 
 
 def type_of_fake(value: torch.Tensor) -> TensorType:

@@ -277,26 +277,7 @@ def _select_scatter(i, x, source, dim, index):
     return _update(i, x, part, axis, at, 1)
 
 
-# -- strides said outright -----------------------------------------------------------------------------------------------------
-
-
-@moving("as_strided.default", "as_strided_copy.default")
-def _as_strided(i, x, size, stride, storage_offset=None):
-    """Elements of the memory that eager gives `x`: known where `x` fills its memory row by row.
-
-    as_strided(x, size, stride, offset) --> index(reshape(x, [n]), offset + i0*stride0 + i1*stride1 + ...)
-    """
-    example = i.node.args[0].meta["val"]
-    if not example.is_contiguous() or i.hint_of(example.untyped_storage().nbytes()) != i.hint_of(
-        example.numel() * example.element_size()
-    ):
-        raise NoRule("memory that eager has laid out in another way")
-    offset = 0 if storage_offset is None else storage_offset
-    at = i.size(offset)
-    for axis, (extent, step) in enumerate(zip(i.shape, stride)):
-        line = i.b.mul(i.b.iota(size=extent), i.size(step))
-        at = i.b.add(at, reshape(i, line, (extent, *(1,) * (len(i.shape) - axis - 1))))
-    return i.b.index(reshape(i, x, (x.tensor.numel,)), expand(i, at, i.shape), axes=(0,))
+# -- windows and diagonals ------------------------------------------------------------------------------------------------------
 
 
 @moving("unfold.default")
@@ -304,6 +285,8 @@ def _unfold(i, x, dimension, size, step):
     axis = axis_of(dimension, x.tensor.rank)
     if not x.tensor.rank or not isinstance(size, int) or not isinstance(step, int):
         raise NoRule("windows of a size that is not known at compile time")
+    if size == 0:
+        raise NoRule("windows of no element")
     return i.b.window(x, axes=(axis,), sizes=(size,), strides=(step,), dilations=(1,))
 
 

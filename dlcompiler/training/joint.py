@@ -21,7 +21,7 @@ from torch._functorch._aot_autograd.descriptors import (
 )
 from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
 
-from dlcompiler.frontends.fx import decompositions, import_fx, keep_recurrent_layers_whole
+from dlcompiler.frontends.fx import decompositions, import_fx, keep_recurrent_layers_whole, own_arguments
 from dlcompiler.frontends.fx_location import input_names
 from dlcompiler.ir.errors import InputError, UnsupportedError
 from dlcompiler.ir.graph import Graph, Node
@@ -59,7 +59,7 @@ def joint_graph(
     cannot hold.
     """
     keep_recurrent_layers_whole(module, scanned)
-    with ExitStack() as stack, torch.enable_grad():
+    with ExitStack() as stack, torch.enable_grad(), own_arguments():
         traced = aot_export_joint_with_descriptors(stack, module, tuple(inputs), decompositions=decompositions(numerics))
     found = _Results(traced.graph_module, set(trained), scaled)
     graph = import_fx(

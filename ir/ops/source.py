@@ -60,7 +60,8 @@ register(
 register("random_seed", lambda types, attributes: TensorType(i64, ()), Trait.LIBRARY, Trait.IMPURE)
 
 # An operator that nobody mapped, run by ATen. attributes: target "aten.sort.default", arguments (a template in which
-# {"operand": k} stands for operand k), impure. Its result type is the node's own.
+# {"operand": k} stands for operand k), impure, operand_strides (how each operand must lie for an operator that sees it, None: in
+# any way). Its result type is the node's own.
 register("aten.call", own_type, Trait.EXTERN)
 
 

@@ -10,6 +10,7 @@ ordered for low peak memory, results take over the memory of operands that die, 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence, Set
+from itertools import zip_longest
 from typing import Any, Protocol
 
 from dlcompiler.ir import program as P
@@ -276,6 +277,8 @@ class _Planner:
                 writes += tuple(self._scratch_of_routine(f"{node.name}.scratch{k}", type) for k, type in enumerate(scratch))
                 self.steps.append(P.RoutineCall(node.op.name, reads, writes, attributes, origin))
         else:
+            laid_out = node.attributes.get("operand_strides", ())
+            reads = tuple(self._laid_out(n, read, want) for n, read, want in zip_longest(node.inputs, reads, laid_out))
             target, arguments = node.attributes["target"], node.attributes["arguments"]
             reason = node.attributes.get("reason", "")
             self.steps.append(P.AtenCall(target, arguments, reads, self._results(node), origin, reason))
@@ -463,6 +466,13 @@ class _Planner:
         if not isinstance(operand.type, TensorType):
             raise VerifyError(f"%{node.name} reads a tuple", location=node.location)
         return self._window(operand, position in images_read(node))
+
+    def _laid_out(self, operand: Node, read: P.View, strides: Strides | None) -> P.View:
+        """What a call that can see strides reads: the operand with eager's, None if any will do."""
+        places = [(want, has) for size, want, has in zip(operand.shape, strides or (), read.strides) if size != 1]
+        if all(want == has for want, has in places) or any(want == 0 for want, _ in places):
+            return read
+        return self._copy(operand, strides or ())
 
     def _image(self, convolution: Node) -> P.View:
         """What a convolution of ours reads its image from."""

@@ -28,17 +28,17 @@ DTYPES = ("float32", "float64", "bfloat16", "float16", "complex64")
 
 
 class Worker:
-    """A process that checks operators until it dies or takes too long."""
+    """A process that checks operators (or models, see `families`) until it dies or takes too long."""
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    def __init__(self, seconds: float, module: str = "opinfo_worker") -> None:
+        self.seconds, self.module = seconds, module
         self.process: subprocess.Popen[str] | None = None
 
     def check(self, task: dict[str, Any]) -> dict[str, Any]:
         """The verdict as data. A process that crashes or hangs is one, and the next task gets a new process."""
         if self.process is None:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.bench.opinfo_worker"],
+                [sys.executable, "-m", f"tests.bench.{self.module}"],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                 text=True, cwd=harness.REPOSITORY, env=harness.worker_environment(),
             )  # fmt: skip
@@ -64,8 +64,10 @@ class Worker:
             self.process.wait()
 
 
-def check_all(tasks: Iterable[dict[str, Any]], jobs: int, seconds: float, kept: IO[str] | None) -> list[dict[str, Any]]:
-    """Every task, by that many processes."""
+def check_all(
+    tasks: Iterable[dict[str, Any]], jobs: int, seconds: float, kept: IO[str] | None, module: str = "opinfo_worker"
+) -> list[dict[str, Any]]:
+    """Every task, by that many processes; `module` says whose."""
     waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     for task in tasks:
         waiting.put(task)
@@ -73,7 +75,7 @@ def check_all(tasks: Iterable[dict[str, Any]], jobs: int, seconds: float, kept: 
     lock = threading.Lock()
 
     def work() -> None:
-        worker = Worker(seconds)
+        worker = Worker(seconds, module)
         while True:
             try:
                 task = waiting.get_nowait()

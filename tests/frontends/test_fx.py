@@ -223,11 +223,31 @@ def test_joining_and_splitting() -> None:
     check(function, x, y)
 
 
-def test_strides_said_outright() -> None:
-    def windows(x: Tensor) -> list[Tensor]:
-        return [x.as_strided((3, 2), (2, 1), 1) * 1, x.unfold(0, 3, 2) * 1, torch.diagonal(x.view(3, 4), 1) * 1]
+VIEWS_BEFORE: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda x: x, lambda x: x.t(), lambda x: x[1:], lambda x: x[:, ::2], lambda x: x.split(2)[1], lambda x: x.flatten()[3:],
+    lambda x: x.as_strided((2, 4), (1, 3), 1), lambda x: x.relu().t(), lambda x: x.relu().as_strided((3, 4), (2, 3))[1:],
+)  # fmt: skip
 
-    check(windows, values((12,), torch.float32))
+
+@pytest.mark.parametrize("view", VIEWS_BEFORE, ids=map(str, range(len(VIEWS_BEFORE))))
+def test_strides_said_outright_are_of_the_memory_behind_a_view(view: Callable[[Tensor], Tensor]) -> None:
+    def windows(x: Tensor) -> list[Tensor]:
+        own = view(x * 2)
+        written = x * 3
+        written.as_strided((2, 2), (3, 1), 2).mul_(5)
+        return [
+            own.as_strided((3, 2), (2, 1), 1) * 1,
+            own.as_strided((2, 3), (1, 4)) * 1,
+            view(x).as_strided((2, 2), (5, 2)) * 1,
+            written,
+        ]
+
+    check(windows, values((4, 5), torch.float32))
+
+
+def test_windows_and_diagonals() -> None:
+    check(lambda x: [x.unfold(0, 3, 2) * 1, torch.diagonal(x.view(3, 4), 1) * 1], values((12,), torch.float32))
+    check(lambda x: x.unfold(0, 0, 1), values((3,), torch.float32), native=False)
 
 
 def test_makers_of_tensors() -> None:

@@ -1,0 +1,99 @@
+"""Rules for operators that speak of memory, by strides said outright, and not of a value's elements."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dlcompiler.frontends.fx_rules import moving
+from dlcompiler.frontends.fx_scatter import index_update
+from dlcompiler.frontends.fx_types import dim_from_torch
+from dlcompiler.frontends.fx_view import expand, permute, reshape
+from dlcompiler.ir.errors import UnsupportedError
+from dlcompiler.ir.expression import Dim
+from dlcompiler.ir.graph import Node
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The elements of a piece of memory of eager's, as a value: `owner` with its dimensions in the order in which they lie there.
+
+    offset   where the view that was asked for begins
+    """
+
+    owner: Node
+    order: tuple[int, ...]
+    offset: Dim
+
+    def elements(self, i: Any) -> Node:
+        """[a, b, c] stored with strides of [c, a, b] --> [a*b*c], in the order of addresses."""
+        return reshape(i, permute(i, self.owner, self.order), (self.owner.tensor.numel,))
+
+    def value(self, i: Any, elements: Node) -> Node:
+        """The inverse of `elements`."""
+        stored = tuple(self.owner.shape[d] for d in self.order)
+        return permute(i, reshape(i, elements, stored), [self.order.index(d) for d in range(len(self.order))])
+
+
+def memory_of(i: Any, argument: torch.fx.Node) -> Memory:
+    """The memory that an operand of the operator at hand is, or is a view of.
+
+    Views are followed to what owns their memory, since other elements of it may be read. Raises UnsupportedError where an owner
+    does not fill its memory: torch runs such a graph, as an operator alone would be given memory that lies otherwise.
+    """
+    view = argument.meta["val"]
+    while (source := _viewed(argument)) is not None:
+        argument = source
+    example, owner = argument.meta.get("val"), i.values[argument]
+    if isinstance(example, torch.Tensor) and isinstance(owner, Node):
+        steps = [i.hint_of(stride) for stride in example.stride()]
+        order = tuple(sorted(range(example.dim()), key=lambda d: (-steps[d], -i.hint_of(example.shape[d]))))
+        count = example.numel() * example.element_size()
+        if example.permute(order).is_contiguous() and i.hint_of(example.untyped_storage().nbytes()) == i.hint_of(count):
+            if view.dtype is example.dtype:
+                return Memory(owner, order, dim_from_torch(view.storage_offset()))
+    raise UnsupportedError(
+        f"{i.node.target} of memory that its owner does not fill", items=(str(i.node.target),), location=i.b.location
+    )
+
+
+def _viewed(node: torch.fx.Node) -> torch.fx.Node | None:
+    """What a node is a view of; None if it has memory of its own."""
+    if node.op != "call_function":
+        return None
+    if node.target is operator.getitem or (isinstance(node.target, torch._ops.OpOverload) and node.target.is_view):
+        source = node.args[0]
+        if isinstance(source, torch.fx.Node) and (node.target is not operator.getitem or _viewed(source) is not None):
+            return source
+    return None
+
+
+def _places(i: Any, shape: Any, stride: Any, offset: Any) -> Node:
+    """offset + i0*stride0 + i1*stride1 + ..., for each element of the shape."""
+    at = i.size(offset)
+    for axis, (extent, step) in enumerate(zip(shape, stride)):
+        line = i.b.mul(i.b.iota(size=extent), i.size(step))
+        at = i.b.add(at, reshape(i, line, (extent, *(1,) * (len(shape) - axis - 1))))
+    return expand(i, at, shape)
+
+
+@moving("as_strided.default", "as_strided_copy.default")
+def _as_strided(i, x, size, stride, storage_offset=None):
+    """as_strided(view of x, size, stride, offset) --> index(elements of x, offset + i0*stride0 + i1*stride1 + ...)"""
+    memory = memory_of(i, i.node.args[0])
+    offset = memory.offset if storage_offset is None else storage_offset
+    return i.b.index(memory.elements(i), _places(i, i.shape, stride, offset), axes=(0,))
+
+
+@moving("as_strided_scatter.default")
+def _as_strided_scatter(i, x, source, size, stride, storage_offset=None):
+    """The value with a window of its memory replaced; what the window reaches outside of the value itself is not seen."""
+    memory = memory_of(i, i.node.args[0])
+    if memory.owner is not x:
+        raise UnsupportedError(f"{i.node.target} of a view", items=(str(i.node.target),), location=i.b.location)
+    offset = memory.offset if storage_offset is None else storage_offset
+    places = _places(i, source.shape, stride, offset)
+    return memory.value(i, index_update(i, memory.elements(i), [0], [places], source, "set"))
