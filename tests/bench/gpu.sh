@@ -7,4 +7,5 @@ out=${1:-build/gpu}
 rm -rf build/linked && mkdir -p build/linked/dlcompiler
 for path in dlcompiler/*; do ln -s "../../../$path" "build/linked/$path"; done
 for folder in ir passes codegen runtime; do ln -s "../../../$folder" "build/linked/dlcompiler/$folder"; done
-PYTHONUNBUFFERED=1 PYTHONPATH="build/linked:." exec "${PYTHON:-python3}" -m tests.bench.gpu --output "$out" "$@"
+# PYTHONSAFEPATH: else this folder comes first, where the package is not whole
+PYTHONUNBUFFERED=1 PYTHONSAFEPATH=1 PYTHONPATH="$PWD/build/linked:$PWD" exec "${PYTHON:-python3}" -m tests.bench.gpu --output "$out" "$@"

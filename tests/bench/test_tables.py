@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -114,3 +118,18 @@ def test_a_lookup_counts_what_comes_out() -> None:
 
     (step,) = dlcompiler.compile(Lookup(), (torch.arange(5),)).program.steps
     assert where.bytes_of(step) == (5 * 8 * 4, 5 * 8 + 5 * 8 * 4)
+
+
+def test_the_script_for_gpus_finds_the_whole_package(tmp_path: Path):
+    """Where nothing is installed: the folder that it is started in holds a part of the package, and must not come first."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nexec {sys.executable} -c 'import dlcompiler; print(dlcompiler.__file__)'\n")
+    python.chmod(0o755)
+    root = Path(__file__).parents[2]
+    linked = tmp_path / "copy"
+    linked.mkdir()
+    for folder in ("dlcompiler", "ir", "passes", "codegen", "runtime", "tests"):
+        (linked / folder).symlink_to(root / folder)
+    script, environment = root / "tests/bench/gpu.sh", {**os.environ, "PYTHON": str(python)}
+    done = subprocess.run(["sh", str(script)], cwd=linked, env=environment, capture_output=True, text=True)
+    assert Path(done.stdout.strip()) == linked / "build/linked/dlcompiler/__init__.py", done.stderr
