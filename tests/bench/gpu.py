@@ -27,13 +27,14 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import signal
 import subprocess
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -287,7 +288,7 @@ class WarmUp:
                 what = self._left.pop(0)
             except IndexError:
                 return
-            process = subprocess.Popen([*child_command("warm", 1000, self._chosen), "--what", what])
+            process = start([*child_command("warm", 1000, self._chosen), "--what", what])
             self._running.add(process)
             process.wait()
             self._running.discard(process)
@@ -298,8 +299,7 @@ class WarmUp:
             thread.join(max(self._deadline - time.monotonic(), 0))
         self._left.clear()
         for process in list(self._running):
-            process.kill()
-            process.wait()
+            end(process)
 
 
 # -- without a GPU, and the whole --------------------------------------------------------------------------------------------
@@ -335,16 +335,19 @@ def run_parts(names: Sequence[str], chosen: argparse.Namespace) -> int:
     if warm_up is not None and "first" not in names:
         warm_up.finish()
     for name in names:
-        share = PARTS[name] * (DRY_TIMES if chosen.dry_run else 0.4 if chosen.quick else 1.0)
+        share = PARTS[name] * (DRY_TIMES if chosen.dry_run else 0.4 if chosen.quick and name != "first" else 1.0)
         share = min(share, clock.left - KILL_AFTER)
         if share < 20:
             output.line(f"{name}: {NOT_MEASURED} (time)\n")
             continue
+        process = start(child_command(name, share, chosen))
         status: int | str
         try:
-            status = subprocess.run(child_command(name, share, chosen), timeout=share + KILL_AFTER).returncode
+            status = process.wait(share + KILL_AFTER)
         except subprocess.TimeoutExpired:
             status = "it took too long"
+        finally:
+            end(process)
         if status:
             failed += 1
             output.line(f"\n{name} did not end well: {status}\n")
@@ -353,6 +356,18 @@ def run_parts(names: Sequence[str], chosen: argparse.Namespace) -> int:
     if warm_up is not None:
         warm_up.finish()
     return failed
+
+
+def start(arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+    """A process in a group of its own, with all that it starts."""
+    return subprocess.Popen(arguments, start_new_session=True)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End all of a process's group, so that nothing of it is left on the GPU."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def child_command(name: str, seconds: float, chosen: argparse.Namespace) -> list[str]:
