@@ -37,9 +37,10 @@ def compile_graph(
             target, tuning = tune(fusion, target, options, observer.tuning)
             # what is left to a library after all is grouped otherwise
             fusion = fuse(graph, target, options)
+            trials = Trials()
         observer.tuned(target, tuning)
     with timings.stage("plan"):
-        program = plan(fusion, target, options)
+        program = plan(fusion, target, options, trials)
     observer.program(program)
     with timings.stage("emit"):
         program = emit(program, target, options)

@@ -25,6 +25,7 @@ from dlcompiler.frontends.fx import (
     result_kinds,
 )
 from dlcompiler.frontends.fx_location import input_names
+from dlcompiler.garbage import collecting_later
 from dlcompiler.ir.errors import OptionError, UnsupportedError
 from dlcompiler.ir.graph import Graph
 from dlcompiler.options import Options
@@ -110,7 +111,7 @@ class Backend:
         settings: dict[str, Any] = {"unlift_effect_tokens": True}
         if resolved.activation_memory_budget is not None:
             settings["activation_memory_budget"] = resolved.activation_memory_budget
-        with functorch_config.patch(settings), own_arguments():
+        with functorch_config.patch(settings), own_arguments(), collecting_later():
             return ours(graph_module, example_inputs)
 
     def _compile_part(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -43,6 +43,9 @@ class WrittenKernel:
     summary: str
     multiple: int = 1
 
+
+# A module is closed beyond so many lines: what a module costs (6 ms) does not matter then, and cores end together.
+MODULE_LINES = 1500
 
 # Kernels of this process: what they compute, for which machine -> machine code. Guarded by the lock.
 _compiled: dict[str, CompiledKernel] = {}
@@ -128,10 +131,15 @@ def compile_kernels(kernels: Sequence[Unit], target: Target, store: Store | None
         new = {f"k{key}": (kernel, answer) for key, kernel, answer in zip(keys, kernels, answers) if key not in _compiled}
         if new:
 
-            def write(missing: Sequence[str]) -> tuple[str, dict[str, str]]:
-                e = Emitter(machine=described)
-                facts = {name: _facts(_write(e, new[name][0], described, name, new[name][1])) for name in missing}
-                return e.text(), facts
+            def write(missing: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+                e, facts = Emitter(machine=described), {}
+                for name in missing:
+                    facts[name] = _facts(_write(e, new[name][0], described, name, new[name][1]))
+                    if len(e.top) >= MODULE_LINES:
+                        yield e.text(), facts
+                        e, facts = Emitter(machine=described), {}
+                if facts:
+                    yield e.text(), facts
 
             for name, function in find_functions(list(new), write, store).items():
                 work, grain, multiple = json.loads(function.facts)

@@ -232,7 +232,7 @@ def compile_driver(store: Store | None = None) -> LoadedObject:
             names = driver_names()
             for name, full in names.items():
                 text = text.replace(f"@{name}(", f"@{full}(")
-            found = find_functions(list(names.values()), lambda _: (text, {}), store, libraries)
+            found = find_functions(list(names.values()), lambda given: [(text, dict.fromkeys(given, ""))], store, libraries)
             addresses = {name: found[full].address for name, full in names.items()}
             _compiled.append(LoadedObject(addresses, [function.code for function in found.values()]))
         return _compiled[0]

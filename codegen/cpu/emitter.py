@@ -49,7 +49,7 @@ class Emitter:
     def __init__(self, attributes: str = "", machine: Machine | None = None) -> None:
         self.machine = machine
         self.attributes = attributes or (machine.attributes() if machine else "")
-        self._top: list[str] = []
+        self.top: list[str] = []  # lines of the functions written so far
         self._declared: dict[str, str] = {}
         self._lines: list[str] = []
         self._constants: dict[str, Value] = {}
@@ -62,11 +62,11 @@ class Emitter:
 
     def text(self) -> str:
         """The whole module."""
-        return "\n".join(["module {", *self._declared.values(), *self._top, "}", ""])
+        return "\n".join(["module {", *self._declared.values(), *self.top, "}", ""])
 
     def raw(self, text: str) -> None:
         """Add module-level text as it is."""
-        self._top.append(text)
+        self.top.append(text)
 
     def value(self, element: str, lanes: int = 0) -> Value:
         """A fresh name of that type."""
@@ -117,7 +117,7 @@ class Emitter:
         constants = [
             f"{value.name} = arith.constant {text}" for text, value in self._constants.items() if value.name in self._used
         ]
-        self._top += [
+        self.top += [
             f"llvm.func {'' if public else 'internal '}@{name}({signature}){returns}{attributes} {{",
             *constants,
             *self._scratch,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dlcompiler.codegen.cpu.compile import chosen_for, machine_of, write_kernel
-from dlcompiler.codegen.cpu.jit import COMPILING, LOWER_TO_LLVM, mlir_context
+from dlcompiler.codegen.cpu.jit import LOWER_TO_LLVM, mlir_context
 from dlcompiler.codegen.target import Target
 from dlcompiler.ir.kernel import Kernel
 from dlcompiler.ir.program import RoutineCall
@@ -19,7 +19,7 @@ def lower_to_llvm(text: str) -> str:
     """A module of MLIR text, lowered to the LLVM dialect as it is before machine code is made of it."""
     from torch_mlir import ir, passmanager
 
-    with COMPILING, mlir_context(), ir.Location.unknown():
+    with mlir_context(), ir.Location.unknown():
         module = ir.Module.parse(text)
         passmanager.PassManager.parse(LOWER_TO_LLVM).run(module.operation)
         return str(module)

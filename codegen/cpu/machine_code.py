@@ -1,4 +1,4 @@
-"""Functions as machine code: from the cache on disk, else compiled, all missing ones in one module.
+"""Functions as machine code: from the cache on disk, else compiled, module by module, on all cores.
 
 A function's name must say all that it depends on, but for the compiler and the processor, which are added here. On disk an entry
 for each function names the object that holds it: what was compiled for one model serves every other that shares a kernel.
@@ -10,15 +10,17 @@ import hashlib
 import platform
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TypeAlias
 
 import dlcompiler.codegen
 import dlcompiler.ir
 from dlcompiler.codegen.cache import Store, entry_name
-from dlcompiler.codegen.cpu.machine import processor
+from dlcompiler.codegen.cpu.machine import host, processor
 from dlcompiler.codegen.cpu.object_file import LoadedObject, load_object
 from dlcompiler.codegen.cpu.relocations import ObjectFileError
 
@@ -39,6 +41,10 @@ class Function:
     @property
     def address(self) -> int:
         return self.code.address(self.name)
+
+
+# Names of functions --> modules that define them: MLIR text, and the facts of each function in it by its name.
+Write: TypeAlias = Callable[[Sequence[str]], Iterable[tuple[str, Mapping[str, str]]]]
 
 
 @cache
@@ -73,19 +79,16 @@ _lock = threading.Lock()
 
 
 def find_functions(
-    names: Sequence[str],
-    write: Callable[[Sequence[str]], tuple[str, Mapping[str, str]]],
-    store: Store | None = None,
-    libraries: Sequence[str] = (),
+    names: Sequence[str], write: Write, store: Store | None = None, libraries: Sequence[str] = ()
 ) -> dict[str, Function]:
     """Each name's function.
 
-    write       gives the MLIR text of a module that defines those that have to be compiled, and the facts of each
+    write       gives the modules that have to be compiled; one is compiled while the next is written
     libraries   files of shared libraries that the functions call into
     Of several processes that ask for the same names at once, one compiles them. Raises as `jit.compile_mlir`.
     """
     if store is None:
-        return _compile(names, write, libraries)[0]
+        return {name: function for part, _ in _compile(names, write, libraries) for name, function in part.items()}
     entries = {name: entry_name("function", fingerprint(), name) for name in names}
     found = _load(entries, store, libraries)
     if len(found) == len(names):
@@ -93,23 +96,28 @@ def find_functions(
     with store.lock(entry_name("object", *sorted(entries.values()))):
         found |= _load({name: entry for name, entry in entries.items() if name not in found}, store, libraries)
         missing = [name for name in names if name not in found]
-        if missing:
-            compiled, data = _compile(missing, write, libraries)
+        for compiled, data in _compile(missing, write, libraries) if missing else ():
             found |= compiled
             if data is not None:
                 _keep(data, {entries[name]: function.facts for name, function in compiled.items()}, store)
     return found
 
 
-def _compile(
-    names: Sequence[str], write: Callable[[Sequence[str]], tuple[str, Mapping[str, str]]], libraries: Sequence[str]
-) -> tuple[dict[str, Function], bytes | None]:
-    """The functions, compiled in one module, and the object that holds them."""
-    from dlcompiler.codegen.cpu.jit import compile_mlir
+def _compile(names: Sequence[str], write: Write, libraries: Sequence[str]) -> list[tuple[dict[str, Function], bytes | None]]:
+    """For each module the functions, and the object that holds them. This thread writes, and one for each core compiles.
 
-    text, facts = write(names)
-    module = compile_mlir(text, list(names), libraries=libraries)
-    return {name: Function(name, module.code, facts.get(name, ""), True) for name in names}, module.object
+    They end before this returns: a pool that stayed would not survive a fork.
+    """
+
+    def compile_module(text: str, facts: Mapping[str, str]) -> tuple[dict[str, Function], bytes | None]:
+        from dlcompiler.codegen.cpu.jit import compile_mlir
+
+        module = compile_mlir(text, list(facts), libraries=libraries)
+        return {name: Function(name, module.code, facts[name], True) for name in facts}, module.object
+
+    with ThreadPoolExecutor(host().cores, "dlcompiler-compile") as pool:
+        compiled = [pool.submit(compile_module, text, facts) for text, facts in write(names)]
+    return [each.result() for each in compiled]
 
 
 def _load(entries: Mapping[str, str], store: Store, libraries: Sequence[str]) -> dict[str, Function]:

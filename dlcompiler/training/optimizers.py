@@ -216,8 +216,10 @@ RULES: dict[type[torch.optim.Optimizer], Rule] = {
 }
 
 
-def new_state(group: Group, parameter: Tensor, rule: Rule, state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What the optimizer would add to a parameter's state at its first step."""
+def new_state(
+    group: Group, parameter: Tensor, rule: Rule, state: Mapping[str, Any], full_like: Callable[[Tensor, float], Tensor]
+) -> dict[str, Tensor]:
+    """What the optimizer would add to a parameter's state at its first step, in memory that `full_like` gives."""
     made: dict[str, Tensor] = {}
     if rule.counts and "step" not in state:
         fused = bool(group.get("fused"))
@@ -227,7 +229,7 @@ def new_state(group: Group, parameter: Tensor, rule: Rule, state: Mapping[str, A
     for name in rule.state(group):
         if state.get(name) is None:
             start = group["initial_accumulator_value"] if name == "sum" else 0.0
-            made[name] = torch.full_like(parameter, start, memory_format=torch.preserve_format, requires_grad=False)
+            made[name] = full_like(parameter, start)
     return made
 
 

@@ -24,14 +24,16 @@ from torch.nn.modules.module import _global_backward_hooks, _global_backward_pre
 from dlcompiler.codegen.target import Target
 from dlcompiler.devices import target_here, target_of_devices
 from dlcompiler.frontends.fx_types import TO_TORCH
+from dlcompiler.garbage import collecting_later
 from dlcompiler.ir.errors import CompilerError, InputError, OptionError, UnsupportedError
 from dlcompiler.ir.graph import Graph
 from dlcompiler.options import Options
 from dlcompiler.report import Report, Timings
+from dlcompiler.training.ahead import ZerosAhead
 from dlcompiler.training.assemble import Assembler, Clipping
 from dlcompiler.training.hyperparameters import Division, Hyperparameters
 from dlcompiler.training.joint import Joint, joint_graph
-from dlcompiler.training.optimizers import new_state, unsupported
+from dlcompiler.training.optimizers import RULES, new_state, unsupported
 from dlcompiler.training.scaling import Scaling, refusals
 
 LossFunction = Callable[[Any, Any], Tensor]
@@ -152,6 +154,7 @@ class TrainStep:
         self.gradient_norm: Tensor | None = None
         self._calls = 0  # since the last update
         self._preparing = self._simulating = False
+        self.zeros = ZerosAhead()
 
         def loss_of(model: Any, batch: Any) -> Tensor:
             return loss_fn(model, batch)
@@ -164,8 +167,16 @@ class TrainStep:
     def prepare(self, batch: Any) -> None:
         """Compile for a batch like this one without training on it."""
         self._preparing = True
+        rule = RULES[type(self.optimizer)]
+        self.zeros.start(
+            (parameter, len(rule.state(group)))
+            for group in self.optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.requires_grad and parameter not in self.optimizer.state
+        )
         try:
-            self._call(batch)
+            with collecting_later():
+                self._call(batch)
         finally:
             self._preparing = False
 
@@ -282,7 +293,8 @@ class _Captured:
         if sums:
             self._accumulating(sums)
         names = self._names()
-        self._updating(division, parameters, self._read(self._states(parameters, names), names), sums)
+        states = self._states(parameters, names, types_only=True)
+        self._updating(division, parameters, self._read(states, names), sums)
 
     def accumulate(self, arguments: Sequence[Any]) -> Tensor:
         """Add the gradients of one batch to `parameter.grad`; the loss."""
@@ -309,6 +321,7 @@ class _Captured:
             scaling.update(skipped)
         if not skipped:
             self._keep(parameters, states)
+            self.step.zeros.forget()
             self.hyperparameters.count(parameters)
         if sums:
             for parameter in parameters:
@@ -349,14 +362,20 @@ class _Captured:
     def _read(self, states: Sequence[Mapping[str, Tensor]], names: Sequence[tuple[str, ...]]) -> list[dict[str, Tensor]]:
         return [{name: state[name] for name in names[g]} for state, g in zip(states, self.hyperparameters.group_of)]
 
-    def _states(self, parameters: Sequence[Tensor], names: Sequence[tuple[str, ...]]) -> list[dict[str, Tensor]]:
-        """The state of each parameter; what the optimizer does not have yet is made, as it would make it, and not kept there."""
+    def _states(
+        self, parameters: Sequence[Tensor], names: Sequence[tuple[str, ...]], types_only: bool = False
+    ) -> list[dict[str, Tensor]]:
+        """The state of each parameter; what the optimizer does not have yet is made, as it would make it, and not kept there.
+
+        `types_only`: as tensors without memory.
+        """
         optimizer = self.step.optimizer
         found = []
         for parameter, g in zip(parameters, self.hyperparameters.group_of):
             state = optimizer.state.get(parameter, {})
             if (self.rule.counts and "step" not in state) or any(state.get(name) is None for name in names[g]):
-                state = {**state, **new_state(optimizer.param_groups[g], parameter, self.rule, state)}
+                like = torch.empty_like(parameter, device="meta") if types_only else parameter
+                state = {**state, **new_state(optimizer.param_groups[g], like, self.rule, state, self.step.zeros.full_like)}
             found.append(state)
         return found
 

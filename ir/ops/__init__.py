@@ -28,6 +28,8 @@ Infer = Callable[[tuple[Any, ...], Attributes], Type]
 class Trait(Enum):
     """What a pass may ask of an op."""
 
+    __hash__ = object.__hash__  # asked some hundred thousand times a compilation: enum's own is a function in Python
+
     POINTWISE = auto()  # element i of the result needs element i of each (broadcast) operand, nothing else
     REDUCTION = auto()  # an element of the result needs a whole range of elements of operand 0
     VIEW = auto()  # moves elements without computing: index arithmetic in whoever reads it

@@ -20,10 +20,11 @@ from dlcompiler.ir.graph import Graph, Node
 from dlcompiler.ir.kernel import Buffer, Kernel
 from dlcompiler.ir.kernel_builder import Refusal
 from dlcompiler.ir.ops import Trait
+from dlcompiler.ir.program import Program
 from dlcompiler.ir.types import TensorType, contiguous_strides
 from dlcompiler.passes.block.lower import lower_group
 from dlcompiler.passes.block.regroup import Regrouping
-from dlcompiler.passes.block.signature import signature
+from dlcompiler.passes.block.signature import Descriptions, signature
 from dlcompiler.passes.fixed import fixed_nodes
 from dlcompiler.passes.strides import (
     channels_last_strides,
@@ -107,14 +108,18 @@ def is_virtual(node: Node) -> bool:
 class Trials:
     """What was found out about groups, by all that it depends on but the target, for graphs that have parts in common.
 
-    refused  of nodes together, why they are no kernel, or None, and the nodes by which they were first named
-    tiled    of a sum of products, whether a kernel of ours computes it
-    last     the graph fused last, whose history may have grown since
+    refused    of nodes together, why they are no kernel, or None, and the nodes by which they were first named
+    tiled      of a sum of products, whether a kernel of ours computes it
+    described  numbers of nodes, of which the keys of both are made
+    last       the graph fused last, whose history may have grown since
+    planned    the fusion planned last, and its program
     """
 
     refused: dict[Hashable, tuple[str | None, tuple[Node, ...]]] = field(default_factory=dict)
     tiled: dict[Hashable, bool] = field(default_factory=dict)
+    described: Descriptions = field(default_factory=Descriptions)
     last: Fusion | None = None
+    planned: tuple[Fusion, Program] | None = None
 
     def again(self, graph: Graph) -> Fusion | None:
         """What was found for the same nodes and results."""
@@ -315,7 +320,7 @@ class _Fuser:
 
     def _why_no_kernel(self, nodes: Sequence[Node], outputs: Sequence[Node]) -> str | None:
         """Why these nodes do not make one good kernel; None if they do. Equal groups are looked at once."""
-        key, named = signature(nodes, outputs, self._is_inlined, self._about)
+        key, named = signature(nodes, outputs, self._is_inlined, self._about, self.trials.described)
         key = (key, tuple(self.replacing.get(node) for node in outputs))
         if key not in self.trials.refused:
             self.trials.refused[key] = self._find_reason(nodes, outputs), named
@@ -357,7 +362,7 @@ class _Fuser:
         """Whether a sum of products becomes a kernel of ours, which others may join, and not a library call."""
         if node.op.name not in self.target.library_ops or node.op.element is None:
             return False
-        key, _ = signature((node,), (node,), self._is_inlined, self._about)
+        key, _ = signature((node,), (node,), self._is_inlined, self._about, self.trials.described)
         if key not in self.trials.tiled:
             try:
                 kernel, reads = self._trial((node,), (node,), cost_matters=False)

@@ -12,13 +12,40 @@ import numpy as np
 from dlcompiler.ir.graph import Node
 
 
+class Descriptions:
+    """Numbers of nodes: equal ones for nodes of one operation, type and attributes, whatever they read.
+
+    A node is described once, and keys made of numbers are quick to hash and to compare.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[Hashable, int] = {}
+        self._of: dict[Node, int] = {}
+
+    def number(self, node: Node) -> int:
+        found = self._of.get(node)
+        if found is None:
+            description = (node.op.name, str(node.type), _attributes(node))
+            found = self._of[node] = self._numbers.setdefault(description, len(self._numbers))
+        return found
+
+    def type(self, node: Node) -> int:
+        """A number for the type alone, of a node that is read from memory."""
+        return self._numbers.setdefault(str(node.type), len(self._numbers))
+
+
 def signature(
-    nodes: Sequence[Node], outputs: Sequence[Node], inlined: Callable[[Node], bool], about: Callable[[Node], Hashable]
+    nodes: Sequence[Node],
+    outputs: Sequence[Node],
+    inlined: Callable[[Node], bool],
+    about: Callable[[Node], Hashable],
+    described: Descriptions,
 ) -> tuple[Hashable, tuple[Node, ...]]:
     """A key that groups which lower to the same kernel share, and the nodes it speaks of in its order.
 
-    inlined  whether a node outside the group has no memory: it is part of the key, with all that it is computed from
-    about    what else there is to know of a node that is read from memory, as how it will lie there
+    inlined    whether a node outside the group has no memory: it is part of the key, with all that it is computed from
+    about      what else there is to know of a node that is read from memory, as how it will lie there
+    described  of all groups whose keys are compared
     """
     numbers: dict[Node, int] = {}
     lines: list[Hashable] = []
@@ -27,9 +54,9 @@ def signature(
     def describe(node: Node) -> None:
         if node in members or inlined(node):
             operands = tuple(numbers[operand] for operand in node.inputs)
-            lines.append((node.op.name, str(node.type), _attributes(node), operands, node in members))
+            lines.append((described.number(node), operands, node in members))
         else:
-            lines.append(("read", str(node.type), about(node)))
+            lines.append((described.type(node), about(node)))
         numbers[node] = len(numbers)
 
     stack = list(reversed(nodes))

@@ -23,7 +23,7 @@ from dlcompiler.ir.ops import Trait, lookup
 from dlcompiler.ir.ops.view import view_strides
 from dlcompiler.ir.types import HostType, TensorType, TupleType, contiguous_strides
 from dlcompiler.ir.winograd import transform_panels
-from dlcompiler.passes.block.fuse import Fusion, Group, fixed_buffers, fuse, is_grouped
+from dlcompiler.passes.block.fuse import Fusion, Group, Trials, fixed_buffers, fuse, is_grouped
 from dlcompiler.passes.block.lower import lower_group
 from dlcompiler.passes.dataflow.bundle import bundle_launches
 from dlcompiler.passes.dataflow.in_place import find_aliases
@@ -571,8 +571,13 @@ def _origin(node: Node) -> str:
     return f"{node.op.name} %{node.name}" + (f" at {node.location}" if node.location else "")
 
 
-def plan(fusion: Fusion, target: Any = None, options=None) -> P.Program:
-    """The program of a fused graph: slots, steps in order, in-place reuse and, if no size is symbolic, the memory plan."""
+def plan(fusion: Fusion, target: Any = None, options=None, trials: Trials | None = None) -> P.Program:
+    """The program of a fused graph: slots, steps in order, in-place reuse and, if no size is symbolic, the memory plan.
+
+    `trials`: of the same target; if the same groups were planned last with it, this is that program.
+    """
+    if trials is not None and trials.planned is not None and trials.planned[0].groups is fusion.groups:
+        return trials.planned[1].replace(graph=fusion.graph, history=fusion.graph.history)
     program = _Planner(fusion, target or WithoutRoutines()).run()
     program = order_steps(write_in_place(program))
     if target is not None and target.shares_launches:
@@ -580,6 +585,8 @@ def plan(fusion: Fusion, target: Any = None, options=None) -> P.Program:
     program = program.replace(aliases=find_aliases(program))
     if not program.symbols:
         program = program.replace(placement=place(program, {}))
+    if trials is not None:
+        trials.planned = fusion, program
     return program
 
 

@@ -69,7 +69,7 @@ def recompute(graph: Graph, context: Context) -> Graph:
 
 
 def _peak(fusion: Fusion, context: Context) -> int:
-    placement = plan(fusion, context.target, context.options).placement
+    placement = plan(fusion, context.target, context.options, context.trials).placement
     assert placement is not None
     return placement.arena_bytes + placement.extern_bytes
 

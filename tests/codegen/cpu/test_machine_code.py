@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ from dlcompiler.codegen.cache import HEADER, Store, entry_name, open_store
 from dlcompiler.codegen.cpu import compile as compiling
 from dlcompiler.codegen.cpu import machine_code
 from dlcompiler.codegen.cpu.compile import kernel_key
+from dlcompiler.codegen.cpu.emitter import Emitter
 from dlcompiler.codegen.cpu.machine import machine
 from dlcompiler.codegen.cpu.object_file import load_object
 from dlcompiler.ir.text import parse_graph
@@ -239,3 +241,30 @@ def test_an_entry_holds_a_plain_object_file(in_process: Any, tmp_path: Path) -> 
     assert any(name.startswith("k") for name in functions)
     store = open_store(dlcompiler.Options.resolve({"cache_dir": str(tmp_path), "cache_bytes": 1 << 30}, {}))
     assert store is not None and store.usage().entries == 2 and compiling.loaded_count() >= 0
+
+
+def test_modules_are_compiled_side_by_side_and_an_error_in_one_is_raised():
+    """Each name finds its function in the object of its own module; a module that is wrong says where, whatever the others do."""
+    count = 6
+
+    def text(name: str, number: int) -> str:
+        e = Emitter()
+        with e.func(name, [("target", "ptr")]) as (target,):
+            e.store(e.constant(number, "i32"), target, e.constant(0, "i64"))
+        return e.text()
+
+    names = [f"gives_{number}" for number in range(count)]
+    found = machine_code.find_functions(
+        names, lambda missing: ((text(name, names.index(name)), {name: f"facts of {name}"}) for name in missing)
+    )
+    assert len({id(function.code) for function in found.values()}) == count
+    for number, name in enumerate(names):
+        answer = ctypes.c_int32(-1)
+        found[name].code.function(name, ctypes.c_void_p)(ctypes.addressof(answer))
+        assert answer.value == number and found[name].facts == f"facts of {name}"
+    with pytest.raises(Exception, match="nonsense") as raised:
+        machine_code.find_functions(
+            names,
+            lambda missing: (("module { nonsense }" if name == names[3] else text(name, 0), {name: ""}) for name in missing),
+        )
+    assert type(raised.value).__name__ == "MLIRError"
