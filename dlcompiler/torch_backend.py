@@ -23,6 +23,7 @@ from dlcompiler.frontends.fx import (
     number_draws,
     own_arguments,
     result_kinds,
+    share_memory,
 )
 from dlcompiler.frontends.fx_location import input_names
 from dlcompiler.garbage import collecting_later
@@ -95,7 +96,8 @@ class Backend:
             def compile_part(module: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
                 is_backward = part == "backward"
                 mine, parameters = ((), ()) if is_backward else (called, _parameters())
-                return self._compile_part(module, name + suffix, f"{key}{suffix}" if key else None, resolved, mine, parameters)
+                own_key = f"{key}{suffix}" if key else None
+                return self._compile_part(module, name + suffix, own_key, resolved, mine, parameters, shares=not part)
 
             return compile_part
 
@@ -122,20 +124,27 @@ class Backend:
         options: Options,
         called: Sequence[str],
         parameters: Collection[int],
+        shares: bool,
     ) -> Callable[..., Any]:
-        """One of AOTAutograd's graphs as a boxed function: a list of arguments, which it empties, to a list of results."""
-        timings = Timings()
+        """One of AOTAutograd's graphs as a boxed function: a list of arguments, which it empties, to a list of results.
+
+        shares   results may be views of the same memory; where there are gradients AOTAutograd sees to that
+        """
+        timings, places = Timings(), None
         try:
             target = options.configure(_target_of(module))
             with timings.stage("import"):
+                places = share_memory(module) if shares else None
                 graph = import_fx(module, name=name, called=called, parameters=parameters)
                 kinds = result_kinds(module)
             run = self.compile(graph, target, options, timings, key)
         except UnsupportedError as error:
             if options.strict:
                 raise
-            return _run_by_torch(module, name, error, options)
-        return _boxed(run, kinds)
+            call = _run_by_torch(module, name, error, options)
+        else:
+            call = _boxed(run, kinds)
+        return call if places is None else _in_place(call, places)
 
 
 def _partition(joint: torch.fx.GraphModule, inputs: Sequence[Any], **settings: Any) -> Any:
@@ -224,6 +233,17 @@ def _boxed(run: Run, kinds: Sequence[str]) -> Callable[[list[Any]], list[Any]]:
             return outputs
         given = iter(outputs)
         return [None if kind == "none" else next(given) if kind == "tensor" else next(given).item() for kind in kinds]
+
+    call._boxed_call = True  # type: ignore[attr-defined]
+    return call
+
+
+def _in_place(run: Callable[[list[Any]], list[Any]], places: Sequence[tuple[int, Any]]) -> Callable[[list[Any]], list[Any]]:
+    """A boxed function whose results are those that `run` gives, or views of them."""
+
+    def call(arguments: list[Any]) -> list[Any]:
+        outputs = run(arguments)
+        return [outputs[k] if view is None else outputs[k].as_strided(*view) for k, view in places]
 
     call._boxed_call = True  # type: ignore[attr-defined]
     return call

@@ -5,6 +5,7 @@ capture          a module, function or ExportedProgram --> Graph, and how its ca
 decompositions   what torch is to break up before
 number_draws     gives draws of random numbers their positions
 own_arguments    what AOTAutograd is to say of operators that write to their arguments
+share_memory     results that are views of the same memory, as one result
 keep_recurrent_layers_whole   what AOTAutograd is not to break up
 """
 
@@ -14,10 +15,11 @@ from dlcompiler.frontends.fx_capture import Captured, capture
 from dlcompiler.frontends.fx_control import own_arguments
 from dlcompiler.frontends.fx_decompositions import decompositions
 from dlcompiler.frontends.fx_import import import_fx, result_kinds
+from dlcompiler.frontends.fx_memory import share_memory
 from dlcompiler.frontends.fx_random import number_draws
 from dlcompiler.frontends.fx_whole import keep_recurrent_layers_whole
 
 __all__ = [
     "Captured", "capture", "decompositions", "import_fx", "keep_recurrent_layers_whole", "number_draws", "own_arguments",
-    "result_kinds",
+    "result_kinds", "share_memory",
 ]  # fmt: skip

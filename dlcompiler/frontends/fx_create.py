@@ -66,6 +66,8 @@ def _arange_start_step(i, start, end, step=1, **kwargs):
 def _ramp(i: Any, start: Any, step: Any) -> Node:
     """start + step * [0, 1, ...]; in i64 or f64 while it is computed, as ATen does for the default dtypes."""
     line = i.b.iota(size=i.shape[0])
+    if i.dtype.is_integer:
+        start, step = (int(v) if isinstance(v, float) and v.is_integer() else v for v in (start, step))
     if i.dtype.is_integer and all(isinstance(v, int | Expression) for v in (start, step)):
         wide = i64
     elif i.dtype.is_float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -15,6 +15,9 @@ from dlcompiler.frontends.fx_view import expand, permute, reshape
 from dlcompiler.ir.errors import UnsupportedError
 from dlcompiler.ir.expression import Dim
 from dlcompiler.ir.graph import Node
+
+# number of a result of the graph, and shape, strides and offset in it; None: all of it
+Place: TypeAlias = tuple[int, "tuple[Any, ...] | None"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,56 @@ def memory_of(i: Any, argument: torch.fx.Node) -> Memory:
     raise UnsupportedError(
         f"{i.node.target} of memory that its owner does not fill", items=(str(i.node.target),), location=i.b.location
     )
+
+
+def share_memory(module: torch.fx.GraphModule) -> list[Place] | None:
+    """Let a graph give what several results are views of in eager, once; where each result lies in what it then gives.
+
+        y = x + 1; return y[:2], y[1]  -->  return y,    [(0, ([2], [1], 0)), (0, ([], [], 1))]
+
+    None, and nothing changed, where no results share memory, or sizes are known only when called. Results that are views of
+    inputs are torch's business.
+    """
+    (output,) = (n for n in reversed(module.graph.nodes) if n.op == "output")
+    results = list(output.args[0]) if isinstance(output.args[0], list | tuple) else [output.args[0]]
+    examples = [n.meta.get("val") for n in module.graph.nodes if n.op in ("placeholder", "get_attr")]
+    theirs = {e.untyped_storage()._cdata for e in examples if isinstance(e, torch.Tensor) and e.layout is torch.strided}
+    groups: dict[torch.fx.Node, list[torch.fx.Node]] = {}
+    for node in dict.fromkeys(r for r in results if isinstance(r, torch.fx.Node)):
+        owner = _owner(node)
+        if owner is not None and owner.meta["val"].untyped_storage()._cdata not in theirs:
+            groups.setdefault(owner, []).append(node)
+    shared = {node: owner for owner, nodes in groups.items() if len(nodes) > 1 for node in nodes}
+    if not shared:
+        return None
+    given: list[Any] = []
+    places: list[Place] = []
+    for result in results:
+        owner = shared.get(result) if isinstance(result, torch.fx.Node) else None
+        value = result if owner is None else owner
+        if owner is None or owner not in given:
+            given.append(value)
+        number = given.index(owner) if owner is not None else len(given) - 1
+        example = None if owner is None or owner is result else result.meta["val"]
+        places.append((number, None if example is None else (tuple(example.shape), example.stride(), example.storage_offset())))
+    output.args = (tuple(given),)
+    module.recompile()
+    return places
+
+
+def _owner(node: torch.fx.Node) -> torch.fx.Node | None:
+    """What owns the memory that a result shows, if it is computed, fills it, and all sizes are known."""
+    example, dtype = node.meta.get("val"), None
+    while isinstance(example, torch.Tensor) and example.layout is torch.strided and dtype in (None, example.dtype):
+        numbers = (*example.shape, *example.stride(), example.storage_offset(), example.untyped_storage().nbytes())
+        if not all(isinstance(n, int) for n in numbers) or not example.numel():
+            return None
+        source, dtype = _viewed(node), example.dtype
+        if source is None:
+            fills = example.untyped_storage().nbytes() == example.numel() * example.element_size()
+            return node if node.op == "call_function" and fills and not example.storage_offset() else None
+        node, example = source, source.meta.get("val")
+    return None
 
 
 def _viewed(node: torch.fx.Node) -> torch.fx.Node | None:

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from dlcompiler.ir.errors import UnsupportedError
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -173,7 +174,7 @@ def check(name: str, training: bool) -> Verdict:
         dlcompiler.reset()
         try:
             complaint = work(model, inputs)  # type: ignore[arg-type]
-        except dlcompiler.UnsupportedError as error:
+        except UnsupportedError as error:
             if part != "train_step":  # which refuses what Dynamo cannot capture whole
                 verdict.failed.append(f"{part}: {error}")
             verdict.refused.append(f"{part}: {' '.join(str(error).split())[:200]}")

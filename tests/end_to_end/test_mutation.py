@@ -214,3 +214,17 @@ def test_writing_into_an_overlapping_tensor_raises_as_in_eager() -> None:
 
     call(function)
     call(compile_with("torch.compile", function))
+
+
+def test_results_that_are_views_of_one_value_share_its_memory() -> None:
+    def function(x: Tensor) -> tuple[Tensor, ...]:
+        own, other = x + 1, x * 2
+        first = own[1:3]
+        first[0] = 0  # what both are told apart from each other by, once each is computed for itself
+        return first, own.t()[2], other, first[0], other
+
+    compiled = compile_with("torch.compile", function)
+    for results in (compiled(torch.ones(4, 3)), function(torch.ones(4, 3))):
+        results[0].fill_(7)
+        assert results[1].tolist() == [2, 7, 7, 2] and results[3].tolist() == [7, 7, 7]
+        assert results[1].stride() == (3,) and results[2].untyped_storage().data_ptr() == results[4].untyped_storage().data_ptr()

@@ -253,7 +253,8 @@ def test_windows_and_diagonals() -> None:
 def test_makers_of_tensors() -> None:
     def makers(x: Tensor) -> list[Tensor]:
         return [
-            torch.arange(7), torch.arange(2, 9, 3), torch.arange(0.5, 3.0, 0.25), torch.eye(3, 4), torch.full((2, 3), 7),
+            torch.arange(7), torch.arange(2, 9, 3), torch.arange(9, 0, -2.0, dtype=torch.int64),
+            torch.arange(0.5, 3.0, 0.25), torch.eye(3, 4), torch.full((2, 3), 7),
             torch.zeros(3, dtype=torch.bool), torch.ones_like(x), torch.full_like(x, -1.5), torch.linspace(0, 1, 5), x.tril(),
             x.triu(1), torch.ones(4, 4, dtype=torch.bool).tril(-1), x.new_zeros(2), torch.scalar_tensor(3, dtype=torch.float64),
         ]  # fmt: skip
