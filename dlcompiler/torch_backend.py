@@ -25,6 +25,7 @@ from dlcompiler.frontends.fx import (
     result_kinds,
 )
 from dlcompiler.frontends.fx_location import input_names
+from dlcompiler.frontends.fx_saved import leave_saved_results_open, report_strides, restrided
 from dlcompiler.ir.errors import OptionError, UnsupportedError
 from dlcompiler.ir.graph import Graph
 from dlcompiler.options import Options
@@ -92,9 +93,9 @@ class Backend:
             suffix = f"_{part}" if part else ""
 
             def compile_part(module: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-                is_backward = part == "backward"
-                mine, parameters = ((), ()) if is_backward else (called, _parameters())
-                return self._compile_part(module, name + suffix, f"{key}{suffix}" if key else None, resolved, mine, parameters)
+                mine, parameters = ((), ()) if part == "backward" else (called, _parameters())
+                own_key = f"{key}{suffix}" if key else None
+                return self._compile_part(module, inputs, part, name + suffix, own_key, resolved, mine, parameters)
 
             return compile_part
 
@@ -116,24 +117,33 @@ class Backend:
     def _compile_part(
         self,
         module: torch.fx.GraphModule,
+        inputs: Sequence[Any],
+        part: str,
         name: str,
         key: str | None,
         options: Options,
         called: Sequence[str],
         parameters: Collection[int],
     ) -> Callable[..., Any]:
-        """One of AOTAutograd's graphs as a boxed function: a list of arguments, which it empties, to a list of results."""
+        """One of AOTAutograd's graphs as a boxed function: a list of arguments, which it empties, to a list of results.
+
+        part  "forward", "backward" (whose inputs lie as the forward program left them) or "" where no gradient is wanted
+        """
         timings = Timings()
         try:
             target = options.configure(_target_of(module))
             with timings.stage("import"):
-                graph = import_fx(module, name=name, called=called, parameters=parameters)
+                given = inputs if part == "backward" else None
+                graph = import_fx(module, inputs=given, name=name, called=called, parameters=parameters)
                 kinds = result_kinds(module)
+                if part == "forward":
+                    graph = leave_saved_results_open(graph, kinds)
             run = self.compile(graph, target, options, timings, key)
+            report_strides(graph, getattr(run, "program", None), kinds)
         except UnsupportedError as error:
             if options.strict:
                 raise
-            return _run_by_torch(module, name, error, options)
+            return restrided(_run_by_torch(module, name, error, options), module, inputs)
         return _boxed(run, kinds)
 
 

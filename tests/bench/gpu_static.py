@@ -21,7 +21,7 @@ import copy
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,17 @@ def count_ours(program: Program) -> Count:
     return Count(len(program.steps), len(whole), sum(row.bytes for row in program_evidence(program)))
 
 
+@dataclass(frozen=True)
+class Runs:
+    """What stands for an executable: the program says how saved results lie, the function runs."""
+
+    program: Program
+    function: Callable[[Sequence[Any]], list[torch.Tensor]]
+
+    def __call__(self, values: Sequence[Any]) -> list[torch.Tensor]:
+        return self.function(values)
+
+
 class Ours:
     """A torch.compile backend that plans each graph for a GPU, and runs it in eager mode."""
 
@@ -81,7 +92,7 @@ class Ours:
         def compile(graph: Any, target: Any, options: Any, timings: Any, key: Any) -> Any:
             chosen, options = parse_target(self.target), Options.resolve({})
             self.programs.append(plan(fuse(optimize(graph, chosen, options), chosen, options), chosen, options))
-            return lambda values: zeros_like_outputs(graph, values)
+            return Runs(self.programs[-1], lambda values: zeros_like_outputs(graph, values))
 
         return Backend(compile)(module, inputs)
 
@@ -117,6 +128,7 @@ class Inductor:
             graph.init_wrapper_code()
             graph._update_scheduler()
             self.counts.append(count_inductor(graph.scheduler))
+            _report_strides(graph.graph_outputs)
             raise _Counted
 
         def inner(part: torch.fx.GraphModule, given: Sequence[Any], **keywords: Any) -> Any:
@@ -133,6 +145,14 @@ class Inductor:
 
         with config.patch(cpu_backend="triton", fx_graph_cache=False, force_disable_caches=True):
             return compile_fx(module, inputs, inner_compile=inner)
+
+
+def _report_strides(results: Sequence[Any]) -> None:
+    """Tell AOTAutograd how a graph's results lie, as Inductor does once it is done: the backward graph begins with them."""
+    context = torch._guards.TracingContext.try_get()
+    if context is not None and context.output_strides is not None and not context.output_strides:
+        layouts = (r.get_layout() if r.has_tensor_output() else None for r in results)
+        context.output_strides.extend(None if layout is None else tuple(map(int, layout.stride)) for layout in layouts)
 
 
 def count_inductor(scheduler: Any) -> Count:
@@ -203,7 +223,7 @@ class Simulated:
             chosen, options = parse_target(TARGET), Options.resolve({})
             program = plan(fuse(optimize(graph, chosen, options), chosen, options), chosen, options)
             self.programs.append(program)
-            return lambda values: _simulated(program, values)
+            return Runs(program, lambda values: _simulated(program, values))
 
         return Backend(compile)(module, inputs)
 
