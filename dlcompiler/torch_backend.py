@@ -25,6 +25,7 @@ from dlcompiler.frontends.fx import (
     result_kinds,
 )
 from dlcompiler.frontends.fx_location import input_names
+from dlcompiler.frontends.fx_partition import take_log_softmax_apart
 from dlcompiler.frontends.fx_saved import leave_saved_results_open, report_strides, restrided
 from dlcompiler.ir.errors import OptionError, UnsupportedError
 from dlcompiler.ir.graph import Graph
@@ -148,10 +149,13 @@ class Backend:
 
 
 def _partition(joint: torch.fx.GraphModule, inputs: Sequence[Any], **settings: Any) -> Any:
-    """The forward and the backward graph, which share the seed of their random numbers and not the numbers."""
+    """The forward and the backward graph, which share the seed of their random numbers and not the numbers, and logits of a
+    loss and not their softmax.
+    """
     from functorch.compile import min_cut_rematerialization_partition
 
     number_draws(joint)
+    take_log_softmax_apart(joint)
     return min_cut_rematerialization_partition(joint, inputs, **settings)
 
 
