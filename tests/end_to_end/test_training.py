@@ -288,7 +288,7 @@ def test_a_loss_keeps_logits_and_two_numbers_a_row_and_not_their_softmax(dtype: 
     ours = head.weight.grad.clone()
     head.zero_grad()
     loss(x, target).backward()
-    torch.testing.assert_close(ours, head.weight.grad)
+    torch.testing.assert_close(ours, head.weight.grad, **({} if dtype is torch.float32 else {"atol": 2e-3, "rtol": 2e-2}))
 
 
 @pytest.mark.parametrize("way", ["option", "config"])
