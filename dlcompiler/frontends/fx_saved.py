@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from dlcompiler.ir.control import is_staged
+from dlcompiler.ir.expression import known
 from dlcompiler.ir.graph import Graph, OutputStrides
 from dlcompiler.ir.program import Program
 
@@ -41,7 +42,7 @@ def report_strides(graph: Graph, program: Program | None, kinds: Sequence[str]) 
     views = iter(zip(graph.output_strides, program.outputs))
     for kind in kinds:
         wanted, view = (None, None) if kind == "none" else next(views)
-        context.output_strides.append(view.strides if view is not None and wanted == "any" else None)
+        context.output_strides.append(tuple(map(known, view.strides)) if view is not None and wanted == "any" else None)
 
 
 def restrided(run: Callable[[list[Any]], Any], module: torch.fx.GraphModule, given: Sequence[Any]) -> Callable[[list[Any]], Any]:

@@ -39,8 +39,9 @@ def whole_step(name: str, size: str) -> Count:
         raise _Planned
 
     original, compiler.emit = compiler.emit, emit
+    optimizer = work.make_optimizer(work.model.parameters())
     try:
-        dlcompiler.train_step(work.model, work.loss, work.make_optimizer(work.model.parameters()), work.make_batch(0), target=TARGET)
+        dlcompiler.train_step(work.model, work.loss, optimizer, work.make_batch(0), target=TARGET)
     except _Planned:
         pass
     finally:
