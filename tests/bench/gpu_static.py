@@ -177,15 +177,20 @@ def _is_view(node: Any) -> bool:
 
 def run(name: str, backend: Any, size: str, backward: bool) -> None:
     """Compile a model of the zoo through a backend, forward alone or both."""
-    torch._dynamo.reset()
     model = zoo.build(name, size)
+    run_module(model.module, model.inputs, backend, backward)
+
+
+def run_module(module: torch.nn.Module, inputs: Sequence[Any], backend: Any, backward: bool) -> None:
+    """Compile a module through a backend, forward alone or both."""
+    torch._dynamo.reset()
+    module = module.train(False)
     if not backward:
         with torch.no_grad():
-            torch.compile(model.module, backend=backend, dynamic=False)(*model.inputs)
+            torch.compile(module, backend=backend, dynamic=False)(*inputs)
         return
-    module = model.module.train(False)
     module.requires_grad_(True)
-    result = torch.compile(module, backend=backend, dynamic=False)(*model.inputs)
+    result = torch.compile(module, backend=backend, dynamic=False)(*inputs)
     results = result if isinstance(result, tuple | list) else (result,)
     sum(r.float().sum() for r in results if r.dtype.is_floating_point and r.requires_grad).backward()
 
