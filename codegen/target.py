@@ -99,9 +99,21 @@ class Target:
             return False
         if node.op.name in CELLS:
             return node.inputs[0].dtype.name not in self.scanned_dtypes
-        if node.op.name == "convolution_weight" and node.attributes["groups"] == 1 and known(node.shape[1]) >= FEWEST_CHANNELS:
-            return self.scratch_of_routine(node) is not None
+        if self._is_written_out_elsewhere(node):
+            return self.tiles(node) or self.scratch_of_routine(node) is not None
         return node.op.name not in ROUTINES_ALONE or self.scratch_of_routine(node) is not None
+
+    @staticmethod
+    def _is_written_out_elsewhere(node: Node) -> bool:
+        """Whether an op, where no kernel of ours applies, is written with others that are kernels of ours."""
+        return node.op.name == "convolution_weight" and node.attributes["groups"] == 1 and known(node.shape[1]) >= FEWEST_CHANNELS
+
+    def tiles(self, node: Node) -> bool:
+        """Whether an op is a sum of products that kernels of ours may compute in tiles, if `contracts` says so of its kernel."""
+        if node.op.name not in self.library_ops or node.op.element is None:
+            return False
+        # rows of a tile of a CPU want pixels side by side: there the gradient of a weight has a routine
+        return node.op.name != "convolution_weight" or (self.kind == "cuda" and node.attributes["groups"] == 1)
 
     @property
     def tiles_sums(self) -> bool:

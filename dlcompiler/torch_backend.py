@@ -26,6 +26,8 @@ from dlcompiler.frontends.fx import (
     share_memory,
 )
 from dlcompiler.frontends.fx_location import input_names
+from dlcompiler.frontends.fx_partition import take_log_softmax_apart
+from dlcompiler.frontends.fx_saved import leave_saved_results_open, report_strides, restrided
 from dlcompiler.garbage import collecting_later
 from dlcompiler.ir.errors import OptionError, UnsupportedError
 from dlcompiler.ir.graph import Graph
@@ -94,10 +96,9 @@ class Backend:
             suffix = f"_{part}" if part else ""
 
             def compile_part(module: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-                is_backward = part == "backward"
-                mine, parameters = ((), ()) if is_backward else (called, _parameters())
+                mine, parameters = ((), ()) if part == "backward" else (called, _parameters())
                 own_key = f"{key}{suffix}" if key else None
-                return self._compile_part(module, name + suffix, own_key, resolved, mine, parameters, shares=not part)
+                return self._compile_part(module, inputs, part, name + suffix, own_key, resolved, mine, parameters)
 
             return compile_part
 
@@ -119,39 +120,48 @@ class Backend:
     def _compile_part(
         self,
         module: torch.fx.GraphModule,
+        inputs: Sequence[Any],
+        part: str,
         name: str,
         key: str | None,
         options: Options,
         called: Sequence[str],
         parameters: Collection[int],
-        shares: bool,
     ) -> Callable[..., Any]:
         """One of AOTAutograd's graphs as a boxed function: a list of arguments, which it empties, to a list of results.
 
-        shares   results may be views of the same memory; where there are gradients AOTAutograd sees to that
+        part  "forward", "backward" (whose inputs lie as the forward program left them) or "" where no gradient is wanted, and
+              results may be views of the same memory; else AOTAutograd sees to that
         """
         timings, places = Timings(), None
         try:
             target = options.configure(_target_of(module))
             with timings.stage("import"):
-                places = share_memory(module) if shares else None
-                graph = import_fx(module, name=name, called=called, parameters=parameters)
+                places = None if part else share_memory(module)
+                given = inputs if part == "backward" else None
+                graph = import_fx(module, inputs=given, name=name, called=called, parameters=parameters)
                 kinds = result_kinds(module)
+                if part == "forward":
+                    graph = leave_saved_results_open(graph, kinds)
             run = self.compile(graph, target, options, timings, key)
+            report_strides(graph, getattr(run, "program", None), kinds)
         except UnsupportedError as error:
             if options.strict:
                 raise
-            call = _run_by_torch(module, name, error, options)
+            call = restrided(_run_by_torch(module, name, error, options), module, inputs)
         else:
             call = _boxed(run, kinds)
         return call if places is None else _in_place(call, places)
 
 
 def _partition(joint: torch.fx.GraphModule, inputs: Sequence[Any], **settings: Any) -> Any:
-    """The forward and the backward graph, which share the seed of their random numbers and not the numbers."""
+    """The forward and the backward graph, which share the seed of their random numbers and not the numbers, and logits of a
+    loss and not their softmax.
+    """
     from functorch.compile import min_cut_rematerialization_partition
 
     number_draws(joint)
+    take_log_softmax_apart(joint)
     return min_cut_rematerialization_partition(joint, inputs, **settings)
 
 

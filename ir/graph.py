@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from dlcompiler.ir.errors import CompilerError, InputError, VerifyError
@@ -19,6 +19,8 @@ from dlcompiler.ir.ops import Op, Trait, lookup
 from dlcompiler.ir.types import DType, TensorType, Type, dtype_of
 
 Attributes = Mapping[str, Any]
+# How an output lies in memory: strides in elements; None: row major; "any": as whoever plans it likes, for only he will read it
+OutputStrides = tuple[Dim, ...] | Literal["any"] | None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -88,8 +90,8 @@ class Graph:
     nodes: tuple[Node, ...]
     outputs: tuple[Node, ...]
     writebacks: tuple[tuple[Node, Node], ...] = ()
-    # strides eager gives each output, in elements; None: row major
-    output_strides: tuple[tuple[Dim, ...] | None, ...] = ()
+    # strides that each output is to have, eager's; see `OutputStrides`
+    output_strides: tuple[OutputStrides, ...] = ()
     # what the model calls its outputs (ONNX); empty where it does not
     output_names: tuple[str, ...] = ()
     history: tuple[Event, ...] = ()

@@ -152,7 +152,7 @@ def _verify_results(graph: Graph, known: set[Node]) -> None:
     if len(graph.output_strides) not in (0, outputs) or len(graph.output_names) not in (0, outputs):
         raise VerifyError(f"graph {graph.name}: strides or names for another number of outputs than {outputs}")
     for node, strides in zip(graph.outputs, graph.output_strides):
-        if strides is not None and isinstance(node.type, TensorType) and len(strides) != node.tensor.rank:
+        if isinstance(strides, tuple) and isinstance(node.type, TensorType) and len(strides) != node.tensor.rank:
             _fail(graph, node, f"output %{node.name} has strides {list(strides)}")
     inputs, written = set(graph.inputs), set()
     for value, into in graph.writebacks:

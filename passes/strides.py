@@ -57,6 +57,11 @@ def images_read(node: Node) -> tuple[int, ...]:
     return (0,) if wants_channels_last(node) else ()
 
 
+def images_of(node: Node) -> tuple[Node, ...]:
+    """What a kernel of ours that computes a sum of products reads with the channels innermost."""
+    return (image_of(node),) if wants_channels_last(node) else tuple(node.inputs[k] for k in images_read(node))
+
+
 def stored_source(node: Node) -> Node | None:
     """What a widening cast reads, if panels of sums of products hold its type as it is; None for any other node."""
     return node.inputs[0] if node.op.name == "cast" and widens(node.inputs[0].dtype, node.dtype) else None

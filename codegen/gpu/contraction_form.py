@@ -105,8 +105,8 @@ def _look_for_form(kernel: K.Kernel) -> Form | None:
     def ordered(names: Set[str]) -> tuple[str, ...]:
         return tuple(name for name in order if name in names)
 
-    own = of_left & of_right, of_left - of_right, of_right - of_left
-    batch, rows, columns = map(ordered, own)
+    batch, rows = ordered(of_left & of_right), ordered(of_left - of_right)
+    columns = _columns_order(ordered(of_right - of_left), merged, right)
     walk = _summed_order(summed & axes.keys(), axes, merged, left)
     operands = _operands(left, right)
     if operands is None or (operands[2] is i8 and not _fits_in_32_bits(product(axes[a] for a in walk))):
@@ -161,6 +161,15 @@ def _memory_order(kernel: K.Kernel, axes: dict[str, Dim], accesses: dict) -> lis
     """Axes from the largest step of the first store to the smallest."""
     access = accesses[kernel.stores[0]]
     return sorted(axes, key=lambda a: -_size(access.stride(a)))
+
+
+def _columns_order(columns: tuple[str, ...], accesses: dict, right: K.Value) -> tuple[str, ...]:
+    """Columns along which neighbours lie side by side in the right factor, last: they are loaded again and again, stored once."""
+    load = max(loads_under(right), key=lambda v: len(v.index), default=None)
+    access = accesses.get(load)
+    if access is None or not any(access.stride(a) == 1 for a in columns):
+        return columns
+    return tuple(sorted(columns, key=lambda a: -_size(access.stride(a))))
 
 
 def _summed_order(summed: Set[str], axes: dict[str, Dim], accesses: dict, left: K.Value) -> tuple[str, ...]:

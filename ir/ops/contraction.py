@@ -17,7 +17,7 @@ def _wide(x: np.ndarray) -> np.ndarray:
     return x.astype(np.float32) if x.dtype.name in ("float16", "bfloat16") else x
 
 
-def _factor(builder, node, position, index):
+def factor(builder, node, position, index):
     """An element of an operand as it is multiplied: rounded to the operand's dtype, as what is stored would be."""
     value = builder.operand(node, position, index)
     return builder.cast(builder.cast(value, node.inputs[position].dtype), value.dtype)
@@ -42,8 +42,8 @@ def _matmul_element(builder, node, index):
 
     def body(position):
         (k,) = position
-        left = _factor(builder, node, 0, (*batch[len(batch) - (a.tensor.rank - 2) :], row, k))
-        right = _factor(builder, node, 1, (*batch[len(batch) - (b.tensor.rank - 2) :], k, column))
+        left = factor(builder, node, 0, (*batch[len(batch) - (a.tensor.rank - 2) :], row, k))
+        right = factor(builder, node, 1, (*batch[len(batch) - (b.tensor.rank - 2) :], k, column))
         return builder.compute("mul", left, right)
 
     return builder.reduce("add", [a.shape[-1]], index, body)
@@ -79,7 +79,7 @@ def _linear_element(builder, node, index):
 
     def body(position):
         (k,) = position
-        return builder.compute("mul", _factor(builder, node, 0, (*batch, k)), _factor(builder, node, 1, (column, k)))
+        return builder.compute("mul", factor(builder, node, 0, (*batch, k)), factor(builder, node, 1, (column, k)))
 
     value = builder.reduce("add", [node.inputs[1].shape[1]], index, body)
     return builder.compute("add", value, builder.operand(node, 2, (column,))) if len(node.inputs) == 3 else value
@@ -205,8 +205,8 @@ def _convolution_element(builder, node, index):
             bounds.append((place, x.shape[2 + d]))
         where_weight = (in_channel, builder.mod(channel, per_group_out)) if transposed else (channel, c)
         zero = builder.constant(0, compute_dtype(node.dtype))
-        element = builder.select_within(bounds, lambda: _factor(builder, node, 0, (batch, in_channel, *source)), lambda: zero)
-        return builder.compute("mul", element, _factor(builder, node, 1, (*where_weight, *taps)))
+        element = builder.select_within(bounds, lambda: factor(builder, node, 0, (batch, in_channel, *source)), lambda: zero)
+        return builder.compute("mul", element, factor(builder, node, 1, (*where_weight, *taps)))
 
     value = builder.reduce("add", [per_group_in, *weight.shape[2:]], index, body)
     return builder.compute("add", value, builder.operand(node, 2, (channel,))) if len(node.inputs) == 3 else value

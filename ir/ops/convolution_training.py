@@ -2,7 +2,8 @@
 
     dw[o, c, k...] = sum over n and places p of dy[n, o, p...] * x[n, c, p * stride + k * dilation - padding...]
 
-Written out it is a convolution of x with dy as its kernel, in which the batch is what is summed over.
+Where a target computes sums of products in tiles of any form, it is one: rows are o, columns c and taps, and the sum runs over
+places. Written out it is a convolution of x with dy as its kernel, in which the batch is what is summed over.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import Any
 
 import numpy as np
 from dlcompiler.ir.errors import ShapeError
+from dlcompiler.ir.expression import Dim, floor_div
 from dlcompiler.ir.ops import Trait, register
-from dlcompiler.ir.ops.contraction import convolution_size
+from dlcompiler.ir.ops.contraction import convolution_size, factor
 from dlcompiler.ir.ops.rules import require_float, require_operands, same_dtype
 from dlcompiler.ir.types import TensorType, compute_dtype, dtype_of
 
@@ -58,6 +60,24 @@ def _evaluate(operands, attributes):
     return result.astype(dy.dtype)
 
 
+def _element(builder, node, index):
+    x, dy = node.inputs
+    channel_out, channel, *taps = index
+    numbers = [node.attributes[name] for name in ("strides", "dilations", "padding")]
+    group = builder.div(channel_out, floor_div(dy.shape[1], node.attributes["groups"]))
+    channel_in = group * node.shape[1] + channel
+    zero = builder.constant(0, compute_dtype(node.dtype))
+
+    def body(position):
+        image, *at = position
+        places: list[Dim] = [p * s + k * d - pad for p, k, s, d, pad in zip(at, taps, *numbers)]
+        bounds = list(zip(places, x.shape[2:]))
+        seen = builder.select_within(bounds, lambda: factor(builder, node, 0, (image, channel_in, *places)), lambda: zero)
+        return builder.compute("mul", seen, factor(builder, node, 1, (image, channel_out, *at)))
+
+    return builder.reduce("add", [dy.shape[0], *dy.shape[2:]], index, body)
+
+
 def _expand(b, operands, attributes):
     """A convolution in which channels are the batch and the batch is the channels, each group's by themselves."""
     x, dy = operands
@@ -81,4 +101,6 @@ def _expand(b, operands, attributes):
     return b.permute(sums, dims=exchanged)
 
 
-register("convolution_weight", _infer, Trait.LIBRARY, Trait.COMPOSITE, evaluate=_evaluate, expand=_expand)
+register(
+    "convolution_weight", _infer, Trait.CONTRACTION, Trait.COMPOSITE, evaluate=_evaluate, element=_element, expand=_expand
+)  # fmt: skip

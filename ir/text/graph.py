@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from dlcompiler.ir.control import regions
 from dlcompiler.ir.errors import UnsupportedError
-from dlcompiler.ir.graph import Graph, Node
+from dlcompiler.ir.graph import Graph, Node, OutputStrides
 from dlcompiler.ir.ops import lookup
 from dlcompiler.ir.text.scanner import Scanner
 from dlcompiler.ir.text.values import digest, quote, read_element, show_attributes, show_dims, show_element, show_name, show_value
@@ -69,7 +69,7 @@ def print_node(node: Node, *, digests: bool = True) -> str:
 
 
 def _strides(strides: Any) -> str:
-    return "" if strides is None else f" strides {show_dims(strides)}"
+    return "" if strides is None else f" strides {strides if strides == 'any' else show_dims(strides)}"
 
 
 def is_inline(array: np.ndarray) -> bool:
@@ -120,7 +120,7 @@ class _Reader:
         self.inputs: list[Node] = []
         self.nodes: list[Node] = []
         self.outputs: list[Node] = []
-        self.strides: list[tuple | None] = []
+        self.strides: list[OutputStrides] = []
         self.names: list[str] = []
         scanner.read_region = lambda: self.region()
         self.writebacks: list[tuple[Node, Node]] = []
@@ -155,7 +155,7 @@ class _Reader:
             self.inputs.append(self.size())
         elif scanner.accept("output"):
             self.outputs.append(self.operand())
-            self.strides.append(scanner.dims() if scanner.accept("strides") else None)
+            self.strides.append(self.output_strides() if scanner.accept("strides") else None)
             if scanner.accept("as"):
                 self.names.append(scanner.string())
         elif scanner.accept("writeback"):
@@ -168,6 +168,9 @@ class _Reader:
             self.writebacks.append((value, into))
         else:
             scanner.unexpected("'%value =', input, size, output, writeback or '}'")
+
+    def output_strides(self) -> OutputStrides:
+        return "any" if self.scanner.accept("any") else self.scanner.dims()
 
     def operand(self) -> Node:
         scanner = self.scanner

@@ -30,7 +30,7 @@ from dlcompiler.passes.strides import (
     channels_last_strides,
     heads_are_inside,
     heads_inside_strides,
-    image_of,
+    images_of,
     stored_source,
     wants_channels_last,
 )
@@ -360,7 +360,7 @@ class _Fuser:
 
     def _is_tiled(self, node: Node) -> bool:
         """Whether a sum of products becomes a kernel of ours, which others may join, and not a library call."""
-        if node.op.name not in self.target.library_ops or node.op.element is None:
+        if not self.target.tiles(node):
             return False
         key, _ = signature((node,), (node,), self._is_inlined, self._about, self.trials.described)
         if key not in self.trials.tiled:
@@ -377,7 +377,7 @@ class _Fuser:
     def _trial(self, nodes: Sequence[Node], outputs: Sequence[Node], cost_matters: bool = True) -> tuple[Kernel, list[Node]]:
         """The kernel that these nodes would be, with values laid out as convolutions and attention want them."""
         images = {n for n in nodes if wants_channels_last(n)}
-        read = {image_of(n) for n in images} - set(nodes)
+        read = {image for n in nodes for image in images_of(n)} - set(nodes)
 
         def strides(node: Node) -> tuple[Dim, ...]:
             if node in self.replacing:

@@ -34,9 +34,16 @@ class BundleTarget(Protocol):
 
 
 def bundle_launches(program: Program, target: BundleTarget) -> Program:
-    """The program with launches together that may be; the same object if there are none."""
+    """The program with launches together that may be; the same object if there are none.
+
+    What is prepared of weights too: while they are trained it is made in each step.
+    """
     steps = _Bundler(program, target).run()
-    return program if len(steps) == len(program.steps) else program.replace(steps=tuple(steps))
+    alone = program.replace(steps=program.preparation, preparation=(), outputs=(), placement=None)
+    made = [step for step in _Bundler(alone, target).run() if isinstance(step, Launch)]
+    if len(steps) == len(program.steps) and len(made) == len(program.preparation):
+        return program
+    return program.replace(steps=tuple(steps), preparation=tuple(made))
 
 
 class _Bundler:

@@ -35,7 +35,7 @@ def assign_layouts(fusion: Fusion) -> dict[Node, Strides]:
         if isinstance(node.type, TensorType):
             layouts[node] = _given_strides(node)
     wanted = {value: layouts[target] for value, target in graph.writebacks}
-    wanted |= {node: strides for node, strides in zip(graph.outputs, graph.output_strides) if strides is not None}
+    wanted |= {node: strides for node, strides in zip(graph.outputs, graph.output_strides) if isinstance(strides, tuple)}
     images = _images_of_convolutions(fusion)
     for group in fusion.groups:
         for node in group.outputs:

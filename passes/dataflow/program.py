@@ -17,7 +17,7 @@ from dlcompiler.ir import program as P
 from dlcompiler.ir.contraction import find_contraction, pack_columns, split_groups
 from dlcompiler.ir.errors import VerifyError
 from dlcompiler.ir.expression import Dim
-from dlcompiler.ir.graph import Builder, Graph, Node
+from dlcompiler.ir.graph import Builder, Graph, Node, OutputStrides
 from dlcompiler.ir.kernel import Buffer, Kernel
 from dlcompiler.ir.ops import Trait, lookup
 from dlcompiler.ir.ops.view import view_strides
@@ -33,7 +33,7 @@ from dlcompiler.passes.dataflow.order import order_steps
 from dlcompiler.passes.dataflow.take_over import take_over
 from dlcompiler.passes.dataflow.write_back import write_in_place
 from dlcompiler.passes.fixed import is_fixed_source
-from dlcompiler.passes.strides import Strides, channels_last_strides, image_of, images_read, wants_channels_last
+from dlcompiler.passes.strides import Strides, channels_last_strides, images_of, images_read, is_channels_last
 
 
 class PlanTarget(Protocol):
@@ -47,6 +47,10 @@ class PlanTarget(Protocol):
     @property
     def tiles_sums(self) -> bool:
         """Whether kernels of ours compute matrix products and convolutions well."""
+        ...
+
+    def tiles(self, node: Node) -> bool:
+        """Whether kernels of ours may compute an op's sums of products, if `contracts` says so of its kernel."""
         ...
 
     def contracts(self, kernel: Kernel, fixed: Set[Buffer]) -> bool:
@@ -97,6 +101,9 @@ class WithoutRoutines:
     def form_to_share(self, kernel: Kernel) -> None:
         return None
 
+    def tiles(self, node: Node) -> bool:
+        return False
+
     def contracts(self, kernel: Kernel, fixed: Set[Buffer]) -> bool:
         return False
 
@@ -124,6 +131,7 @@ class _Planner:
         self.fusion, self.target = fusion, target
         self.graph = fusion.graph
         self.layouts = assign_layouts(fusion)
+        self.images = {image for node in self.graph.nodes for image in images_of(node)}
         self.slots: dict[Node, P.Slot] = {}
         self.extra_slots: list[P.Slot] = []
         self.steps: list[P.Step] = []
@@ -205,14 +213,21 @@ class _Planner:
         for node, strides in zip(self.graph.outputs, wanted):
             base, view = self._base_view(node)
             if base is not node and view is None:
-                self.handed_out.add((node, strides or contiguous_strides(node.shape)))
+                self.handed_out.add((node, self._strides_of_copy(node, base, strides)))
             if base in self.slots or base not in computed or not isinstance(base.type, TensorType):
                 continue
             if base is node or (view is not None and base.tensor.numel == node.tensor.numel and self._shows(view, node, strides)):
                 self._new_slot(base, "output")
 
-    def _shows(self, view: tuple[Strides, Dim], node: Node, strides: Strides | None) -> bool:
-        return view == (strides or contiguous_strides(node.shape), 0)
+    def _strides_of_copy(self, node: Node, base: Node, wanted: OutputStrides) -> Strides:
+        """How memory of an output's own lies, which is computed from what `base` holds."""
+        if isinstance(wanted, tuple):
+            return wanted
+        of_image = node in self.images or (base in self.layouts and is_channels_last(base.shape, self.layouts[base]))
+        return channels_last_strides(node.shape) if wanted == "any" and of_image else contiguous_strides(node.shape)
+
+    def _shows(self, view: tuple[Strides, Dim], node: Node, strides: OutputStrides) -> bool:
+        return strides == "any" or view == (strides or contiguous_strides(node.shape), 0)
 
     def _base_view(self, node: Node) -> tuple[Node, tuple[Strides, Dim] | None]:
         """The stored node under a chain of views, and strides and offset of the chain's end, None if only a copy can hold it."""
@@ -329,7 +344,7 @@ class _Planner:
         return view
 
     def _launch(self, nodes: Sequence[Node], outputs: Sequence[Node], writes: Sequence[P.View]) -> None:
-        given = {image_of(node): self._image(node) for node in nodes if wants_channels_last(node)}
+        given = {image: self._window(image, True) for node in nodes for image in images_of(node) if image not in nodes}
         kernel, reads, views = self._lower(nodes, outputs, writes, given)
         sums = [node for node in nodes if node.has(Trait.CONTRACTION) and node.op.name in self.target.library_ops]
         is_sum_of_parts = False
@@ -337,7 +352,7 @@ class _Planner:
             if not self._contracts(kernel, fixed_buffers(kernel, reads, self.prepared_nodes)):
                 # operands are not laid out as was expected when the sum was kept from the library
                 operands = [o for node in sums for o in node.inputs if self.fusion.inlined(o) and o not in given]
-                dropped = {image_of(node) for node in sums if node.inputs[0] in operands}
+                dropped = {image for node in sums if node.inputs[0] in operands for image in images_of(node)}
                 given = {image: view for image, view in given.items() if image not in dropped}
                 given |= {operand: self._copy(operand, contiguous_strides(operand.shape)) for operand in operands}
                 kernel, reads, views = self._lower(nodes, outputs, writes, given)
@@ -474,10 +489,6 @@ class _Planner:
             return read
         return self._copy(operand, strides or ())
 
-    def _image(self, convolution: Node) -> P.View:
-        """What a convolution of ours reads its image from."""
-        return self._window(image_of(convolution), True)
-
     def _window(self, operand: Node, want_image: bool) -> P.View:
         """A value in memory: a window on a slot, or a copy; if an image is wanted, with its channels innermost."""
         base, view = self._base_view(operand)
@@ -521,13 +532,12 @@ class _Planner:
 
     def _outputs(self) -> tuple[P.View, ...]:
         wanted = self.graph.output_strides or (None,) * len(self.graph.outputs)
-        return tuple(
-            self._output(node, strides or contiguous_strides(node.shape)) for node, strides in zip(self.graph.outputs, wanted)
-        )
+        return tuple(self._output(node, strides) for node, strides in zip(self.graph.outputs, wanted))
 
-    def _output(self, node: Node, strides: Strides) -> P.View:
+    def _output(self, node: Node, wanted: OutputStrides) -> P.View:
         base, view = self._base_view(node)
-        if view is not None and view[0] == strides:
+        strides = self._strides_of_copy(node, base, wanted)
+        if view is not None and (wanted == "any" or view[0] == strides):
             slot = self.slot(base)
             # a result may alias an input, as in eager, but not one about to be overwritten; nor show the arena or a constant
             overwritten = any(target is base for _, target in self.graph.writebacks)

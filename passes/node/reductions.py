@@ -19,6 +19,8 @@ FEWEST_PARTS, MOST_PARTS = 16, 256
 # The same where hundreds of small parts run at once; results that lie side by side are made by one of them.
 SMALL_PART, SMALL_LONG_RANGE = 128, 8
 FEWEST_SMALL_PARTS = 4
+# A row of up to so many elements is read by one such part about as quickly as a second launch begins.
+ONE_LAUNCH = 8192
 SIDE_BY_SIDE = 64
 
 COMBINE = {
@@ -82,7 +84,8 @@ def _wanted_parts(parallel_rows: int, node: Node, axes: tuple[int, ...]) -> tupl
     is_row = x.tensor.rank - 1 in axes
     rows = results if is_row else -(-results // SIDE_BY_SIDE)
     # a row is rather left whole: more can be fused with it
-    if rows * (FEWEST_PARTS if is_row else 2) >= parallel_rows or length < SMALL_LONG_RANGE * SMALL_PART:
+    shortest = ONE_LAUNCH + 1 if is_row else SMALL_LONG_RANGE * SMALL_PART
+    if rows * (FEWEST_PARTS if is_row else 2) >= parallel_rows or length < shortest:
         return None
     return min(MOST_PARTS, -(-parallel_rows // rows), length // SMALL_PART), FEWEST_SMALL_PARTS
 

@@ -5,8 +5,9 @@
 A model's graphs are captured once and planned for each architecture. Kernels are handed to as many processes as there are
 cores; one that is equal to another of any model is assembled once, and Triton keeps on disk what it assembled, so that a run
 that was stopped goes on. `small` kernels are pointwise kernels, reductions and bundles of them; `whole` ones are products,
-attention and other routines. Seconds are those of all kernels of a row added up, as processes beside others took them. With
-`--spills` those that spill are listed, with what they compute.
+attention and other routines. Besides models: `loss-bf16`, `loss-f32`, and layers `lstm-layers`, `gru-layers`, `rnn-layers`.
+Seconds are those of all kernels of a row added up, as processes beside others took them. With `--spills` those that spill are
+listed, with what they compute.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as functional
 from dlcompiler.codegen.gpu.compile import aligned_buffers, assemble_kernel, unit_key
 from dlcompiler.codegen.target import parse_target
 from dlcompiler.ir.contraction import find_contraction
@@ -31,11 +34,58 @@ from dlcompiler.ir.program import Launch, Program, RoutineCall
 from dlcompiler.passes.block.fuse import fuse
 from dlcompiler.passes.dataflow.program import plan
 from dlcompiler.passes.pipeline import optimize
+from torch import nn
 
 from dlcompiler.options import Options
-from tests.bench.gpu_static import MODELS, TRAINED, run, zeros_like_outputs
+from tests import zoo
+from tests.bench.gpu_static import MODELS, TRAINED, Runs, run_module, zeros_like_outputs
 
 DEEP = 20_000  # a kernel's values hang on each other; pickle follows them by recursion
+
+
+class Loss(nn.Module):
+    """Cross-entropy of a linear layer over a large vocabulary."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.head = nn.Linear(768, 50257, bias=False, dtype=dtype)
+
+    def forward(self, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return functional.cross_entropy(self.head(x), target)
+
+
+class Recurrent(nn.Module):
+    """A narrow and a wide layer, the first in both directions."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.narrow, self.wide = getattr(nn, kind)(64, 96, bidirectional=True), getattr(nn, kind)(192, 320)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.wide(self.narrow(x)[0])[0]
+
+
+def _loss(dtype: torch.dtype, rows: int) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    return Loss(dtype), (torch.zeros(rows, 768, dtype=dtype), torch.zeros(rows, dtype=torch.int64))
+
+
+def _layers(kind: str) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    return Recurrent(kind), (torch.zeros(32, 16, 64),)
+
+
+# besides the models of `tests.zoo`: name -> module and inputs
+MORE: dict[str, Callable[[], tuple[nn.Module, tuple[torch.Tensor, ...]]]] = {
+    "loss-bf16": lambda: _loss(torch.bfloat16, 4096),
+    "loss-f32": lambda: _loss(torch.float32, 1024),
+    **{f"{kind.lower()}-layers": partial(_layers, kind) for kind in ("LSTM", "GRU", "RNN")},
+}
+
+
+def build(name: str, size: str) -> tuple[nn.Module, Sequence[Any]]:
+    if name in MORE:
+        return MORE[name]()
+    model = zoo.build(name, size)
+    return model.module, model.inputs
 
 
 @dataclass(frozen=True)
@@ -71,7 +121,7 @@ class Planned:
             for arch, programs in self.programs.items():
                 chosen = parse_target(f"cuda:{arch}")
                 programs.append(plan(fuse(optimize(graph, chosen, options), chosen, options), chosen, options))
-            return lambda values: zeros_like_outputs(graph, values)
+            return Runs(programs[-1], lambda values: zeros_like_outputs(graph, values))
 
         return Backend(compile)(module, inputs)
 
@@ -157,7 +207,7 @@ def main() -> int:
     print("| --- | --- |" + " ---: |" * 7, flush=True)
     for name in models:
         planned = Planned(arches)
-        run(name, planned, chosen.size, chosen.backward)
+        run_module(*build(name, chosen.size), planned, chosen.backward)
         label = f"{name}, forward and backward" if chosen.backward else name
         rows = [assembler.take(label, arch, planned.programs[arch]) for arch in arches]
         del planned

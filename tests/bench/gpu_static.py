@@ -12,6 +12,8 @@ step over the model's parameters is counted.
 
 Inductor plans as for Triton (`cpu_backend="triton"`); its scheduler's nodes are counted instead of being compiled. A step is a
 kernel or a call of a library. Inductor's own count of bytes takes the whole table for a read at an index that data gives.
+With `--backward` what ours prepares of weights (their order for products) is in its forward graph, since an optimizer changes
+them; and both backward graphs are given what is saved as their own forward graphs leave it.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import copy
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,9 +65,23 @@ class Count:
     bytes: int
 
 
-def count_ours(program: Program) -> Count:
+def count_ours(program: Program, trains: bool = False) -> Count:
+    """`trains`: weights are others in each call, so that what is prepared of them is made in each, too."""
+    if trains:
+        program = program.replace(steps=(*program.preparation, *program.steps), preparation=())
     whole = [s for s in program.steps if not isinstance(s, Launch) or find_contraction(s.kernel) is not None]
     return Count(len(program.steps), len(whole), sum(row.bytes for row in program_evidence(program)))
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What stands for an executable: the program says how saved results lie, the function runs."""
+
+    program: Program
+    function: Callable[[Sequence[Any]], list[torch.Tensor]]
+
+    def __call__(self, values: Sequence[Any]) -> list[torch.Tensor]:
+        return self.function(values)
 
 
 class Ours:
@@ -81,7 +97,7 @@ class Ours:
         def compile(graph: Any, target: Any, options: Any, timings: Any, key: Any) -> Any:
             chosen, options = parse_target(self.target), Options.resolve({})
             self.programs.append(plan(fuse(optimize(graph, chosen, options), chosen, options), chosen, options))
-            return lambda values: zeros_like_outputs(graph, values)
+            return Runs(self.programs[-1], lambda values: zeros_like_outputs(graph, values))
 
         return Backend(compile)(module, inputs)
 
@@ -117,6 +133,7 @@ class Inductor:
             graph.init_wrapper_code()
             graph._update_scheduler()
             self.counts.append(count_inductor(graph.scheduler))
+            _report_strides(graph.graph_outputs)
             raise _Counted
 
         def inner(part: torch.fx.GraphModule, given: Sequence[Any], **keywords: Any) -> Any:
@@ -133,6 +150,14 @@ class Inductor:
 
         with config.patch(cpu_backend="triton", fx_graph_cache=False, force_disable_caches=True):
             return compile_fx(module, inputs, inner_compile=inner)
+
+
+def _report_strides(results: Sequence[Any]) -> None:
+    """Tell AOTAutograd how a graph's results lie, as Inductor does once it is done: the backward graph begins with them."""
+    context = torch._guards.TracingContext.try_get()
+    if context is not None and context.output_strides is not None and not context.output_strides:
+        layouts = (r.get_layout() if r.has_tensor_output() else None for r in results)
+        context.output_strides.extend(None if layout is None else tuple(map(int, layout.stride)) for layout in layouts)
 
 
 def count_inductor(scheduler: Any) -> Count:
@@ -152,15 +177,20 @@ def _is_view(node: Any) -> bool:
 
 def run(name: str, backend: Any, size: str, backward: bool) -> None:
     """Compile a model of the zoo through a backend, forward alone or both."""
-    torch._dynamo.reset()
     model = zoo.build(name, size)
+    run_module(model.module, model.inputs, backend, backward)
+
+
+def run_module(module: torch.nn.Module, inputs: Sequence[Any], backend: Any, backward: bool) -> None:
+    """Compile a module through a backend, forward alone or both."""
+    torch._dynamo.reset()
+    module = module.train(False)
     if not backward:
         with torch.no_grad():
-            torch.compile(model.module, backend=backend, dynamic=False)(*model.inputs)
+            torch.compile(module, backend=backend, dynamic=False)(*inputs)
         return
-    module = model.module.train(False)
     module.requires_grad_(True)
-    result = torch.compile(module, backend=backend, dynamic=False)(*model.inputs)
+    result = torch.compile(module, backend=backend, dynamic=False)(*inputs)
     results = result if isinstance(result, tuple | list) else (result,)
     sum(r.float().sum() for r in results if r.dtype.is_floating_point and r.requires_grad).backward()
 
@@ -203,7 +233,7 @@ class Simulated:
             chosen, options = parse_target(TARGET), Options.resolve({})
             program = plan(fuse(optimize(graph, chosen, options), chosen, options), chosen, options)
             self.programs.append(program)
-            return lambda values: _simulated(program, values)
+            return Runs(program, lambda values: _simulated(program, values))
 
         return Backend(compile)(module, inputs)
 
@@ -324,7 +354,7 @@ def main() -> int:
             torch._dynamo.config.allow_rnn = True
         run(name, ours, chosen.size, chosen.backward)
         run(name, theirs, chosen.size, chosen.backward)
-        counts = [count_ours(p) for p in ours.programs]
+        counts = [count_ours(p, chosen.backward) for p in ours.programs]
         for k, (a, b) in enumerate(zip(counts, theirs.counts)):
             part = ("", "") if len(counts) == 1 else (" forward", " backward")
             print(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as functional
+from dlcompiler.ir.errors import UnsupportedError
 from torch import Tensor, nn
 
 import dlcompiler
@@ -227,6 +228,67 @@ def test_what_is_strange_is_as_in_eager(kind: str) -> None:
             optimizer.step()
         found.append(module.state_dict())
     torch.testing.assert_close(found[1], found[0])
+
+
+def test_what_is_saved_lies_as_the_forward_program_left_it_and_a_backward_pass_by_torch_is_given_eagers_order() -> None:
+    from dlcompiler import torch_backend
+
+    def run(refuses: bool) -> tuple[list[Tensor], list[tuple[int, ...]]]:
+        """Gradients, and strides of the images saved."""
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 2))
+        saved: list[tuple[int, ...]] = []
+
+        def pack(value: Tensor) -> Tensor:
+            if value.dim() == 4 and value.shape[0] == 2:
+                saved.append(value.stride())
+            return value
+
+        def import_fx(graph_module: Any, *, name: str, **rest: Any) -> Any:
+            if refuses and name.endswith("backward"):
+                raise UnsupportedError("a test")
+            return imported(graph_module, name=name, **rest)
+
+        imported = torch_backend.import_fx
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch_backend, "import_fx", import_fx)
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+                loss = torch.compile(module, backend="dlcompiler")(torch.ones(2, 3, 10, 10)).square().mean()
+            loss.backward()
+        return [p.grad for p in module.parameters() if p.grad is not None], saved
+
+    ours, saved = run(False)
+    assert (512, 1, 64, 8) in saved  # 8 channels of 8 x 8 pixels, innermost
+    by_torch, again = run(True)
+    assert again == saved
+    for one, other in zip(ours, by_torch, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_loss_keeps_logits_and_two_numbers_a_row_and_not_their_softmax(dtype: torch.dtype) -> None:
+    torch._dynamo.reset()
+    head, x, target = nn.Linear(16, 96, bias=False, dtype=dtype), random_tensor(24, 16).to(dtype), torch.arange(24) % 7
+    saved: dict[int, tuple[int, ...]] = {}
+
+    def pack(value: Tensor) -> Tensor:
+        saved[value.data_ptr()] = tuple(value.shape)
+        return value
+
+    def loss(x: Tensor, target: Tensor) -> Tensor:
+        logits = head(x)
+        return functional.cross_entropy(logits, target) + logits.sum() * 0.01
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+        found = torch.compile(loss, backend="dlcompiler")(x, target)
+    found.backward()
+    assert sum(shape == (24, 96) for shape in saved.values()) == 1
+    assert head.weight.grad is not None
+    ours = head.weight.grad.clone()
+    head.zero_grad()
+    loss(x, target).backward()
+    torch.testing.assert_close(ours, head.weight.grad, **({} if dtype is torch.float32 else {"atol": 2e-3, "rtol": 2e-2}))
 
 
 @pytest.mark.parametrize("way", ["option", "config"])

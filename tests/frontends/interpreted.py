@@ -42,7 +42,7 @@ def run_graph(graph: Graph, inputs: Sequence[Any]) -> list[Tensor]:
                 outputs.append(inputs[positions[node]])
                 continue
             tensor = tensor_from_array(value)
-            wanted = contiguous_strides(value.shape) if strides is None else [evaluate(s, bindings) for s in strides]
+            wanted = [evaluate(s, bindings) for s in strides] if isinstance(strides, tuple) else contiguous_strides(value.shape)
             outputs.append(with_strides(tensor, wanted).expand(value.shape))
         for (_, target), value in zip(graph.writebacks, values[len(graph.outputs) :]):
             inputs[positions[target]].copy_(tensor_from_array(value))

@@ -21,8 +21,10 @@ from dlcompiler.codegen.target import parse_target
 from dlcompiler.ir.expression import symbol
 from dlcompiler.ir.graph import Builder, Graph
 from dlcompiler.ir.interpret import interpret_graph, interpret_kernel
+from dlcompiler.ir.ops.contraction import convolution_size
 from dlcompiler.ir.program import Launch
 from dlcompiler.ir.types import DTYPES, TensorType, bf16, f16, f32, f64, i8, i64, u8
+from dlcompiler.passes.strides import channels_last_strides
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -368,3 +370,20 @@ def kernel(x, y, SIZE: tl.constexpr):
     with completed_interpreter():
         load_function(source, "kernel", interpret=True)[(2,)](x, y, SIZE=4)
     assert y.tolist() == [[7, 7, 7, 7], [0, 1, 2, 7]]
+
+
+@pytest.mark.parametrize("changes", [{}, {"strides": (2, 2)}, {"dilations": (2, 1), "padding": (2, 1)}, {"padding": (0, 0)}])
+def test_the_gradient_of_a_weight_is_one_product_that_reads_images_where_they_lie(changes):
+    attributes = {name: CONVOLUTION[name] for name in ("strides", "padding", "dilations", "groups")} | changes
+    sizes = [convolution_size(9, 3, s, p, d) for s, p, d in zip(*(attributes[n] for n in ("strides", "padding", "dilations")))]
+    images = [TensorType(f32, (2, 17, 9, 9)), TensorType(f32, (2, 5, *sizes))]
+    b = Builder("gradient")
+    last = [b.input(name, t, channels_last_strides(t.shape)) for name, t in zip("xy", images)]
+    graph = b.finish([b.convolution_weight(*last, taps=(3, 3), **attributes)])
+    arrays = [np.moveaxis(random_array((2, *t.shape[2:], t.shape[1]), f32, k), -1, 1) for k, t in enumerate(images)]
+    (got,), kernels = simulated(graph, arrays)
+    assert_close(got, interpret_graph(graph, arrays)[0], 5e-6)
+    assert len(products_of(kernels)) == len(kernels) == 1  # no image or gradient is put in another order
+    columns = [line for line in kernels[0].source.splitlines() if " = column" in line]
+    # neighbouring columns are channels, which lie side by side
+    assert any("% 17" in line for line in columns), columns
