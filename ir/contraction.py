@@ -334,7 +334,7 @@ def find_panels(columns: K.Value, summed: Collection[str]) -> Panels | None:
 
 
 def _lies_in_panels(load: K.Load, vector: str, summed: Collection[str]) -> bool:
-    """Whether a panel is memory without gaps that holds all summed positions: heads of a tensor, say, come once for each batch."""
+    """Whether a panel is memory without gaps that has all summed positions; heads of a tensor, say, come once for each batch."""
     width = load.buffer.shape[-1]
     first = load.index.index(floor_div(symbol(vector), width))
     if load.buffer.strides[first:] != contiguous_strides(load.buffer.shape[first:]):
