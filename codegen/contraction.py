@@ -298,13 +298,10 @@ def schedule_contraction(kernel: K.Kernel, machine: TileMachine, chosen: Answer 
     tiles = max(1, int(chosen.get("tiles", TILES_AN_ITEM)))
     grain = max(1, GRAIN_PRODUCTS // max(inner * vectors * lanes * min(rows * tiles, size_estimate(height)), 1))
     sum_block = max(found.depth, min(int(chosen.get("sum_block", SUM_BLOCK)), SUM_BLOCK))
-    block = None
-    if "order" in chosen:
-        block = 1 if chosen["order"] == "panels" else None
-    elif not guards and not found.is_lanewise and row is not None and packed_vectors is not None:
+    block = 1 if chosen.get("order") == "panels" else None
+    if "order" not in chosen and not guards and not found.is_lanewise and row is not None and packed_vectors is not None:
         points = math.prod(size_estimate(axes[a]) for a in (*between, row))
-        row_bytes, panel_bytes = inner * found.load.dtype.bytes, inner * vectors * lanes * stored(found.columns).dtype.bytes
-        block = _rows_in_cache(points, row_bytes, panel_bytes, rows * tiles, machine.second_cache)
+        block = _rows_in_cache(found, points, inner, vectors * lanes, rows * tiles, machine.second_cache)
     return ContractionSchedule(
         found, axes, outer, between, row, found.vector, summed, rows, vectors, lanes, rest, found.packed is not None, rows_access,
         columns_access, finishing, finish, sums, found.depth, max(1, int(chosen.get("grain", grain))), guards, tiles,
@@ -312,13 +309,17 @@ def schedule_contraction(kernel: K.Kernel, machine: TileMachine, chosen: Answer 
     )  # fmt: skip
 
 
-def _rows_in_cache(rows: int, row_bytes: int, panel_bytes: int, chunk: int, cache: int) -> int | None:
+def _rows_in_cache(found: Contraction, rows: int, inner: int, width: int, chunk: int, cache: int) -> int | None:
     """Chunks of rows that stay in the second cache while panels go by; None where a panel may as well stay for all rows.
+
+    rows, inner  how many there are, and how many numbers of each are summed; width: columns of a panel; chunk: rows of one
+    cache        bytes
 
     Of a tile rows are fewer than columns, so that rows which come from further away cost more than panels do: each of them is a
     stream of its own, too short to be foreseen. Enough rows have to share a panel that it costs less.
     """
-    if rows * row_bytes + panel_bytes <= cache:
+    row_bytes, column_bytes = inner * found.load.dtype.bytes, inner * stored(found.columns).dtype.bytes
+    if rows * row_bytes + width * column_bytes <= cache:
         return None
     chunks = max(1, cache // 2 // (row_bytes * chunk))
     return chunks if chunks * chunk >= LEAST_ROWS_IN_CACHE else None
