@@ -283,7 +283,7 @@ def _transposed_axis(
         if stride in (0, 1):
             continue
         along = [a for a in axes if a != vector and access.stride(a) == 1]
-        if len(along) != 1 or access_is_conditional(access):
+        if len(along) != 1 or along[0] in _guarding(access):
             return None
         wanted.add(along[0])
     if len(wanted) != 1:
@@ -292,8 +292,10 @@ def _transposed_axis(
     return axis if axis not in reduced and size_estimate(axes[axis]) >= lanes // 2 else None
 
 
-def access_is_conditional(access: Access) -> bool:
-    return isinstance(access.statement, K.Load) and bool(access.statement.guard)
+def _guarding(access: Access) -> frozenset[str]:
+    """Axes that the condition of a load moves along."""
+    guard = access.statement.guard if isinstance(access.statement, K.Load) else ()
+    return frozenset().union(*(symbols(bound.expression) | symbols(bound.extent) for bound in guard))
 
 
 def _unroll(values: Iterable[K.Value]) -> int:

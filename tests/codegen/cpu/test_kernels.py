@@ -127,6 +127,20 @@ def test_transposes_are_turned_in_registers(described):
 
 
 @every_machine
+@pytest.mark.parametrize("dtype", [f32, i64])
+def test_what_is_filled_up_is_turned_in_registers_too(dtype, described):
+    """Rows beyond the end are zeros, in tiles beyond it or across it."""
+    for axis, rows, columns in ((0, 33, 64), (0, 70, 40), (1, 33, 64)):
+        low, high = ((3, 0), (40, 0)) if axis == 0 else ((0, 3), (0, 40))
+        graph = graph_of(
+            lambda b, x, low=low, high=high: b.permute(b.pad(x, low=low, high=high, value=0.0), dims=(1, 0)),
+            TensorType(dtype, (rows, columns)),
+        )
+        assert axis == 1 or schedule_kernel(graph_kernel(graph)[0], described.vector_bytes).transposes
+        check_graph(graph, [random_array((rows, columns), dtype)], described)
+
+
+@every_machine
 def test_views_become_index_arithmetic(described):
     x = TensorType(f32, (6, 8, 10))
     for view in (
