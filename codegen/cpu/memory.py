@@ -263,7 +263,7 @@ class MemoryWriter:
             masks = [e.broadcast(e.extract(inside, k), width) for k in range(width)]
             return [e.masked_load(pointer, offset, mask, zero) for offset, mask in zip(offsets, masks)]
 
-        return tuple(turned(e, e.if_else(e.any(e.bit_not(inside)), partly, whole)))
+        return tuple(turned(e, list(e.if_else(e.any(e.bit_not(inside)), partly, whole))))
 
     def _store_turned(self, store: K.Store, values: list[Value]) -> None:
         for offset, row in zip(self._rows_along_unrolled(store), turned(self.e, values)):
