@@ -34,6 +34,8 @@ from dlcompiler.ir.types import bf16
 MOST_ROWS = 8
 # Tiles of rows in one work item: enough to hide the cost of starting it, few enough to share out.
 TILES_AN_ITEM = 4
+# Rows that have to be multiplied with a panel that comes from beyond the second cache.
+LEAST_ROWS_IN_CACHE = 96
 # Multiplications below which a second thread costs more than it gives.
 GRAIN_PRODUCTS = 1 << 17
 # Rows from which columns that lie the wrong way, or far apart, are worth packing in each call.
@@ -59,7 +61,7 @@ class ContractionSchedule:
     rest      rows of the last tile, 0 if all are whole, None if that is only known when it runs
     tiles     tiles of rows in one work item
     sum_block summed positions after which sums are added to those before, where they are long
-    panels_first  whether all panels of columns are gone through for a chunk of rows, and not the other way around
+    block     chunks of rows for which all panels of columns are gone through before the next ones; None: a panel, for all chunks
     is_packed whether columns lie in panels of the tile's width
     depth     neighbouring positions of the innermost summed axis that lie side by side in panels: one step takes them all
     accesses  of the rows' and the columns' load
@@ -88,7 +90,7 @@ class ContractionSchedule:
     guards: tuple[K.Bound, ...] = field(default=())
     tiles: int = TILES_AN_ITEM
     sum_block: int = SUM_BLOCK
-    panels_first: bool = False
+    block: int | None = None
 
     @property
     def width(self) -> int:
@@ -117,8 +119,13 @@ class ContractionSchedule:
         return 1 if self.row is None else floor_div(self.axes[self.row] + (self.chunk - 1), self.chunk)
 
     @property
+    def chunks_of_all(self) -> Dim:
+        """Chunks of rows at all points of the axes between."""
+        return product(self.axes[a] for a in self.between) * self.chunks
+
+    @property
     def work(self) -> Dim:
-        return product(self.axes[a] for a in (*self.outer, *self.between)) * self.panels * self.chunks
+        return product(self.axes[a] for a in self.outer) * self.panels * self.chunks_of_all
 
     def __str__(self) -> str:
         tile = f"tile({self.row or '-'} {self.rows} x {self.column} {self.vectors} vectors of {self.lanes} lanes)"
@@ -127,8 +134,9 @@ class ContractionSchedule:
         columns = "packed" if self.is_packed else "in place"
         columns += f" by {self.depth}" if self.depth > 1 else ""
         sums = ", ".join(self.summed) + (f" in parts of {self.sum_block}" if self.sum_block != SUM_BLOCK else "")
-        items = f" items({self.tiles} tiles{', panels first' if self.panels_first else ''})"
-        usual = self.tiles == TILES_AN_ITEM and not self.panels_first
+        order = "" if self.block is None else ", panels first" if self.block == 1 else f", panels first for {self.block}"
+        items = f" items({self.tiles} tiles{order})"
+        usual = self.tiles == TILES_AN_ITEM and self.block is None
         return f"contraction {outer}{tile} sum({sums}) columns {columns}{'' if usual else items} grain({self.grain})"
 
 
@@ -242,7 +250,7 @@ def _stores_agree(kernel: K.Kernel, vector: str) -> bool:
 def schedule_contraction(kernel: K.Kernel, machine: TileMachine, chosen: Answer = NOTHING) -> ContractionSchedule | None:
     """Choose how a contraction runs; None for a kernel that is none, or that the tiled loop cannot do or would do slowly.
 
-    `chosen` may say rows, vectors (of columns that are not packed), tiles, sum_block, order ("panels") and grain.
+    `chosen` may say rows, vectors (of columns that are not packed), tiles, sum_block, order ("panels", "rows") and grain.
     """
     found = find_contraction(kernel)
     if found is None or 0 in kernel.extents.values():
@@ -290,11 +298,31 @@ def schedule_contraction(kernel: K.Kernel, machine: TileMachine, chosen: Answer 
     tiles = max(1, int(chosen.get("tiles", TILES_AN_ITEM)))
     grain = max(1, GRAIN_PRODUCTS // max(inner * vectors * lanes * min(rows * tiles, size_estimate(height)), 1))
     sum_block = max(found.depth, min(int(chosen.get("sum_block", SUM_BLOCK)), SUM_BLOCK))
+    block = 1 if chosen.get("order") == "panels" else None
+    if "order" not in chosen and not guards and not found.is_lanewise and row is not None and packed_vectors is not None:
+        points = math.prod(size_estimate(axes[a]) for a in (*between, row))
+        block = _rows_in_cache(found, points, inner, vectors * lanes, rows * tiles, machine.second_cache)
     return ContractionSchedule(
         found, axes, outer, between, row, found.vector, summed, rows, vectors, lanes, rest, found.packed is not None, rows_access,
         columns_access, finishing, finish, sums, found.depth, max(1, int(chosen.get("grain", grain))), guards, tiles,
-        sum_block - sum_block % found.depth, chosen.get("order") == "panels",
+        sum_block - sum_block % found.depth, block,
     )  # fmt: skip
+
+
+def _rows_in_cache(found: Contraction, rows: int, inner: int, width: int, chunk: int, cache: int) -> int | None:
+    """Chunks of rows that stay in the second cache while panels go by; None where a panel may as well stay for all rows.
+
+    rows, inner  how many there are, and how many numbers of each are summed; width: columns of a panel; chunk: rows of one
+    cache        bytes
+
+    Of a tile rows are fewer than columns, so that rows which come from further away cost more than panels do: each of them is a
+    stream of its own, too short to be foreseen. Enough rows have to share a panel that it costs less.
+    """
+    row_bytes, column_bytes = inner * found.load.dtype.bytes, inner * stored(found.columns).dtype.bytes
+    if rows * row_bytes + width * column_bytes <= cache:
+        return None
+    chunks = max(1, cache // 2 // (row_bytes * chunk))
+    return chunks if chunks * chunk >= LEAST_ROWS_IN_CACHE else None
 
 
 def _tile(packed_vectors: int | None, columns: Dim, height: Dim, lanes: int, registers: int, chosen: Answer) -> tuple[int, int]:

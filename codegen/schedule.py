@@ -218,22 +218,30 @@ def size_estimate(extent: Dim) -> int:
     return max(evaluate(extent, {s: 256 for s in symbols(extent)}), 1)
 
 
-def _vector_cost(axis: str, extent: Dim, accesses: Iterable[Access], lanes: int) -> float:
-    """Estimated cost of an element if this axis fills the lanes: contiguous 1, the same for all lanes 0.2, scattered 6."""
+def _vector_cost(axis: str, axes: Mapping[str, Dim], reduced: frozenset[str], accesses: Iterable[Access], lanes: int) -> float:
+    """Estimated cost of an element if this axis fills the lanes: contiguous 1, the same for all lanes 0.2, scattered 6.
+
+    What comes once for all elements of a reduction hardly counts.
+    """
+    once = 1 / math.prod(size_estimate(axes[a]) for a in reduced)
     total = 0.0
     for access in accesses:
         stride = access.lane_stride(axis)
         weight = 1.5 if isinstance(access.statement, K.Store) else 1.0
+        if not access.indirect_axes & reduced and all(access.stride(a) == 0 for a in reduced):
+            weight *= once
         total += weight * (0.2 if stride == 0 else 1.0 if stride == 1 else 2.0 if stride == -1 else 6.0)
-    size = size_estimate(extent)
+    size = size_estimate(axes[axis])
     used = size / (-(-size // lanes) * lanes)
     return total / max(used, 1e-3)
 
 
-def _choose_vector(axes: dict[str, Dim], accesses: list[Access], lanes: int, preferred: list[str]) -> str | None:
+def _choose_vector(
+    axes: dict[str, Dim], reduced: frozenset[str], accesses: list[Access], lanes: int, preferred: list[str]
+) -> str | None:
     if not axes:
         return None
-    return min(axes, key=lambda a: (_vector_cost(a, axes[a], accesses, lanes), -preferred.index(a)))
+    return min(axes, key=lambda a: (_vector_cost(a, axes, reduced, accesses, lanes), -preferred.index(a)))
 
 
 def _lane_count(kernel: K.Kernel, vector_bytes: int) -> int:
@@ -275,7 +283,7 @@ def _transposed_axis(
         if stride in (0, 1):
             continue
         along = [a for a in axes if a != vector and access.stride(a) == 1]
-        if len(along) != 1 or access_is_conditional(access):
+        if len(along) != 1 or along[0] in _guarding(access):
             return None
         wanted.add(along[0])
     if len(wanted) != 1:
@@ -284,15 +292,15 @@ def _transposed_axis(
     return axis if axis not in reduced and size_estimate(axes[axis]) >= lanes // 2 else None
 
 
-def access_is_conditional(access: Access) -> bool:
-    return isinstance(access.statement, K.Load) and bool(access.statement.guard)
+def _guarding(access: Access) -> frozenset[str]:
+    """Axes that the condition of a load moves along."""
+    guard = access.statement.guard if isinstance(access.statement, K.Load) else ()
+    return frozenset().union(*(symbols(bound.expression) | symbols(bound.extent) for bound in guard))
 
 
-def _unroll(kernel: K.Kernel) -> int:
-    """Vectors side by side: enough to hide latency, few enough to stay in registers."""
-    weight = sum(
-        6 if isinstance(v, K.Compute) and v.op in EXPENSIVE else 1 for v in kernel.values if not isinstance(v, K.Constant)
-    )
+def _unroll(values: Iterable[K.Value]) -> int:
+    """Vectors side by side, of these values each: enough to hide latency, few enough to stay in registers."""
+    weight = sum(6 if isinstance(v, K.Compute) and v.op in EXPENSIVE else 1 for v in values if not isinstance(v, K.Constant))
     return 4 if weight <= 12 else 2 if weight <= 40 else 1
 
 
@@ -325,8 +333,11 @@ def schedule_kernel(kernel: K.Kernel, vector_bytes: int, cache_bytes: int = 1 <<
     reduced = kernel.reduced_axes & frozenset(axes)
     lanes = _lane_count(kernel, vector_bytes)
     order = _memory_order(axes, accesses)
-    vector = _choose_vector(axes, accesses, lanes, order)
-    unroll = max(1, int(chosen.get("unroll", _unroll(kernel))))
+    vector = _choose_vector(axes, reduced, accesses, lanes, order)
+    # down columns only what is computed in each row counts
+    counted = kernel.reduced_axes if reduced and vector not in reduced else None
+    estimate = _unroll(v for v in kernel.values if counted is None or kernel.axes_of[v] & counted)
+    unroll = max(1, int(chosen.get("unroll", estimate)))
     unroll_axis = vector
     if vector is not None and vector not in reduced and not reduced:
         turned = _transposed_axis(vector, axes, reduced, accesses, lanes)

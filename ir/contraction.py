@@ -323,7 +323,7 @@ def find_panels(columns: K.Value, summed: Collection[str]) -> Panels | None:
         return None
     last, before = _digit(load, -1), _digit(load, -2)
     if last is not None and last not in summed:
-        return Panels(load, last, None, 1)
+        return Panels(load, last, None, 1) if _lies_in_panels(load, last, summed) else None
     if last is None or before is None or before in summed:
         return None
     depth = load.buffer.shape[-1]
@@ -331,6 +331,15 @@ def find_panels(columns: K.Value, summed: Collection[str]) -> Panels | None:
         return None
     assert isinstance(depth, int)
     return Panels(load, before, last, depth)
+
+
+def _lies_in_panels(load: K.Load, vector: str, summed: Collection[str]) -> bool:
+    """Whether a panel is memory without gaps that has all summed positions; heads of a tensor, say, come once for each batch."""
+    width = load.buffer.shape[-1]
+    first = load.index.index(floor_div(symbol(vector), width))
+    if load.buffer.strides[first:] != contiguous_strides(load.buffer.shape[first:]):
+        return False
+    return not any(symbols(index) & set(summed) for index in load.index[:first])
 
 
 def _digit(load: K.Load, dimension: int) -> str | None:

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from dlcompiler.ir.errors import LaunchError
 from dlcompiler.ir.program import AtenCall
+from dlcompiler.runtime.memory import HUGE_PAGE, ask_for_huge_pages
 from dlcompiler.runtime.plan import Aten, Library, Plan, Run
 from dlcompiler.runtime.prepared import Copy, Fill
 from dlcompiler.runtime.tables import ALIGNMENT, ARENA, LaunchRecord, driver_table
-from dlcompiler.runtime.tensors import copy_strided, empty_strided, same_layout, tensor_at
+from dlcompiler.runtime.tensors import copy_strided, empty_strided, same_layout, span, tensor_at
 from torch import Tensor
 
 Driver = Callable[[int, int], None]
@@ -42,6 +43,8 @@ class Frame:
             self.tensors: list[Any] = [None] * len(plan.places)
             self._make_fixed_tensors()
         self._known: list[int] = [-1] * plan.bases
+        sizes = [span(shape, strides) * dtype.itemsize for dtype, shape, strides in plan.outputs]
+        self._large_outputs = [(k, size) for k, size in enumerate(sizes) if size >= 2 * HUGE_PAGE]
         self._watched_inputs = self._watch(0, plan.first_output)
         self._watched_outputs = self._watch(plan.first_output, plan.first_extern)
         self._watched_externs = self._watch(plan.first_extern, plan.prepared)
@@ -151,6 +154,8 @@ class Frame:
         outputs = [empty_strided(shape, strides, dtype) for dtype, shape, strides in plan.outputs]
         for base, tensor in enumerate(outputs, plan.first_output):
             self.bases[base] = tensor.data_ptr()
+        for k, size in self._large_outputs:
+            ask_for_huge_pages(outputs[k].data_ptr(), size)
         for base, positions in self._watched_outputs.items():
             tensor = outputs[base - plan.first_output]
             for k in positions:

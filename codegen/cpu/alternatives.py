@@ -88,7 +88,7 @@ def _contraction(schedule: ContractionSchedule, machine: TileMachine) -> list[An
         tallest = -(-height // schedule.rows)
         changes += [{"tiles": tiles} for tiles in (1, 2, 8, 16) if tiles != schedule.tiles and tiles // 2 < tallest]
     if _several(schedule.panels) and (_several(schedule.chunks) or schedule.between):
-        changes.append({"order": "rows" if schedule.panels_first else "panels"})
+        changes.append({"order": "panels" if schedule.block is None else "rows"})
     if schedule.is_summed_in_blocks:
         changes += [{"sum_block": length} for length in (256, 384) if length != schedule.sum_block]
     if not schedule.is_packed and not schedule.contraction.is_lanewise:

@@ -94,22 +94,26 @@ class ContractionWriter:
     def _work_item(self, item: Value) -> None:
         """A panel of columns, for a chunk of rows, at one point of the outer axes."""
         e, schedule = self.e, self.schedule
-        digits: list[tuple[str, Dim]] = [(a, schedule.axes[a]) for a in schedule.outer]
-        panels: list[tuple[str, Dim]] = [("panel", schedule.panels)]
-        rows = [*((a, schedule.axes[a]) for a in schedule.between), ("chunk", schedule.chunks)]
-        digits += rows + panels if schedule.panels_first else panels + rows
-        places: dict[str, Number] = {}
+        panels, chunks = self.index.write(schedule.panels), self.index.write(schedule.chunks_of_all)
+        outer: list[tuple[str, Dim]] = [(a, schedule.axes[a]) for a in schedule.outer]
+        between: list[tuple[str, Dim]] = [*((a, schedule.axes[a]) for a in schedule.between), ("chunk", schedule.chunks)]
         rest: Number = item
-        for position, (name, extent) in reversed(list(enumerate(digits))):
-            if extent == 1:
-                places[name] = 0
-            elif position == 0:
-                places[name] = rest
-            else:
-                size = self.index.write(extent)
-                places[name] = e.rem(rest, size)
-                rest = e.div(rest, size)
-        panel, chunk = places.pop("panel"), places.pop("chunk")
+        if outer:
+            every = self.index.times(panels, chunks)
+            places = self._digits(e.div(item, every), outer)
+            rest = e.rem(item, every)
+        else:
+            places = {}
+        if schedule.block is None:
+            panel, number = self._parts(rest, chunks)
+        else:
+            block, rest = self._parts(rest, self.index.times(panels, schedule.block))
+            begin = self.index.times(block, schedule.block)
+            here = e.minimum(self._value(self.index.plus(chunks, self.index.times(begin, -1))), schedule.block)
+            panel, number = self._parts(rest, here)
+            number = self.index.plus(begin, number)
+        places |= self._digits(number, between)
+        chunk = places.pop("chunk")
         self.axis_values.update(places)
         self.panel = panel
         self.first_column = self.index.times(panel, schedule.width)
@@ -128,6 +132,24 @@ class ContractionWriter:
                 self.edge = None
         for axis in (*schedule.outer, *schedule.between):
             del self.axis_values[axis]
+
+    def _parts(self, number: Number, size: Number) -> tuple[Number, Number]:
+        """(number div size, number mod size)."""
+        if size == 1:
+            return number, 0
+        return self.e.div(self._value(number), size), self.e.rem(self._value(number), size)
+
+    def _digits(self, number: Number, axes: Sequence[tuple[str, Dim]]) -> dict[str, Number]:
+        """A point of axes, the last one innermost, from its number."""
+        places: dict[str, Number] = {}
+        for position, (name, extent) in reversed(list(enumerate(axes))):
+            if extent == 1:
+                places[name] = 0
+            elif position == 0:
+                places[name] = number
+            else:
+                number, places[name] = self._parts(number, self.index.write(extent))
+        return places
 
     def _fills_panels(self) -> bool:
         count = self.schedule.axes[self.schedule.column]

@@ -246,10 +246,24 @@ class MemoryWriter:
         return [w.index.plus(base, w.index.times(stride, k)) for k in range(w.lanes.width)]
 
     def _load_turned(self, load: K.Load) -> tuple[Value, ...]:
-        e, w = self.e, self.writer
+        e, width = self.e, self.writer.lanes.width
         pointer, element = self.pointers[load.buffer], element_name(load.dtype)
-        rows = [e.load(pointer, offset, element, w.lanes.width) for offset in self._rows_along_unrolled(load)]
-        return tuple(turned(self.e, rows))
+        offsets = self._rows_along_unrolled(load)
+
+        def whole() -> list[Value]:
+            return [e.load(pointer, offset, element, width) for offset in offsets]
+
+        if not load.guard:
+            return tuple(turned(e, whole()))
+        # of a row of the tile all numbers are inside or none: a guard that moved along it would not have been turned
+        inside = e.broadcast(self.within(load.guard, 0), width)
+        zero = e.constant(0, element, width)
+
+        def partly() -> list[Value]:
+            masks = [e.broadcast(e.extract(inside, k), width) for k in range(width)]
+            return [e.masked_load(pointer, offset, mask, zero) for offset, mask in zip(offsets, masks)]
+
+        return tuple(turned(e, list(e.if_else(e.any(e.bit_not(inside)), partly, whole))))
 
     def _store_turned(self, store: K.Store, values: list[Value]) -> None:
         for offset, row in zip(self._rows_along_unrolled(store), turned(self.e, values)):

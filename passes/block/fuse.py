@@ -151,15 +151,18 @@ class _Fuser:
         }
 
     def _views_to_keep(self) -> set[Node]:
-        """Views that get memory: those that choose between places (pad, concat), read at an index that data gives."""
+        """Views that get memory: those that choose between places (pad, concat), read at an index that data gives; and what is
+        joined to be the rows of a product, whose tiles read each row from one place.
+        """
         kept: set[Node] = set()
         for node in self.graph.nodes:
-            if not node.has(Trait.INDEXING):
+            is_product = node.op.name in ("linear", "matmul") and not self.target.takes_factors
+            if not node.has(Trait.INDEXING) and (not is_product or node.shape[-2:-1] in ((), (1,))):
                 continue
             source = node.inputs[0]
             while is_virtual(source) and source.inputs and not source.has(Trait.PARTIAL):
                 source = source.inputs[0]
-            if source.has(Trait.PARTIAL):
+            if source.has(Trait.PARTIAL) and (not is_product or source.op.name == "concat"):
                 kept.add(source)
         return kept
 

@@ -37,6 +37,9 @@ def assign_layouts(fusion: Fusion) -> dict[Node, Strides]:
     wanted = {value: layouts[target] for value, target in graph.writebacks}
     wanted |= {node: strides for node, strides in zip(graph.outputs, graph.output_strides) if isinstance(strides, tuple)}
     images = _images_of_convolutions(fusion)
+    for node in layouts:  # of attention with several results each is told apart by a node of no group
+        if node.op.name == "tuple.get" and heads_are_inside(node):
+            layouts[node] = wanted.get(node) or heads_inside_strides(node.shape)
     for group in fusion.groups:
         for node in group.outputs:
             if not isinstance(node.type, TensorType):

@@ -158,6 +158,19 @@ def test_heads_that_share_keys_are_not_copied():
     assert len(steps) <= 2
 
 
+def test_what_is_joined_to_be_rows_of_a_product_is_stored_once():
+    """As columns it would be packed as it is, but then the result's vectors would lie apart."""
+    b = Builder()
+    parts = [b.input(name, TensorType(f32, (40, 16))) for name in "xyz"]
+    graph = b.finish([b.linear(b.concat(*parts, axis=1), b.input("w", TensorType(f32, (64, 48))))])
+    program = plan_graph(optimize(graph, TARGET), TARGET)
+    *_, product = program.steps
+    assert isinstance(product, Launch)
+    assert [view.shape for view in product.reads if view.slot.role == "intermediate"][0] == (40, 48)
+    columns = next(buffer for buffer in product.kernel.buffers if len(buffer.shape) == 3)
+    assert columns.shape[1] == 48 and columns.shape[0] * columns.shape[2] >= 64
+
+
 def linears(shared: bool = False, argument: bool = False) -> Graph:
     b = Builder()
     x = b.input("x", TensorType(f32, (2, 5, 8)))

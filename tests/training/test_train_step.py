@@ -403,6 +403,34 @@ def follows_eager(loss: Any) -> None:
     torch.testing.assert_close(ours.state_dict(), eager.state_dict())
 
 
+class Attention(nn.Module):
+    """Queries, keys and values by one layer or by three, then attention and the projection after it."""
+
+    def __init__(self, is_joined: bool) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList([nn.Linear(64, 192)] if is_joined else [nn.Linear(64, 64) for _ in range(3)])
+        self.after = nn.Linear(64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole = torch.cat([part(x) for part in self.parts], -1) if len(self.parts) > 1 else self.parts[0](x)
+        q, k, v = (part.reshape(2, 48, 4, 16).transpose(1, 2) for part in whole.split(64, -1))
+        return self.after(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(2, 48, 64))
+
+
+@pytest.mark.parametrize("is_joined", [True, False])
+def test_projections_of_attention_read_heads_where_they_lie(is_joined: bool) -> None:
+    """So products of ours make all gradients, which updates join, and no library does."""
+    model = Attention(is_joined)
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    def loss(model: nn.Module, x: Tensor) -> Tensor:
+        return model(x).square().mean()
+
+    step = dlcompiler.train_step(model, loss, optimizer, torch.randn(2, 48, 64))
+    (report,) = step.reports
+    assert not report.library and not report.aten
+
+
 def test_a_number_read_out_of_a_tensor_is_part_of_the_program() -> None:
     def loss(model: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
         return squares(model, batch) * (1.0 + batch[1].abs().max().item())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from dlcompiler.codegen.contraction import choose_tile, panel_width, schedule_contraction
+from dlcompiler.codegen.contraction import ContractionSchedule, choose_tile, panel_width, schedule_contraction
 from dlcompiler.ir import kernel as K
 from dlcompiler.ir.contraction import find_contraction, pack_columns
 from dlcompiler.ir.expression import symbol
@@ -30,8 +32,14 @@ def lowered(nodes: list[Node], outputs: list[Node], strides=None, inlined=()) ->
     return kernel
 
 
-def check(kernel: K.Kernel, fixed=lambda b: True, sizes=None, pack: bool = True, must: bool = True, seed: int = 0) -> None:
-    """Compiled code for every machine against the kernel's meaning; `must`: it has to be a contraction that is tiled."""
+def check(
+    kernel: K.Kernel, fixed=lambda b: True, sizes=None, pack: bool = True, must: bool = True, seed: int = 0, on=machines
+) -> list[ContractionSchedule | None]:
+    """Compiled code for every machine against the kernel's meaning; `must`: it has to be a contraction that is tiled.
+
+    Returns the schedules.
+    """
+    schedules = []
     sizes = sizes or {}
     random = np.random.default_rng(seed)
     arrays = {}
@@ -46,7 +54,7 @@ def check(kernel: K.Kernel, fixed=lambda b: True, sizes=None, pack: bool = True,
     for name, array in arrays.items():
         expected[name][...] = array
     interpret_kernel(kernel, expected, sizes)
-    for machine in machines():
+    for machine in on():
         if not machine.has_half_conversion and any(b.dtype is f16 for b in kernel.buffers):
             continue
         main, buffers = kernel, dict(arrays)
@@ -62,6 +70,7 @@ def check(kernel: K.Kernel, fixed=lambda b: True, sizes=None, pack: bool = True,
             run_kernel(packing, buffers, sizes, machine)
         schedule = schedule_contraction(main, machine.tiles)
         assert schedule is not None or not must, main
+        schedules.append(schedule)
         for b in kernel.buffers:
             if b.role == "out":
                 buffers[b.name] = strided(concrete(b.shape, sizes), concrete(b.strides, sizes), b.dtype.numpy)
@@ -72,6 +81,7 @@ def check(kernel: K.Kernel, fixed=lambda b: True, sizes=None, pack: bool = True,
                 scale = np.abs(expected[b.name]).max() or 1.0
                 error = np.abs(buffers[b.name].astype(np.float64) - expected[b.name].astype(np.float64)).max() / scale
                 assert error <= TOLERANCE[b.dtype], (machine.name, str(schedule))
+    return schedules
 
 
 @settings(max_examples=25, derandomize=True, deadline=None)
@@ -97,6 +107,34 @@ def test_linear_with_whatever_follows(rows, inner, columns, batch, data):
         nodes.append(b.cast(nodes[-1], dtype="f32"))  # sums are not rounded before
     outputs += [nodes[-1]] if nodes[-1] not in outputs else []
     check(lowered(nodes, outputs), fixed=lambda buffer: buffer.shape == w.shape, must=min(rows * batch, columns, inner) > 1)
+
+
+@pytest.mark.parametrize(("batch", "shared"), [(1, True), (3, True), (2, False)])
+def test_rows_stay_in_the_second_cache_while_panels_go_by(batch, shared):
+    """More rows than a small second cache holds, in blocks of which the last is not whole."""
+    b = Builder("g")
+    x = b.input("x", TensorType(f32, (batch, 700, 8)))
+    y = b.input("y", TensorType(f32, (8, 130) if shared else (batch, 8, 130)))
+    node = b.matmul(x, y)
+    small = [replace(m, cache_bytes=(8 << 10, 16 << 10, 1 << 20)) for m in machines()]
+    blocks = [s.block for s in check(lowered([node], [node]), fixed=lambda buffer: buffer.name == "x1", on=lambda: small) if s]
+    assert len(blocks) == len(small) and all(block and 700 * (batch if shared else 1) > 32 * block for block in blocks)
+
+
+def test_heads_side_by_side_are_columns():
+    """What attention writes, as the columns of a weight's gradient: they are sums over batch and length, and no panels."""
+    b = Builder("g")
+    x = b.input("x", TensorType(f32, (2, 24, 40)))
+    heads = b.input("h", TensorType(f32, (2, 3, 24, 16)))
+    joined = b.reshape(b.permute(heads, dims=(0, 2, 1, 3)), shape=(48, 48))
+    views = [b.permute(b.reshape(x, shape=(48, 40)), dims=(1, 0)), b.permute(joined, dims=(1, 0))]
+    node = b.linear(*views)
+    views += [views[0].inputs[0], joined, joined.inputs[0]]
+
+    def strides(n: Node):
+        return (24 * 48, 16, 48, 1) if n is heads else contiguous_strides(n.shape)
+
+    check(lowered([*views, node], [node], strides, inlined=views), fixed=lambda buffer: False)
 
 
 @settings(max_examples=25, derandomize=True, deadline=None)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from dlcompiler.codegen.cpu.scalars import spelled
+from dlcompiler.codegen.schedule import schedule_kernel
 from dlcompiler.ir.expression import symbol
 from dlcompiler.ir.graph import Builder, Graph
 from dlcompiler.ir.scalar import SCALARS
 from dlcompiler.ir.types import DTYPES, DType, TensorType, boolean, f32, i64
 
 from tests.codegen.cpu.run import check_graph, machines
+from tests.lowering import graph_kernel
 
 REAL = [d for d in DTYPES.values() if d.kind != "complex"]
 every_machine = pytest.mark.parametrize("described", machines(), ids=lambda m: m.name)
@@ -91,6 +93,22 @@ def test_reductions(kind, axes, described):
         check(lambda b, x: b(kind, x, axes=axes), TensorType(dtype, (5, 19, 35)), described=described)
 
 
+@every_machine
+def test_sums_down_columns_fill_lanes_with_columns_whatever_follows(described):
+    """An update reads and writes more numbers than the sum that it follows, but only once for each sum."""
+
+    def update(b, gradient, parameter, *moments):
+        total = b.reduce_sum(gradient, axes=(0,), keepdims=False)
+        moments = [b.add(b.mul(m, total), total) for m in moments]
+        return [*moments, b.sub(parameter, b.div(moments[0], moments[1]))]
+
+    graph = graph_of(update, TensorType(f32, (40, 37)), *[TensorType(f32, (37,))] * 3)
+    kernel, _ = graph_kernel(graph)
+    schedule = schedule_kernel(kernel, described.vector_bytes)
+    assert schedule.vector is not None and not schedule.vector_is_reduced
+    check_graph(graph, [random_array(node.shape, f32, k) for k, node in enumerate(graph.inputs)], described)
+
+
 def test_reductions_over_several_axes_and_bools():
     described = machines()[0]
     check(lambda b, x: b.reduce_sum(x, axes=(0, 2)), TensorType(f32, (5, 19, 35)), described=described)
@@ -106,6 +124,20 @@ def test_transposes_are_turned_in_registers(described):
             lambda b, x, y: b.add(b.permute(x, dims=(1, 0)), y),
             TensorType(f32, (rows, columns)), TensorType(f32, (columns, rows)), described=described,
         )  # fmt: skip
+
+
+@every_machine
+@pytest.mark.parametrize("dtype", [f32, i64])
+def test_what_is_filled_up_is_turned_in_registers_too(dtype, described):
+    """Rows beyond the end are zeros, in tiles beyond it or across it."""
+    for axis, rows, columns in ((0, 33, 64), (0, 70, 40), (1, 33, 64)):
+        low, high = ((3, 0), (40, 0)) if axis == 0 else ((0, 3), (0, 40))
+        graph = graph_of(
+            lambda b, x, low=low, high=high: b.permute(b.pad(x, low=low, high=high, value=0.0), dims=(1, 0)),
+            TensorType(dtype, (rows, columns)),
+        )
+        assert axis == 1 or schedule_kernel(graph_kernel(graph)[0], described.vector_bytes).transposes
+        check_graph(graph, [random_array((rows, columns), dtype)], described)
 
 
 @every_machine
