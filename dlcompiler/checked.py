@@ -40,7 +40,7 @@ class CheckedExecutable:
 
         before = [value if isinstance(value, int) else array_from_tensor(value).copy() for value in inputs]
         expected = run_reference(self._graph, before)
-        outputs = self._executable(inputs)
+        outputs = self._executable(tuple(inputs))  # which may not free any of them
         names = self._graph.output_names or [f"output_{k}" for k in range(len(outputs))]
         positions = {node: k for k, node in enumerate(self._graph.inputs)}
         written = [positions[node] for _, node in self._graph.writebacks]

@@ -17,6 +17,7 @@ import torch
 from dlcompiler.codegen.target import SCANNED, Target
 from dlcompiler.devices import target_of_devices
 from dlcompiler.frontends.fx import (
+    compute_normalized_again,
     decompositions,
     import_fx,
     keep_recurrent_layers_whole,
@@ -35,6 +36,11 @@ from dlcompiler.options import Options
 from dlcompiler.report import Timings, record_fallback
 
 logger = logging.getLogger("dlcompiler")
+
+# Rules of the partitioner that are off: that what backward's products read, and what is made of something read at two distant
+# places, is never computed again. To write it anew costs one pass over it, in a kernel that reads the same operands for its
+# derivative; to hold it takes memory until then.
+CHEAP_AGAIN = {"ban_recompute_materialized_backward": False, "ban_recompute_used_far_apart": False}
 
 Run = Callable[[Sequence[Any]], list[Any]]
 # (graph, target, options, timings, code key) -> what runs it: flat inputs to the Graph's outputs
@@ -96,22 +102,25 @@ class Backend:
             suffix = f"_{part}" if part else ""
 
             def compile_part(module: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-                mine, parameters = ((), ()) if part == "backward" else (called, _parameters())
+                is_backward = part == "backward"
+                mine, parameters = ((), ()) if is_backward else (called, _parameters(is_training=part == "forward"))
                 own_key = f"{key}{suffix}" if key else None
                 return self._compile_part(module, inputs, part, name + suffix, own_key, resolved, mine, parameters)
 
             return compile_part
 
+        budget = resolved.activation_memory_budget
+        holds_all = "recompute" in resolved.disabled_passes or (budget is not None and budget >= 1)
         ours = aot_autograd(
             fw_compiler=compiler("forward"),
             bw_compiler=compiler("backward"),
             inference_compiler=compiler(""),
             decompositions=decompositions(resolved.numerics),
-            partition_fn=_partition,
+            partition_fn=_partition_holding if holds_all else _partition,
             keep_inference_input_mutations=True,
         )
         # tokens that order effects are made in the graph and not passed to it
-        settings: dict[str, Any] = {"unlift_effect_tokens": True}
+        settings: dict[str, Any] = {"unlift_effect_tokens": True, **({} if holds_all else CHEAP_AGAIN)}
         if resolved.activation_memory_budget is not None:
             settings["activation_memory_budget"] = resolved.activation_memory_budget
         with functorch_config.patch(settings), own_arguments(), collecting_later():
@@ -139,7 +148,10 @@ class Backend:
             with timings.stage("import"):
                 places = None if part else share_memory(module)
                 given = inputs if part == "backward" else None
-                graph = import_fx(module, inputs=given, name=name, called=called, parameters=parameters)
+                marks = _marks(module, part) if target.kind == "cpu" and self.compile is _compile_graph else None
+                graph = import_fx(module, inputs=given, name=name, called=called, parameters=parameters, marks=marks)
+                if marks is not None and part == "backward":
+                    _allow_another_backward()
                 kinds = result_kinds(module)
                 if part == "forward":
                     graph = leave_saved_results_open(graph, kinds)
@@ -155,9 +167,16 @@ class Backend:
 
 
 def _partition(joint: torch.fx.GraphModule, inputs: Sequence[Any], **settings: Any) -> Any:
-    """The forward and the backward graph, which share the seed of their random numbers and not the numbers, and logits of a
-    loss and not their softmax.
+    """The forward and the backward graph, which share the seed of their random numbers and not the numbers, logits of a loss and
+    not their softmax, and what normalised values are made of.
     """
+    number_draws(joint)
+    compute_normalized_again(joint)
+    return _partition_holding(joint, inputs, **settings)
+
+
+def _partition_holding(joint: torch.fx.GraphModule, inputs: Sequence[Any], **settings: Any) -> Any:
+    """As `_partition`, where normalised values are held."""
     from functorch.compile import min_cut_rematerialization_partition
 
     number_draws(joint)
@@ -165,11 +184,44 @@ def _partition(joint: torch.fx.GraphModule, inputs: Sequence[Any], **settings: A
     return min_cut_rematerialization_partition(joint, inputs, **settings)
 
 
-def _parameters() -> Collection[int]:
-    """Positions of the inputs of the forward graph being compiled that AOTAutograd knows as a module's own tensors."""
+def _parameters(is_training: bool) -> Collection[int]:
+    """Positions of the inputs of the forward graph being compiled that are a module's own tensors and hold the same for long.
+
+    What is trained does not: an optimizer writes it before the next call, so that what is made of it is of use only once.
+    """
+    kept = _static_inputs(is_trained=False)
+    return kept if is_training else kept | _static_inputs(is_trained=True)
+
+
+def _static_inputs(is_trained: bool) -> frozenset[int]:
+    """Positions of the inputs of the forward graph being compiled that are a module's own tensors, trained or not."""
     context = torch._guards.TracingContext.try_get()
     metadata = None if context is None else context.fw_metadata
-    return () if metadata is None else frozenset(metadata.static_input_indices or ())
+    if metadata is None:
+        return frozenset()
+    static = metadata.static_input_indices or ()
+    return frozenset(k for k in static if metadata.input_info[k].requires_grad == is_trained)
+
+
+def _marks(module: torch.fx.GraphModule, part: str) -> Mapping[int, Collection[str]]:
+    """What is known of inputs of a graph of a training step.
+
+    Those of the backward graph that are not the user's, what the forward graph has computed, and gradients, are its own.
+    """
+    if part == "forward":
+        return dict.fromkeys(_static_inputs(is_trained=True), ("trained",))
+    names = [str(node.target) for node in module.graph.nodes if node.op == "placeholder"]
+    return {k: ("owned",) for k, name in enumerate(names) if part == "backward" and not name.startswith("primals")}
+
+
+def _allow_another_backward() -> None:
+    """Let torch keep a graph for a second backward pass: it refuses to where memory of saved tensors may be overwritten.
+
+    Ours is only where a call finds that nobody else holds it.
+    """
+    context = torch._guards.TracingContext.try_get()
+    if context is not None and context.fw_metadata is not None:
+        context.fw_metadata.bw_donated_idxs = []
 
 
 def _compile_graph(graph: Graph, target: Target, options: Options, timings: Timings, key: str | None) -> Run:

@@ -193,11 +193,17 @@ class Builder:
         strides: tuple[Dim, ...] | None = None,
         location: str | None = None,
         is_parameter: bool = False,
+        marks: Iterable[str] = (),
     ) -> Node:
-        """A tensor input; `strides` in elements, None for row major. A parameter is the same tensor in nearly every call."""
+        """A tensor input; `strides` in elements, None for row major.
+
+        A parameter is the same tensor in nearly every call. Other marks: what is `owned` belongs to the call, which may free or
+        overwrite it; what is `trained` is changed between this call and the next, after a backward pass.
+        """
         attributes: dict[str, Any] = {} if strides is None else {"strides": tuple(strides)}
         if is_parameter:
             attributes["parameter"] = True
+        attributes |= dict.fromkeys(marks, True)
         node = Node(lookup("input"), (), attributes, type, self.fresh_name(name), location)
         self.inputs.append(node)
         return node

@@ -13,12 +13,15 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from dlcompiler.ir.expression import Dim, symbols
+from dlcompiler.ir.expression import Dim, evaluate, symbols
 from dlcompiler.ir.graph import Event, Graph
 from dlcompiler.ir.kernel import Bundle, Kernel
 from dlcompiler.ir.types import DType, contiguous_strides
 
-Role = Literal["input", "output", "constant", "intermediate", "extern", "prepared"]
+# What is a smaller part of all that a program owns and gives is not freed and allocated one by one; nor fewer bytes.
+LARGE_PART, LARGE_BYTES = 256, 1 << 17
+
+Role = Literal["input", "output", "constant", "intermediate", "extern", "prepared", "block"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +31,7 @@ class Slot:
     role      input: memory of argument `position`. output: memory allocated afresh by each call for result `position` of the
               outputs' own slots. constant: `Program.constants[position]`. intermediate: lives in the arena between its first
               and last use. extern: a tensor that an aten call allocates and that is dropped after its last use.
+              block: as intermediate, but in memory of its own, allocated at its first use and freed after its last.
               prepared: kept between calls; made by `Program.preparation` from inputs and constants, and again when those change.
     strides   in elements
     """
@@ -262,7 +266,7 @@ class Placement:
 
     lower_bound   the largest sum of intermediates alive at one step: no plan can be smaller
     eager_peak    the same sum if every op of the program's graph had kept its own result until its last use
-    extern_bytes  the largest sum of extern slots alive at one step; they are not in the arena
+    extern_bytes  the largest sum of extern slots and blocks alive at one step; they are not in the arena
     """
 
     offsets: Mapping[Slot, int]
@@ -279,7 +283,8 @@ class Program:
     inputs     slots of the tensor arguments, None for an integer argument that binds a symbol, in call order
     outputs    views to hand back, in order: on an output slot, an input, a constant or an extern slot
     constants  arrays (NumPy, or torch tensors) that constant slots hold
-    aliases    an intermediate -> the one whose memory it takes over in place (its last reader writes it)
+    aliases    an intermediate -> the one whose memory it takes over in place (its last reader writes it); the same of blocks,
+               which also take over inputs that the program owns, where nobody else holds them, and are taken over by outputs
     placement  for a program without symbols; else made for each binding when first called
     preparation  launches that fill prepared slots from inputs and constants: before the first call, and when those have changed
     code       what codegen attached; None before
@@ -301,17 +306,35 @@ class Program:
 
     @cached_property
     def lifetimes(self) -> dict[Slot, tuple[int, int]]:
-        """First and last step that touches each intermediate or extern slot."""
+        """First and last step that touches each intermediate, block or extern slot."""
         found: dict[Slot, tuple[int, int]] = {}
         for number, step in enumerate(self.steps):
             for view in (*step.reads, *step.writes):
-                if view is not None and view.slot.role in ("intermediate", "extern"):
+                if view is not None and view.slot.role in ("intermediate", "extern", "block"):
                     first, _ = found.get(view.slot, (number, number))
                     found[view.slot] = (first, number)
         for view in self.outputs:
             if view.slot in found:
                 found[view.slot] = (found[view.slot][0], len(self.steps))
         return found
+
+    @cached_property
+    def owned(self) -> frozenset[Slot]:
+        """Inputs that a call consumes: their memory is freed, or becomes a block's, once no step reads them any more."""
+        marked = {s for s, n in zip(self.inputs, self.graph.inputs) if s is not None and n.attributes.get("owned")}
+        written = {view.slot for step in self.steps for view in step.writes if view is not None}
+        return frozenset(marked - written - {view.slot for view in self.outputs})
+
+    @property
+    def frees(self) -> bool:
+        """Whether a call frees and allocates large values while it runs: a pass of a training step, which the memory of all
+        passes together limits."""
+        return bool(self.owned) or any(node.attributes.get("trained") for node in self.graph.inputs)
+
+    def large_bytes(self, bindings: Mapping[str, int]) -> int:
+        """From how many bytes on a value is large, see `frees`."""
+        held = sum(evaluate(slot.bytes, bindings) for slot in self.slots if slot.role == "output" or slot in self.owned)
+        return max(held // LARGE_PART, LARGE_BYTES)
 
     @cached_property
     def symbols(self) -> tuple[str, ...]:

@@ -23,8 +23,8 @@ def verify_program(program: Program) -> None:
 
     Each kernel keeps the rules of its own; arguments are what the kernel's buffers say; every slot is written before it is read;
     constants are not written; extern slots are written by aten calls alone and nothing else is; views lie in their slots; an
-    intermediate takes over memory only from one that is dead by then; and under a placement no two intermediates that are alive
-    together overlap.
+    intermediate or block takes over memory only from one that is dead by then; and under a placement no two intermediates
+    that are alive together overlap.
     """
     _Check(program).run()
     if program.placement is not None:
@@ -178,10 +178,17 @@ class _Check:
             self.written.add(view.slot)
 
     def aliases(self) -> None:
-        lifetimes = self.program.lifetimes
+        lifetimes = dict(self.program.lifetimes)
+        for number, step in enumerate(self.program.steps):
+            lifetimes.update((view.slot, (-1, number)) for view in step.reads if view.slot in self.program.owned)
+            written = [view.slot for view in step.writes if view is not None and view.slot.role == "output"]
+            lifetimes |= {slot: (number, len(self.program.steps)) for slot in written if slot not in lifetimes}
         groups: dict[Slot, list[Slot]] = {}
         for slot, source in self.program.aliases.items():
-            if slot.role != "intermediate" or source.role != "intermediate" or {slot, source} - self.slots:
+            is_like = slot.role in ("intermediate", "block") and source.role == slot.role
+            may_take = is_like or (slot.role == "output" and source.role == "block")
+            may_take = may_take or (slot.role == "block" and source in self.program.owned)
+            if not may_take or {slot, source} - self.slots:
                 self.fail(f"{slot!r} cannot take over {source!r}", -1)
             members = groups.setdefault(self.root(slot), [self.root(slot)])
             members.append(slot)

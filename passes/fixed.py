@@ -1,4 +1,5 @@
-"""Values that stay the same between calls: constants, a module's own tensors, and what is computed from these alone.
+"""Values that stay the same between calls: constants, a module's own tensors that no call writes, and what is computed from
+these alone.
 
 They are computed once, and again only when a tensor that they are computed from has changed (`ir.program.Program.preparation`).
 """
@@ -24,7 +25,8 @@ def stays_fixed(node: Node) -> bool:
 
 def fixed_nodes(graph: Graph) -> frozenset[Node]:
     """All nodes of a graph whose values stay the same between calls."""
-    found = {node for node in graph.inputs if is_fixed_source(node)}
+    written = {target for _, target in graph.writebacks}
+    found = {node for node in graph.inputs if is_fixed_source(node) and node not in written}
     for node in graph.nodes:
         if is_fixed_source(node) or (stays_fixed(node) and all(i in found or _is_number(i) for i in node.inputs)):
             found.add(node)

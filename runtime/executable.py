@@ -1,7 +1,7 @@
 """A compiled program as a callable: a few microseconds of Python around jumps into compiled code.
 
-A call checks its inputs, allocates its outputs, writes their addresses into the tables of a free frame and walks over the
-sections of its plan. It is safe to call from several threads: each call in progress has a frame of its own.
+A call checks its inputs, allocates its outputs, takes an arena, writes their addresses into the tables of a free frame and walks
+over the sections of its plan. It is safe to call from several threads: each call in progress has a frame of its own.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from dlcompiler.ir.errors import InputError, LaunchError
 from dlcompiler.ir.program import Code, Placement, Program
+from dlcompiler.runtime.arena import ARENAS
 from dlcompiler.runtime.binding import Binder
 from dlcompiler.runtime.frame import Frame
 from dlcompiler.runtime.inputs import adapt, describe_mismatch, finish_writes
@@ -25,9 +26,8 @@ from torch import Tensor
 IDLE_FRAMES = 8
 # Kinds of inputs (in training and in inference mode, say) that each plan takes without looking at each tensor.
 MOST_GUARDS = 4
-# Plans of a symbolic program that are kept, and bytes that their waiting arenas may hold together, at the least.
+# Plans of a symbolic program that are kept.
 MOST_PLANS = 64
-IDLE_BYTES = 256 << 20
 
 Place = Callable[[Program, Mapping[str, int]], Placement]
 
@@ -56,7 +56,8 @@ class Executable:
     def __call__(self, inputs: Sequence[Any]) -> list[Tensor]:
         """Tensors, and integers for the program's integer arguments, in the order of `program.inputs`, to result tensors.
 
-        Raises InputError for a wrong number of inputs, or a wrong dtype, shape or device, naming the input.
+        What the program owns of a list of inputs is freed as soon as no step needs it: those entries become None. Raises
+        InputError for a wrong number of inputs, or a wrong dtype, shape or device, naming the input.
         """
         runner = self._only
         if runner is None or len(inputs) != runner.count:
@@ -91,11 +92,12 @@ class Executable:
         return self._binder(inputs)
 
     def close(self) -> None:
-        """Free all arenas and packed weights that no call in progress uses. A later call makes what it needs again."""
+        """Free packed weights, and all arenas of the process, that no call in progress uses. A later call makes them again."""
         with self._lock:
             self._plans.clear()
             self._shared = Shared(self.program, self._shared.code, self._shared.pack)
         self._only = None if self._binder.names else self._runner(())
+        ARENAS.trim()
 
     def _find_runner(self, inputs: Sequence[Any]) -> _Runner:
         expected = len(self.program.inputs)
@@ -122,8 +124,7 @@ class Executable:
             placement = self._place(self.program, bindings)
         runner = _Runner(Plan(self._shared, bindings, placement))
         self._plans[values] = runner
-        limit = max(IDLE_BYTES, 2 * placement.arena_bytes)
-        while len(self._plans) > 1 and (len(self._plans) > MOST_PLANS or sum(r.idle_bytes for r in self._plans.values()) > limit):
+        while len(self._plans) > MOST_PLANS:
             del self._plans[next(iter(self._plans))]
         return runner
 
@@ -144,18 +145,22 @@ class _Runner:
         # whether tensors are of a kind that was found to fit in an earlier call; the last found first
         self.guards: list[Callable[..., bool]] = []
         self._tensors_of = picker(plan.tensor_inputs, self.count)
-
-    @property
-    def idle_bytes(self) -> int:
-        return len(self.frames) * self.plan.placement.arena_bytes
+        self._arena_bytes = plan.placement.arena_bytes
+        if self._arena_bytes:
+            ARENAS.announce(self, self._arena_bytes)
 
     def __call__(self, inputs: Sequence[Any], times: list[tuple[int, float]] | None = None) -> list[Tensor]:
         """A call; with `times` one step at a time, and a time for each is added."""
         frame = self._free_frame()
+        arena = ARENAS.take(self._arena_bytes) if self._arena_bytes else None
         prepared = False
         try:
+            if arena is not None:
+                frame.use_arena(arena.address)
             replaced = self._take_inputs(frame, inputs)
             outputs = frame.allocate_outputs()
+            if self.plan.changes and not replaced:
+                frame.give(inputs)
             threads = torch.get_num_threads()
             if self.plan.preparation:
                 frame.prepare(inputs, bool(replaced), threads)
@@ -173,6 +178,8 @@ class _Runner:
             if prepared:
                 frame.release()
             frame.forget()
+            if arena is not None:
+                ARENAS.give(arena)
             if len(self.frames) < IDLE_FRAMES:
                 self.frames.append(frame)
 

@@ -1,6 +1,6 @@
 """A frame: everything one call in progress owns. Two calls at once use two frames.
 
-It holds the arena, the driver's tables with all addresses that never change already in them, the current addresses of inputs,
+It holds the driver's tables with all addresses that never change already in them, the current addresses of the arena, of inputs,
 outputs and extern tensors, and tensors over all of these for library calls.
 """
 
@@ -17,10 +17,10 @@ import torch
 from dlcompiler.ir.errors import LaunchError
 from dlcompiler.ir.program import AtenCall
 from dlcompiler.runtime.memory import HUGE_PAGE, ask_for_huge_pages
-from dlcompiler.runtime.plan import Aten, Library, Plan, Run
+from dlcompiler.runtime.plan import Aten, Change, Library, Plan, Run
 from dlcompiler.runtime.prepared import Copy, Fill
-from dlcompiler.runtime.tables import ALIGNMENT, ARENA, LaunchRecord, driver_table
-from dlcompiler.runtime.tensors import copy_strided, empty_strided, same_layout, span, tensor_at
+from dlcompiler.runtime.tables import LaunchRecord, driver_table
+from dlcompiler.runtime.tensors import copy_strided, empty_strided, is_held_once, same_layout, span, tensor_at, tensor_in
 from torch import Tensor
 
 Driver = Callable[[int, int], None]
@@ -33,22 +33,18 @@ class Frame:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        # not an inference tensor, even if this first call is in inference mode: later calls write to it outside
-        with torch.inference_mode(False):
-            self._memory = torch.empty(plan.placement.arena_bytes + ALIGNMENT, dtype=torch.uint8, device="cpu")
-            self.arena = -(-self._memory.data_ptr() // ALIGNMENT) * ALIGNMENT
-            # an Array[c_int64]; typed so, it would take no list[int] for a slice
-            self.bases: Any = (ctypes.c_int64 * max(plan.bases, 1))()
-            self._tables: list[np.ndarray] = []
-            self.tensors: list[Any] = [None] * len(plan.places)
-            self._make_fixed_tensors()
+        # an Array[c_int64]; typed so, it would take no list[int] for a slice
+        self.bases: Any = (ctypes.c_int64 * max(plan.bases, 1))()
+        self._tables: list[np.ndarray] = []
+        self.tensors: list[Any] = [place.constant for place in plan.places]
         self._known: list[int] = [-1] * plan.bases
         sizes = [span(shape, strides) * dtype.itemsize for dtype, shape, strides in plan.outputs]
-        self._large_outputs = [(k, size) for k, size in enumerate(sizes) if size >= 2 * HUGE_PAGE]
+        self._large_outputs = {k: size for k, size in enumerate(sizes) if size >= 2 * HUGE_PAGE}
         self._watched_inputs = self._watch(0, plan.first_output)
         self._watched_outputs = self._watch(plan.first_output, plan.first_extern)
         self._watched_externs = self._watch(plan.first_extern, plan.prepared)
-        self._watched_prepared = self._watch(plan.prepared, plan.bases).get(plan.prepared, [])
+        self._watched_prepared = self._watch(plan.prepared, plan.arena).get(plan.prepared, [])
+        self._watched_arena = self._watch(plan.arena, plan.bases).get(plan.arena, [])
         self._addresses: list[int] = []  # of the inputs that are tensors
         self._sources = _sources(plan)
         self._copy: Copy | None = None
@@ -58,7 +54,7 @@ class Frame:
             (
                 self._table(section) if isinstance(section, Run) else 0,
                 section.routine if isinstance(section, Library) else None,
-                section if isinstance(section, Aten) else None,
+                section if isinstance(section, Aten | Change) else None,
                 plan.dropped.get(k, ()),
             )
             for k, section in enumerate(plan.sections)
@@ -66,16 +62,11 @@ class Frame:
         # what fills prepared memory: its record in the driver's tables, its number, the inputs it is made from
         self._preparation = [(self._table(Run((p.record,))), p) for p in plan.preparation]
         self._singles: dict[int, int] = {}
-        self.externs: dict[int, Tensor] = {}
+        self.externs: dict[int, Tensor] = {}  # and blocks
+        self._outputs: list[Any] = []
+        self._given: list[Any] = []  # inputs that belong to the call, if it is given any
 
     # -- building --------------------------------------------------------------------------------------------------------------
-
-    def _make_fixed_tensors(self) -> None:
-        for k, place in enumerate(self.plan.places):
-            if place.base == ARENA:
-                self.tensors[k] = tensor_at(self.arena + place.offset, *place.layout)
-            elif place.constant is not None:
-                self.tensors[k] = place.constant
 
     def _watch(self, first: int, end: int) -> dict[int, list[int]]:
         """For each base in [first, end) with tensors over it: their positions."""
@@ -87,11 +78,18 @@ class Frame:
 
     def _table(self, run: Run) -> int:
         """Address of the run's record, for the driver."""
-        table = driver_table(run.launches, self.arena, self.bases)
+        table = driver_table(run.launches, 0, self.bases)
         self._tables.append(table)
         return table.ctypes.data
 
     # -- a call ----------------------------------------------------------------------------------------------------------------
+
+    def use_arena(self, address: int) -> None:
+        """Say where the arena begins that this call has."""
+        base = self.plan.arena
+        if address != self._known[base]:
+            self.bases[base] = self._known[base] = address
+            self._set_tensors(self._watched_arena, address)
 
     def set_inputs(self, addresses: list[int]) -> None:
         """Say where the inputs lie that are tensors."""
@@ -151,19 +149,87 @@ class Frame:
     def allocate_outputs(self) -> list[Tensor]:
         """Fresh memory for the outputs; library calls see the tensors themselves."""
         plan = self.plan
+        if plan.changes:
+            return self._allocate_some_outputs()
         outputs = [empty_strided(shape, strides, dtype) for dtype, shape, strides in plan.outputs]
         for base, tensor in enumerate(outputs, plan.first_output):
             self.bases[base] = tensor.data_ptr()
-        for k, size in self._large_outputs:
+        for k, size in self._large_outputs.items():
             ask_for_huge_pages(outputs[k].data_ptr(), size)
-        for base, positions in self._watched_outputs.items():
-            tensor = outputs[base - plan.first_output]
-            for k in positions:
-                layout, _, offset, _ = plan.places[k]
-                whole = offset == 0 and layout == plan.outputs[base - plan.first_output]
-                item = layout.dtype.itemsize
-                self.tensors[k] = tensor if whole else tensor.as_strided(layout.shape, layout.strides, offset // item)
+        for base in self._watched_outputs:
+            self._show_output(base, outputs[base - plan.first_output])
         return outputs
+
+    def _allocate_some_outputs(self) -> list[Any]:
+        """As `allocate_outputs`, without those that are made later, by a `Change`."""
+        self._outputs = [None] * len(self.plan.outputs)
+        for number in range(len(self._outputs)):
+            if number not in self.plan.late:
+                self._allocate_output(number)
+        return self._outputs
+
+    def _allocate_output(self, number: int, source: int = -1) -> None:
+        """`source`: base of the block whose memory it takes over."""
+        dtype, shape, strides = self.plan.outputs[number]
+        tensor = tensor_in(self.externs[source], dtype, shape, strides) if source >= 0 else None
+        if tensor is not None:
+            del self.externs[source]
+        else:  # a block that is read by the next step stays until the end of the call
+            tensor = empty_strided(shape, strides, dtype)
+            if number in self._large_outputs:
+                ask_for_huge_pages(tensor.data_ptr(), self._large_outputs[number])
+        self._outputs[number] = tensor
+        base = self.plan.first_output + number
+        self.bases[base] = tensor.data_ptr()
+        if base in self._watched_outputs:
+            self._show_output(base, tensor)
+
+    def _show_output(self, base: int, tensor: Tensor) -> None:
+        """Make the tensors that library calls see of an output."""
+        plan = self.plan
+        for k in self._watched_outputs[base]:
+            layout, _, offset, _ = plan.places[k]
+            whole = offset == 0 and layout == plan.outputs[base - plan.first_output]
+            item = layout.dtype.itemsize
+            self.tensors[k] = tensor if whole else tensor.as_strided(layout.shape, layout.strides, offset // item)
+
+    def give(self, inputs: Sequence[Any]) -> None:
+        """Let this call free inputs that the program owns: the list's entries become None."""
+        if type(inputs) is list:
+            self._given = inputs
+
+    def _change(self, change: Change) -> None:
+        """Free and make memory."""
+        externs, given = self.externs, self._given
+        for base in change.freed:
+            del externs[base]
+        if given:
+            for position in change.dropped:
+                given[position] = None
+        for base, size, source in change.blocks:
+            tensor = self._taken_over(source) if source >= 0 else None
+            if tensor is None:
+                tensor = empty_strided((size,), (1,), torch.uint8)
+            externs[base] = tensor
+            self._move_extern(base, tensor.data_ptr())
+        for number, source in change.outputs:
+            self._allocate_output(number, source)
+
+    def _taken_over(self, source: int) -> Tensor | None:
+        """The tensor that holds a block's memory, or an input's if nobody else holds that."""
+        if source >= self.plan.first_extern:
+            return self.externs.pop(source)
+        tensor = self._given[source] if self._given else None
+        if tensor is None or tensor.data_ptr() != self.bases[source] or not is_held_once(tensor):
+            return None
+        self._given[source] = None
+        return tensor
+
+    def _move_extern(self, base: int, address: int) -> None:
+        self.bases[base] = address
+        if base in self._watched_externs and address != self._known[base]:
+            self._set_tensors(self._watched_externs[base], address)
+            self._known[base] = address
 
     def forget(self) -> None:
         """Let go of the tensors that were handed back."""
@@ -172,6 +238,10 @@ class Frame:
                 self.tensors[k] = None
         if self.externs:
             self.externs.clear()
+        if self._outputs:
+            self._outputs = []
+        if self._given:
+            self._given = []
 
     def run_steps(self, threads: int) -> None:
         """Run every step on at most so many threads; the addresses of inputs and outputs are set."""
@@ -182,7 +252,10 @@ class Frame:
             elif routine is not None:
                 routine(tensors)
             elif section is not None:
-                self._run_aten(section)
+                if isinstance(section, Aten):
+                    self._run_aten(section)
+                else:
+                    self._change(section)
             for base in dropped:
                 del self.externs[base]
 
@@ -196,6 +269,8 @@ class Frame:
                         times.append((record.number, _seconds(self.driver, self._single(record), threads)))
                 case Library():
                     times.append((section.number, _seconds(section.routine, self.tensors)))
+                case Change():
+                    self._change(section)
                 case Aten():
                     times.append((section.number, _seconds(self._run_aten, section)))
             for base in self.plan.dropped.get(k, ()):
@@ -227,10 +302,7 @@ class Frame:
         if not _is_plain(result) or not same_layout(shape, result.stride(), strides) or self._is_view(result, section):
             result = copy_strided(result, strides)
         self.externs[base] = result
-        self.bases[base] = address = result.data_ptr()
-        if base in self._watched_externs and address != self._known[base]:
-            self._set_tensors(self._watched_externs[base], address)
-            self._known[base] = address
+        self._move_extern(base, result.data_ptr())
 
     def _is_view(self, result: Tensor, section: Aten) -> bool:
         storage = result.untyped_storage().data_ptr()

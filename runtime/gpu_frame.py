@@ -14,7 +14,8 @@ import torch
 from dlcompiler.ir.errors import LaunchError
 from dlcompiler.runtime.cuda_driver import Words
 from dlcompiler.runtime.gpu_plan import ALIGNMENT, PREPARED, GpuLaunch, GpuPlan
-from dlcompiler.runtime.plan import ARENA, Aten, Place, Run
+from dlcompiler.runtime.plan import Aten, Place, Run
+from dlcompiler.runtime.tables import ARENA
 from dlcompiler.runtime.tensors import same_layout, tensor_over
 from torch import Tensor
 

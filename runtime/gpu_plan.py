@@ -17,6 +17,7 @@ from dlcompiler.runtime.cuda_driver import MOST_BLOCKS
 from dlcompiler.runtime.device import Device
 from dlcompiler.runtime.plan import Plan, Word
 from dlcompiler.runtime.prepared import Versions, probed_places, versions_of
+from dlcompiler.runtime.tables import ARENA
 from dlcompiler.runtime.tensors import span, torch_dtype
 from torch import Tensor
 
@@ -211,6 +212,8 @@ class GpuPlan(Plan):
         super().__init__(shared, bindings, placement)  # type: ignore[arg-type]
 
     def position(self, slot: Slot) -> tuple[int, int]:
+        if slot.role == "intermediate":
+            return ARENA, self.placement.offsets[slot]  # a frame has one of its own, which never moves
         return (PREPARED, self.shared.prepared[slot]) if slot.role == "prepared" else super().position(slot)
 
     def _record(self, number: int, step: Launch | RoutineCall, kernel: Any) -> GpuLaunch:

@@ -1,8 +1,7 @@
 """A program with every size known: what a frame needs to be built and a call to be run, shared by all frames.
 
-Memory is named in two ways. What never moves for a frame, the arena and the constants, is an address. What is different in each
-call, inputs, outputs, extern tensors and the copy of prepared memory, is a base, a number under which the frame keeps the current
-address.
+Memory is named in two ways. Constants, which never move, are addresses. What may be elsewhere in each call, inputs, outputs,
+extern tensors, the copy of prepared memory and the arena, is a base, a number under which the frame keeps the current address.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from dlcompiler.runtime.aten import prepare_aten
 from dlcompiler.runtime.constants import constant_tensors, tensor_behind
 from dlcompiler.runtime.library import Call, Operand, Routine, prepare
 from dlcompiler.runtime.prepared import Copies
-from dlcompiler.runtime.tables import ALIGNMENT, ARENA, CONSTANT, LaunchRecord, Word
+from dlcompiler.runtime.tables import ALIGNMENT, CONSTANT, LaunchRecord, Word
 from dlcompiler.runtime.tensors import Shape, torch_dtype
 from torch import Tensor
 
@@ -75,7 +74,22 @@ class Aten(NamedTuple):
     operands: tuple[int, ...]
 
 
-Section = Run | Library | Aten
+class Change(NamedTuple):
+    """Memory that a call frees and makes between two steps.
+
+    freed    bases of blocks that no later step touches
+    dropped  positions of inputs that no later step reads; they belong to the call
+    blocks   (base, bytes, base of what it takes over: a block, or an input if nobody else holds it; -1: nothing)
+    outputs  (number, base of a block that it takes over, or -1) of each that the next steps write first
+    """
+
+    freed: tuple[int, ...]
+    dropped: tuple[int, ...]
+    blocks: tuple[tuple[int, int, int], ...]
+    outputs: tuple[tuple[int, int], ...]
+
+
+Section = Run | Library | Aten | Change
 
 
 class Result(NamedTuple):
@@ -145,19 +159,22 @@ class Plan:
         self.first_output = len(self.inputs)
         self.outputs = [self._new_base(slot, self.first_output + k) for k, slot in enumerate(outputs)]
         self.first_extern = self.first_output + len(self.outputs)
-        externs = [s for s in program.slots if s.role == "extern"]
+        externs = sorted((s for s in program.slots if s.role in ("extern", "block")), key=lambda s: s.role == "block")
         self.externs = [self._new_base(slot, self.first_extern + k) for k, slot in enumerate(externs)]
         self.prepared = self.first_extern + len(self.externs)
-        self.bases = self.prepared + 1
+        self.arena = self.prepared + 1
+        self.bases = self.arena + 1
         self.tensor_inputs = tuple(k for k, layout in enumerate(self.inputs) if layout is not None)
         self.written_inputs = self._find_written_inputs()
+        self.changes = self._changes() if program.frees else {}
+        self.late = frozenset(number for change in self.changes.values() for number, _ in change.outputs)
         self.sections = self._sections()
         # what prepared memory is made from: positions of inputs, and tensors over memory that constants share with a model's own
         self.sources: tuple[int | Tensor, ...] = ()
         self.preparation = self._preparation()
         self.dropped = self._find_dropped()
         self.results = tuple(self._result(view) for view in program.outputs)
-        self.uses_torch = any(not isinstance(s, Run) for s in self.sections)
+        self.uses_torch = any(not isinstance(s, Run | Change) for s in self.sections)
 
     # -- sizes and places --------------------------------------------------------------------------------------------------
 
@@ -176,7 +193,7 @@ class Plan:
     def position(self, slot: Slot) -> tuple[int, int]:
         """(base, bytes beyond it) of a slot's first element."""
         if slot.role == "intermediate":
-            return ARENA, self.placement.offsets[slot]
+            return self.arena, self.placement.offsets[slot]
         if slot.role == "constant":
             return CONSTANT, self.shared.constants[slot].data_ptr()
         if slot.role == "prepared":
@@ -219,6 +236,11 @@ class Plan:
         sections: list[Section] = []
         launches: list[LaunchRecord] = []
         for number, step in enumerate(self.program.steps):
+            if number in self.changes:
+                if launches:
+                    sections.append(Run(tuple(launches)))
+                    launches = []
+                sections.append(self.changes[number])
             if isinstance(step, Launch | RoutineCall):
                 launches.append(self._launch(number, step))
                 continue
@@ -229,6 +251,37 @@ class Plan:
         if launches:
             sections.append(Run(tuple(launches)))
         return tuple(sections)
+
+    def _changes(self) -> dict[int, Change]:
+        """Step -> what happens to memory before it. What is freed is freed before the next is made, not at once."""
+        program = self.program
+        limit = program.large_bytes(self.bindings)
+        first: dict[Slot, int] = {}
+        last: dict[Slot, int] = {}
+        for number, step in enumerate(program.steps):
+            for view in (*step.reads, *step.writes):
+                is_own = view is not None and (view.slot.role == "block" or view.slot in program.aliases)
+                if view is not None and (is_own or self.number(view.slot.bytes) >= limit):
+                    first.setdefault(view.slot, number)
+                    last[view.slot] = number
+        made: dict[int, list[Slot]] = {}
+        for slot, number in first.items():
+            if slot.role in ("output", "block"):
+                made.setdefault(number, []).append(slot)
+        freed = {s for s in last if s.role == "block"} - set(program.aliases.values())
+        ends = sorted((k, self._bases[s], s.role) for s, k in last.items() if s in program.owned or s in freed)
+        changes: dict[int, Change] = {}
+        for number in sorted(made):
+            gone = [(base, role) for k, base, role in ends if k < number]
+            ends = ends[len(gone) :]
+            sources = {s: self._bases[program.aliases[s]] if s in program.aliases else -1 for s in made[number]}
+            changes[number] = Change(
+                tuple(base for base, role in gone if role == "block"),
+                tuple(base for base, role in gone if role == "input"),
+                tuple((self._bases[s], self.number(s.bytes), sources[s]) for s in made[number] if s.role == "block"),
+                tuple((self._bases[s] - self.first_output, sources[s]) for s in made[number] if s.role == "output"),
+            )
+        return changes
 
     def _launch(self, number: int, step: Launch | RoutineCall) -> LaunchRecord:
         kernel = self.shared.code.kernels[number]
@@ -293,6 +346,8 @@ class Plan:
         """Section -> bases of the extern tensors that nobody needs after it."""
         section_of: dict[int, int] = {}
         for k, section in enumerate(self.sections):
+            if isinstance(section, Change):
+                continue
             for number in [r.number for r in section.launches] if isinstance(section, Run) else [section.number]:
                 section_of[number] = k
         dropped: dict[int, list[int]] = {}

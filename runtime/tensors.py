@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import operator
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -156,6 +157,41 @@ def tensor_over(address: int, device: torch.device, dtype: torch.dtype, shape: S
         return empty.set_(storage, 0, shape, strides)
 
 
+def tensor_in(memory: Tensor, dtype: torch.dtype, shape: Shape, strides: Shape) -> Tensor | None:
+    """A tensor in the memory of another, which is given up; None if that has not just the bytes for it."""
+    storage = memory.untyped_storage()
+    if memory.storage_offset() or storage.nbytes() != span(shape, strides) * dtype.itemsize:
+        return None
+    with torch.no_grad():
+        return _empty_strided((0,), (1,), dtype).set_(storage, 0, shape, strides)
+
+
 def same_layout(shape: Sequence[int], left: Sequence[int], right: Sequence[int]) -> bool:
     """Whether two strides put every element in the same place: strides of dimensions of size 1 do not matter."""
     return 0 in shape or all(size == 1 or a == b for size, a, b in zip(shape, left, right))
+
+
+def is_held_once(tensor: Tensor) -> bool:
+    """Whether nothing but one entry of a list holds a tensor's memory, besides the caller's own name for it.
+
+    A graph that is kept for another backward pass, a view, a hook, a user's variable: each counts as one more.
+    """
+    return _holders(tensor) == _holders_of_one()
+
+
+def _holders(tensor: Tensor) -> tuple[int, int, int]:
+    """References to the Python object, to the tensor, to its memory."""
+    counted: Any = tensor  # whose stubs lack the count
+    return sys.getrefcount(tensor), counted._use_count(), torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
+
+
+@functools.cache
+def _holders_of_one() -> tuple[int, int, int]:
+    """The same of a tensor that only a list holds, asked as `is_held_once` asks."""
+    held = [_empty_strided((1,), (1,), torch.uint8)]
+
+    def ask(tensor: Tensor) -> tuple[int, int, int]:
+        return _holders(tensor)
+
+    tensor = held[0]
+    return ask(tensor)

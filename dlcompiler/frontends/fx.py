@@ -3,6 +3,7 @@
 import_fx        an ATen-level FX graph, as AOTAutograd or torch.export hands over --> Graph
 capture          a module, function or ExportedProgram --> Graph, and how its calls map to the Graph's inputs and outputs
 decompositions   what torch is to break up before
+compute_normalized_again      what a backward pass need not be given
 number_draws     gives draws of random numbers their positions
 own_arguments    what AOTAutograd is to say of operators that write to their arguments
 share_memory     results that are views of the same memory, as one result
@@ -16,10 +17,11 @@ from dlcompiler.frontends.fx_control import own_arguments
 from dlcompiler.frontends.fx_decompositions import decompositions
 from dlcompiler.frontends.fx_import import import_fx, result_kinds
 from dlcompiler.frontends.fx_memory import share_memory
+from dlcompiler.frontends.fx_normalized import compute_normalized_again
 from dlcompiler.frontends.fx_random import number_draws
 from dlcompiler.frontends.fx_whole import keep_recurrent_layers_whole
 
 __all__ = [
-    "Captured", "capture", "decompositions", "import_fx", "keep_recurrent_layers_whole", "number_draws", "own_arguments",
-    "result_kinds", "share_memory",
+    "Captured", "capture", "compute_normalized_again", "decompositions", "import_fx", "keep_recurrent_layers_whole",
+    "number_draws", "own_arguments", "result_kinds", "share_memory",
 ]  # fmt: skip

@@ -64,6 +64,7 @@ def import_fx(
     mutations: Mapping[int, str] | None = None,
     called: Sequence[str] = (),
     parameters: Collection[int] = (),
+    marks: Mapping[int, Collection[str]] | None = None,
 ) -> Graph:
     """The Graph of an ATen-level FX graph.
 
@@ -71,6 +72,7 @@ def import_fx(
     constants  placeholders that are not arguments but known: tensors (frozen parameters; memory is shared) or Python values
     called     what the user calls each placeholder, for messages
     parameters positions of placeholders that are a module's own tensors, the same ones in nearly every call
+    marks      positions of placeholders -> what is known of them, see `Builder.input`
     mutations  results that are not outputs but new values of placeholders: position -> name (torch.export's signature)
 
     Results that are not tensors stand among the outputs as 0-d tensors (a SymInt as i64) or are left out (None): see
@@ -82,6 +84,7 @@ def import_fx(
     if len(placeholders) == len(called):
         importer.called = dict(zip(placeholders, called))
     importer.parameters = frozenset(name for k, name in enumerate(placeholders) if k in parameters)
+    importer.marks = {placeholders[k]: found for k, found in (marks or {}).items()}
     return importer.run(inputs)
 
 
@@ -125,6 +128,7 @@ class Importer:
         self.mutations = mutations
         self.called: Mapping[str, str] = {}
         self.parameters: frozenset[str] = frozenset()
+        self.marks: Mapping[str, Collection[str]] = {}
         self.b = Builder(name)
         self.values: dict[torch.fx.Node, Any] = {}
         self.writebacks: dict[Node, Node] = {}
@@ -196,9 +200,13 @@ class Importer:
         example = self.meta if given is None else next(given)
         if isinstance(example, torch.Tensor):
             self._remember_hints((*example.shape, *example.stride()))
-            called, is_parameter = self.called.get(name, name), str(node.target) in self.parameters
             return self.b.input(
-                name, type_of_fake(example), strides_of_fake(example), f"input {called}", is_parameter=is_parameter
+                name,
+                type_of_fake(example),
+                strides_of_fake(example),
+                f"input {self.called.get(name, name)}",
+                is_parameter=name in self.parameters,
+                marks=self.marks.get(name, ()),
             )
         if isinstance(example, int | torch.SymInt) and not isinstance(example, bool):
             self._remember_hints((example,))

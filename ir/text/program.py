@@ -33,7 +33,7 @@ from dlcompiler.ir.text.scanner import Scanner
 from dlcompiler.ir.text.values import quote, show_attribute, show_attributes, show_dims, show_labels, show_name
 from dlcompiler.ir.types import contiguous_strides
 
-ROLES: tuple[Role, ...] = ("input", "output", "constant", "intermediate", "extern", "prepared")
+ROLES: tuple[Role, ...] = ("input", "output", "constant", "intermediate", "extern", "prepared", "block")
 
 
 def print_program(program: Program, *, digests: bool = True) -> str:

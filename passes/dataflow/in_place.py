@@ -2,8 +2,9 @@
 
     t1 = launch f(t0)   (t0 is not used again, f reads t0[i] and writes t1[i])   -->   t1 aliases t0
 
-What this asks of code generation: at one point of a kernel's parallel range all loads come before the stores, and a reduction is
-complete, and not computed a second time, before anything that depends on it is stored.
+A block may also take over an input that the program owns. What this asks of code generation: at one point of a kernel's parallel
+range all loads come before the stores, and a reduction is complete, and not computed a second time, before anything that depends
+on it is stored.
 """
 
 from __future__ import annotations
@@ -12,12 +13,19 @@ from collections.abc import Sequence
 
 from dlcompiler.ir.expression import Dim, symbols
 from dlcompiler.ir.kernel import Kernel, Load, Reduce, Store, Value
-from dlcompiler.ir.program import Launch, Program, Slot, View
+from dlcompiler.ir.program import Launch, Program, Role, Slot, View
+
+# Of which role a slot is that one of another role may take over.
+TAKEN: dict[Role, Role] = {"intermediate": "intermediate", "block": "block", "output": "block"}
+NEVER = (-1, -1)
 
 
 def find_aliases(program: Program) -> dict[Slot, Slot]:
-    """A result's slot -> the slot of the operand whose memory it takes over. Only intermediates, of equal size."""
-    lifetimes = program.lifetimes
+    """A result's slot -> the slot of the operand whose memory it takes over: like from like, of equal size.
+
+    An output may take over a block; a block an input that the program owns.
+    """
+    lifetimes = {**program.lifetimes, **_lifetimes_outside(program)}
     aliases: dict[Slot, Slot] = {}
     safe: dict[Kernel, dict[int, tuple[int, ...]]] = {}  # identical kernels are looked at once
     for number, step in enumerate(program.steps):
@@ -29,16 +37,28 @@ def find_aliases(program: Program) -> dict[Slot, Slot]:
                 safe[kernel] = safe_pairs(kernel)
             for out, operands in safe[kernel].items():
                 target = arguments[out]
-                if target.slot.role != "intermediate" or lifetimes[target.slot][0] != number:
+                role = target.slot.role
+                if role not in TAKEN or lifetimes.get(target.slot, NEVER)[0] != number:
                     continue
                 for operand in operands:
                     source = arguments[operand]
-                    dies = source.slot.role == "intermediate" and lifetimes[source.slot][1] == number
+                    is_like = source.slot.role == TAKEN[role] or (role == "block" and source.slot in program.owned)
+                    dies = is_like and lifetimes[source.slot][1] == number
                     if dies and source.slot not in taken and _fits(step, kernel, source, target, operand, out):
                         aliases[target.slot] = source.slot
                         taken.add(source.slot)
                         break
     return aliases
+
+
+def _lifetimes_outside(program: Program) -> dict[Slot, tuple[int, int]]:
+    """First and last step that touches each output, and each input that the program owns."""
+    found: dict[Slot, tuple[int, int]] = {}
+    for number, step in enumerate(program.steps if program.frees else ()):
+        for view in (*step.reads, *step.writes):
+            if view is not None and (view.slot.role == "output" or view.slot in program.owned):
+                found[view.slot] = (found.get(view.slot, (number, number))[0], number)
+    return found
 
 
 def _fits(step: Launch, kernel: Kernel, source: View, target: View, operand: int, out: int) -> bool:

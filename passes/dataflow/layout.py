@@ -5,7 +5,7 @@
 Attention writes its heads next to each other for each position, so that joining them is no copy. Convolutions read and write
 images with the channels innermost, where one vector load takes a pixel's neighbours in channel space and a library needs no
 reordering. Kernels of our own compute in any layout, so each follows the largest value it reads. Inputs keep the strides they
-came with, what replaces an input's contents gets the same, and outputs get the strides that eager gives them.
+came with, what replaces an input's contents gets the same, and outputs get the strides that eager gives them, unless any will do.
 """
 
 from __future__ import annotations

@@ -12,14 +12,14 @@ deep neural net inference", 2020). The search ends as soon as one placement is w
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dlcompiler.ir.errors import VerifyError
 from dlcompiler.ir.expression import Evaluator
 from dlcompiler.ir.graph import Graph, Node
 from dlcompiler.ir.ops import Trait
-from dlcompiler.ir.program import Placement, Program, Slot
+from dlcompiler.ir.program import Placement, Program, Role, Slot
 from dlcompiler.ir.types import TensorType, TupleType
 
 ALIGNMENT = 64
@@ -50,29 +50,38 @@ def place(program: Program, bindings: Mapping[str, int] | None = None) -> Placem
     Slots joined by `program.aliases` share one place. Raises KeyError for a symbol that is not bound.
     """
     number = Evaluator(bindings or {})
-    groups = _alias_groups(program)
     lifetimes = program.lifetimes
-    intervals = [
-        Interval(
+
+    def interval(members: Sequence[Slot]) -> Interval:
+        return Interval(
             max(number(slot.bytes) for slot in members),
             min(lifetimes[slot][0] for slot in members),
             max(lifetimes[slot][1] for slot in members),
         )
-        for members in groups
-    ]
+
+    groups = _alias_groups(program, "intermediate")
+    intervals = [interval(members) for members in groups]
     offsets, arena_bytes = place_intervals(intervals)
+    # what takes over an owned input takes none
+    groups_of_blocks = (m for m in _alias_groups(program, "block") if program.owned.isdisjoint(_sources(program, m)))
+    blocks = [interval(members) for members in groups_of_blocks]
     externs = [Interval(number(slot.bytes), first, last) for slot, (first, last) in lifetimes.items() if slot.role == "extern"]
     return Placement(
         {slot: offset for members, offset in zip(groups, offsets) for slot in members},
         arena_bytes,
         largest_live_sum(intervals),
         eager_peak(program.graph, number.bindings),
-        largest_live_sum(externs),
+        largest_live_sum([*externs, *blocks]),
     )
 
 
-def _alias_groups(program: Program) -> list[list[Slot]]:
-    """Intermediates that are used, those that share memory in one list."""
+def _sources(program: Program, members: Iterable[Slot]) -> list[Slot]:
+    """What these slots take over."""
+    return [program.aliases[slot] for slot in members if slot in program.aliases]
+
+
+def _alias_groups(program: Program, role: Role) -> list[list[Slot]]:
+    """Slots of that role that are used, those that share memory in one list."""
     root: dict[Slot, Slot] = {}
 
     def find(slot: Slot) -> Slot:
@@ -90,7 +99,7 @@ def _alias_groups(program: Program) -> list[list[Slot]]:
             root[a] = b
     groups: dict[Slot, list[Slot]] = {}
     for slot in program.lifetimes:
-        if slot.role == "intermediate":
+        if slot.role == role:
             groups.setdefault(find(slot), []).append(slot)
     return list(groups.values())
 
@@ -324,7 +333,7 @@ class _FreeSpace:
 def check_placement(program: Program, placement: Placement, bindings: Mapping[str, int] | None = None) -> None:
     """Raise VerifyError if two slots that are alive together, and do not alias, overlap, or one does not lie in the arena."""
     number = Evaluator(bindings or {})
-    group = {slot: number for number, members in enumerate(_alias_groups(program)) for slot in members}
+    group = {slot: number for number, members in enumerate(_alias_groups(program, "intermediate")) for slot in members}
     events: dict[int, list[Slot]] = {}
     for slot, (first, _) in program.lifetimes.items():
         if slot.role == "intermediate":

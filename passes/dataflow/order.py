@@ -12,7 +12,7 @@ in near linear time, and compared with the order given; a lower peak wins, the g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
@@ -42,7 +42,8 @@ def order_steps(program: Program) -> Program:
 
     Steps that touch one slot, one of them writing, keep their order, and so do those that may draw random numbers.
     """
-    order = order_units(_units(program))
+    units, given, stays = _units(program)
+    order = order_units(units, given=given, stays=stays)
     if order == list(range(len(order))):
         return program
     return program.replace(steps=tuple(program.steps[k] for k in order))
@@ -74,8 +75,14 @@ def _may_draw(step: Step) -> bool:
     return isinstance(step, AtenCall) or (isinstance(step, LibraryCall) and step.op == "random_seed")
 
 
-def _units(program: Program) -> list[Unit]:
-    values: dict[Slot, int] = {}
+def _units(program: Program) -> tuple[list[Unit], dict[int, int], set[int]]:
+    """A unit for each step; the bytes of what the program owns from the beginning; and of which values the memory stays.
+
+    Of a pass of a training step, which frees and allocates as it goes, results count too.
+    """
+    values = {slot: k for k, slot in enumerate(slot for slot in program.inputs if slot in program.owned)}
+    given = {k: _bytes(slot) for slot, k in values.items()}
+    stays: set[int] = set()
     units = []
     for step, after in zip(program.steps, dependencies(program)):
         reads = dict.fromkeys(view.slot for view in step.reads)
@@ -84,25 +91,33 @@ def _units(program: Program) -> list[Unit]:
         makes = []
         for view in step.writes:
             if view is not None and view.slot not in values:
-                values[view.slot] = len(values)
-                makes.append((values[view.slot], slot_bytes(view.slot)))
+                value = values[view.slot] = len(values)
+                is_result = program.frees and view.slot.role == "output"
+                if is_result:
+                    stays.add(value)
+                makes.append((value, _bytes(view.slot) if is_result else slot_bytes(view.slot)))
         units.append(Unit(needs, tuple(makes), tuple(sorted(after))))
-    return units
+    return units, given, stays
 
 
 def slot_bytes(slot: Slot) -> int:
     """Bytes of arena or ATen memory that a slot takes, symbolic sizes taken for typical ones; 0 for any other."""
-    if slot.role not in ("intermediate", "extern"):
-        return 0
+    return _bytes(slot) if slot.role in ("intermediate", "extern") else 0
+
+
+def _bytes(slot: Slot) -> int:
     return evaluate(slot.bytes, dict.fromkeys(symbols(slot.bytes), TYPICAL_SIZE))
 
 
-def order_units(units: Sequence[Unit], results: Collection[int] = ()) -> list[int]:
+def order_units(
+    units: Sequence[Unit], results: Collection[int] = (), given: Mapping[int, int] | None = None, stays: Collection[int] = ()
+) -> list[int]:
     """Positions of `units` in the order to run them.
 
-    `results` are values that live outside the memory that counts. The order given must be a valid one. Deterministic.
+    `results` are values that live outside the memory that counts; `given` the bytes of values that are there from the beginning
+    and freed after their last reader; values in `stays` are not freed. The order given must be a valid one. Deterministic.
     """
-    problem = _Problem(units, frozenset(results))
+    problem = _Problem(units, frozenset(results), given or {}, frozenset(stays))
     best = list(range(len(units)))
     lowest = problem.peak(best)
     for schedule in (_forward, _backward, _greedy):
@@ -115,43 +130,44 @@ def order_units(units: Sequence[Unit], results: Collection[int] = ()) -> list[in
 
 def peak_bytes(units: Sequence[Unit], order: Iterable[int], results: Collection[int] = ()) -> int:
     """The most bytes alive while units run in that order: what a unit reads and what it writes are alive together."""
-    return _Problem(units, frozenset(results)).peak(order)
+    return _Problem(units, frozenset(results), {}, frozenset()).peak(order)
 
 
 class _Problem:
-    """Units with their edges, and the bytes of each value that counts."""
+    """Units with their edges, and the bytes of each value that counts; `freed`: those that its last reader frees."""
 
-    def __init__(self, units: Sequence[Unit], results: frozenset[int]) -> None:
-        self.units = units
-        self.bytes: dict[int, int] = {}
+    def __init__(self, units: Sequence[Unit], results: frozenset[int], given: Mapping[int, int], stays: frozenset[int]) -> None:
+        self.units, self.given = units, given
+        self.bytes: dict[int, int] = dict(given)
         writer: dict[int, int] = {}
         for k, unit in enumerate(units):
             for value, size in unit.writes:
                 writer[value] = k
                 self.bytes[value] = 0 if value in results else size
-        self.reads = [tuple(dict.fromkeys(v for v in unit.reads if v in writer)) for unit in units]
+        self.freed = {value: 0 if value in stays else size for value, size in self.bytes.items()}
+        self.reads = [tuple(dict.fromkeys(v for v in unit.reads if v in self.bytes)) for unit in units]
         self.writes = [tuple(v for v, _ in unit.writes) for unit in units]
-        self.readers: dict[int, list[int]] = {value: [] for value in writer}
+        self.readers: dict[int, list[int]] = {value: [] for value in self.bytes}
         self.before: list[list[int]] = []
         self.next: list[list[int]] = [[] for _ in units]
         for k, unit in enumerate(units):
             for value in self.reads[k]:
                 self.readers[value].append(k)
-            self.before.append(list(dict.fromkeys([*(writer[v] for v in self.reads[k]), *unit.after])))
+            self.before.append(list(dict.fromkeys([*(writer[v] for v in self.reads[k] if v in writer), *unit.after])))
             for other in self.before[k]:
                 self.next[other].append(k)
 
     def peak(self, order: Iterable[int]) -> int:
         left = {value: len(readers) for value, readers in self.readers.items()}
-        alive = highest = 0
+        alive = highest = sum(self.given.values())
         for k in order:
             alive += sum(self.bytes[v] for v in self.writes[k])
             highest = max(highest, alive)
             for value in self.reads[k]:
                 left[value] -= 1
                 if not left[value]:
-                    alive -= self.bytes[value]
-            alive -= sum(self.bytes[v] for v in self.writes[k] if not self.readers[v])
+                    alive -= self.freed[value]
+            alive -= sum(self.freed[v] for v in self.writes[k] if not self.readers[v])
         return highest
 
 
@@ -192,10 +208,10 @@ def _by_growth(problem: _Problem, key_of: Callable[[int, int], tuple]) -> list[i
     left = {value: len(readers) for value, readers in problem.readers.items()}
     finished = [False] * len(problem.units)
     # bytes that unit k frees: values of which it is the last reader that has not run, and results that nobody reads
-    frees = [sum(problem.bytes[v] for v in writes if not problem.readers[v]) for writes in problem.writes]
+    frees = [sum(problem.freed[v] for v in writes if not problem.readers[v]) for writes in problem.writes]
     for value, readers in problem.readers.items():
         if len(readers) == 1:
-            frees[readers[0]] += problem.bytes[value]
+            frees[readers[0]] += problem.freed[value]
     makes = [sum(problem.bytes[v] for v in writes) for writes in problem.writes]
 
     def done(k: int) -> Iterable[int]:
@@ -205,7 +221,7 @@ def _by_growth(problem: _Problem, key_of: Callable[[int, int], tuple]) -> list[i
             if left[value] == 1:
                 # each value comes to its last reader once, so these searches are linear altogether
                 last = next(r for r in problem.readers[value] if not finished[r])
-                frees[last] += problem.bytes[value]
+                frees[last] += problem.freed[value]
                 yield last
 
     return _schedule(problem.before, problem.next, lambda k: key_of(makes[k] - frees[k], k), done)
@@ -222,15 +238,15 @@ def _greedy(problem: _Problem) -> list[int]:
 def _backward(problem: _Problem) -> list[int]:
     """The reverse of a list schedule of the reversed graph: running unit k backwards ends its writes and begins its reads."""
     needed: set[int] = set()
-    begins = [sum(problem.bytes[v] for v in reads) for reads in problem.reads]
-    ends = [sum(problem.bytes[v] for v in writes if problem.readers[v]) for writes in problem.writes]
+    begins = [sum(problem.freed[v] for v in reads) for reads in problem.reads]
+    ends = [sum(problem.bytes[v] for v in writes if problem.readers[v] or not problem.freed[v]) for writes in problem.writes]
 
     def done(k: int) -> Iterable[int]:
         for value in problem.reads[k]:
             if value not in needed:
                 needed.add(value)
                 for reader in problem.readers[value]:
-                    begins[reader] -= problem.bytes[value]
+                    begins[reader] -= problem.freed[value]
                     yield reader
 
     reverse = _schedule(problem.next, problem.before, lambda k: (begins[k] - ends[k], -k), done)

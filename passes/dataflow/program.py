@@ -25,6 +25,7 @@ from dlcompiler.ir.types import HostType, TensorType, TupleType, contiguous_stri
 from dlcompiler.ir.winograd import transform_panels
 from dlcompiler.passes.block.fuse import Fusion, Group, Trials, fixed_buffers, fuse, is_grouped
 from dlcompiler.passes.block.lower import lower_group
+from dlcompiler.passes.dataflow.blocks import in_blocks
 from dlcompiler.passes.dataflow.bundle import bundle_launches
 from dlcompiler.passes.dataflow.in_place import find_aliases
 from dlcompiler.passes.dataflow.layout import assign_layouts
@@ -121,13 +122,19 @@ class _Planner:
         wanted = self.graph.output_strides or (None,) * len(self.graph.outputs)
         computed = {node for group in self.fusion.groups if group.kind != "extern" for node in group.outputs}
         computed |= {n for n in self.graph.nodes if n.op.name == "tuple.get" and n.inputs[0].has(Trait.LIBRARY)}
+        shown: dict[Node, dict[tuple, Dim]] = {}  # base -> elements of each different view of it that is a result
         for node, strides in zip(self.graph.outputs, wanted):
             base, view = self._base_view(node)
             if base is not node and view is None:
                 self.handed_out.add((node, self._strides_of_copy(node, base, strides)))
-            if base in self.slots or base not in computed or not isinstance(base.type, TensorType):
+            if base not in computed or not isinstance(base.type, TensorType):
                 continue
-            if base is node or (view is not None and base.tensor.numel == node.tensor.numel and self._shows(view, node, strides)):
+            if view is not None and (strides == "any" or view[0] == (strides or contiguous_strides(node.shape))):
+                shown.setdefault(base, {})[node.shape, view] = node.tensor.numel
+        for base, views in shown.items():
+            # what shows a part of something large is copied, or whoever gets it would hold all of that
+            left = base.tensor.numel - sum(views.values())
+            if base not in self.slots and (base.tensor.numel in views.values() or (isinstance(left, int) and left <= 0)):
                 self._new_slot(base, "output")
 
     def _strides_of_copy(self, node: Node, base: Node, wanted: OutputStrides) -> Strides:
@@ -136,9 +143,6 @@ class _Planner:
             return wanted
         of_image = node in self.images or (base in self.layouts and is_channels_last(base.shape, self.layouts[base]))
         return channels_last_strides(node.shape) if wanted == "any" and of_image else contiguous_strides(node.shape)
-
-    def _shows(self, view: tuple[Strides, Dim], node: Node, strides: OutputStrides) -> bool:
-        return strides == "any" or view == (strides or contiguous_strides(node.shape), 0)
 
     def _base_view(self, node: Node) -> tuple[Node, tuple[Strides, Dim] | None]:
         """The stored node under a chain of views, and strides and offset of the chain's end, None if only a copy can hold it."""
@@ -503,6 +507,7 @@ def plan(fusion: Fusion, target: Any = None, options=None, trials: Trials | None
     program = order_steps(write_in_place(program))
     if target is not None and target.shares_launches:
         program = bundle_launches(program, target)
+    program = in_blocks(program)
     program = program.replace(aliases=find_aliases(program))
     if not program.symbols:
         program = program.replace(placement=place(program, {}))

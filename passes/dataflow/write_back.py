@@ -10,7 +10,7 @@ writes it (see `in_place`). Steps are put in such an order; `order_steps` then k
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from dlcompiler.ir.kernel import Kernel, Load
@@ -28,7 +28,7 @@ def write_in_place(program: Program) -> Program:
     copies = {copy for copy, _, _ in pairs}
     stands_for = {source: target for _, source, target in pairs}
     order = _order(search.next)
-    steps = tuple(_renamed(program.steps[k], stands_for) for k in order if k not in copies)
+    steps = tuple(with_slots(program.steps[k], stands_for) for k in order if k not in copies)
     slots = tuple(slot for slot in program.slots if slot not in stands_for)
     return program.replace(steps=steps, slots=slots)
 
@@ -160,8 +160,8 @@ def _is_copy(kernel: Kernel) -> bool:
     )
 
 
-def _renamed(step: Step, stands_for: dict[Slot, Slot]) -> Step:
-    """A step with views of other slots."""
+def with_slots(step: Step, stands_for: Mapping[Slot, Slot]) -> Step:
+    """A step with views of other slots; what a call of ATen writes is left."""
 
     def renamed(view: View) -> View:
         return replace(view, slot=stands_for[view.slot])

@@ -316,7 +316,7 @@ def test_the_partitioner_keeps_to_the_memory_budget(way: str) -> None:
         return sum(saved.values()), module[0].weight.grad.clone()
 
     most, least = held(1.0), held(0.0)
-    assert least[0] < 0.7 * most[0]
+    assert least[0] < (0.7 if way == "option" else 0.8) * most[0]  # torch's 1.0 is its default, which computes a little again
     torch.testing.assert_close(least[1], most[1])
 
 
