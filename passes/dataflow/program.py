@@ -27,14 +27,14 @@ from dlcompiler.passes.block.fuse import Fusion, Group, Trials, fixed_buffers, f
 from dlcompiler.passes.block.lower import lower_group
 from dlcompiler.passes.dataflow.bundle import bundle_launches
 from dlcompiler.passes.dataflow.in_place import find_aliases
-from dlcompiler.passes.dataflow.layout import assign_layouts
+from dlcompiler.passes.dataflow.layout import assign_layouts, strides_of_output
 from dlcompiler.passes.dataflow.memory import place
 from dlcompiler.passes.dataflow.order import order_steps
 from dlcompiler.passes.dataflow.plan_target import PlanTarget, WithoutRoutines
 from dlcompiler.passes.dataflow.take_over import take_over
 from dlcompiler.passes.dataflow.write_back import write_in_place
 from dlcompiler.passes.fixed import is_fixed_source
-from dlcompiler.passes.strides import Strides, channels_last_strides, images_of, images_read, is_channels_last
+from dlcompiler.passes.strides import Strides, channels_last_strides, images_of, images_read
 
 
 class _Planner:
@@ -124,18 +124,11 @@ class _Planner:
         for node, strides in zip(self.graph.outputs, wanted):
             base, view = self._base_view(node)
             if base is not node and view is None:
-                self.handed_out.add((node, self._strides_of_copy(node, base, strides)))
+                self.handed_out.add((node, strides_of_output(node, base, strides, self.layouts, self.images)))
             if base in self.slots or base not in computed or not isinstance(base.type, TensorType):
                 continue
             if base is node or (view is not None and base.tensor.numel == node.tensor.numel and self._shows(view, node, strides)):
                 self._new_slot(base, "output")
-
-    def _strides_of_copy(self, node: Node, base: Node, wanted: OutputStrides) -> Strides:
-        """How memory of an output's own lies, which is computed from what `base` holds."""
-        if isinstance(wanted, tuple):
-            return wanted
-        of_image = node in self.images or (base in self.layouts and is_channels_last(base.shape, self.layouts[base]))
-        return channels_last_strides(node.shape) if wanted == "any" and of_image else contiguous_strides(node.shape)
 
     def _shows(self, view: tuple[Strides, Dim], node: Node, strides: OutputStrides) -> bool:
         return strides == "any" or view == (strides or contiguous_strides(node.shape), 0)
@@ -447,7 +440,7 @@ class _Planner:
 
     def _output(self, node: Node, wanted: OutputStrides) -> P.View:
         base, view = self._base_view(node)
-        strides = self._strides_of_copy(node, base, wanted)
+        strides = strides_of_output(node, base, wanted, self.layouts, self.images)
         if view is not None and (wanted == "any" or view[0] == strides):
             slot = self.slot(base)
             # a result may alias an input, as in eager, but not one about to be overwritten; nor show the arena or a constant
