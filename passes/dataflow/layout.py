@@ -10,9 +10,9 @@ came with, what replaces an input's contents gets the same, and outputs get the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
-from dlcompiler.ir.graph import Node
+from dlcompiler.ir.graph import Node, OutputStrides
 from dlcompiler.ir.types import TensorType, contiguous_strides
 from dlcompiler.passes.block.fuse import Fusion, Group
 from dlcompiler.passes.strides import (
@@ -51,6 +51,16 @@ def assign_layouts(fusion: Fusion) -> dict[Node, Strides]:
             elif node in images or (group.kind == "kernel" and _follows_channels_last(group, node, layouts, fusion)):
                 layouts[node] = channels_last_strides(node.shape)
     return layouts
+
+
+def strides_of_output(
+    node: Node, base: Node, wanted: OutputStrides, layouts: Mapping[Node, Strides], images: Set[Node]
+) -> Strides:
+    """How memory of an output's own lies, which is computed from what `base` holds; `images`: what convolutions read."""
+    if isinstance(wanted, tuple):
+        return wanted
+    of_image = node in images or (base in layouts and is_channels_last(base.shape, layouts[base]))
+    return channels_last_strides(node.shape) if wanted == "any" and of_image else contiguous_strides(node.shape)
 
 
 def _given_strides(node: Node) -> Strides:

@@ -28,14 +28,14 @@ from dlcompiler.passes.block.lower import lower_group
 from dlcompiler.passes.dataflow.blocks import in_blocks
 from dlcompiler.passes.dataflow.bundle import bundle_launches
 from dlcompiler.passes.dataflow.in_place import find_aliases
-from dlcompiler.passes.dataflow.layout import assign_layouts
+from dlcompiler.passes.dataflow.layout import assign_layouts, strides_of_output
 from dlcompiler.passes.dataflow.memory import place
 from dlcompiler.passes.dataflow.order import order_steps
 from dlcompiler.passes.dataflow.plan_target import PlanTarget, WithoutRoutines
 from dlcompiler.passes.dataflow.take_over import take_over
 from dlcompiler.passes.dataflow.write_back import write_in_place
 from dlcompiler.passes.fixed import is_fixed_source
-from dlcompiler.passes.strides import Strides, channels_last_strides, images_of, images_read, is_channels_last
+from dlcompiler.passes.strides import Strides, channels_last_strides, images_of, images_read
 
 
 class _Planner:
@@ -126,7 +126,7 @@ class _Planner:
         for node, strides in zip(self.graph.outputs, wanted):
             base, view = self._base_view(node)
             if base is not node and view is None:
-                self.handed_out.add((node, self._strides_of_copy(node, base, strides)))
+                self.handed_out.add((node, strides_of_output(node, base, strides, self.layouts, self.images)))
             if base not in computed or not isinstance(base.type, TensorType):
                 continue
             if view is not None and (strides == "any" or view[0] == (strides or contiguous_strides(node.shape))):
@@ -136,13 +136,6 @@ class _Planner:
             left = base.tensor.numel - sum(views.values())
             if base not in self.slots and (base.tensor.numel in views.values() or (isinstance(left, int) and left <= 0)):
                 self._new_slot(base, "output")
-
-    def _strides_of_copy(self, node: Node, base: Node, wanted: OutputStrides) -> Strides:
-        """How memory of an output's own lies, which is computed from what `base` holds."""
-        if isinstance(wanted, tuple):
-            return wanted
-        of_image = node in self.images or (base in self.layouts and is_channels_last(base.shape, self.layouts[base]))
-        return channels_last_strides(node.shape) if wanted == "any" and of_image else contiguous_strides(node.shape)
 
     def _base_view(self, node: Node) -> tuple[Node, tuple[Strides, Dim] | None]:
         """The stored node under a chain of views, and strides and offset of the chain's end, None if only a copy can hold it."""
@@ -451,7 +444,7 @@ class _Planner:
 
     def _output(self, node: Node, wanted: OutputStrides) -> P.View:
         base, view = self._base_view(node)
-        strides = self._strides_of_copy(node, base, wanted)
+        strides = strides_of_output(node, base, wanted, self.layouts, self.images)
         if view is not None and (wanted == "any" or view[0] == strides):
             slot = self.slot(base)
             # a result may alias an input, as in eager, but not one about to be overwritten; nor show the arena or a constant
