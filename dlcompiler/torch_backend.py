@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from dlcompiler.ir.errors import OptionError, UnsupportedError
 from dlcompiler.ir.graph import Graph
 from dlcompiler.options import Options
 from dlcompiler.report import Timings, record_fallback
+from dlcompiler.settling import SettlingForward
 
 logger = logging.getLogger("dlcompiler")
 
@@ -97,15 +99,19 @@ class Backend:
         called = input_names(graph_module)
         on_gpu = any(isinstance(x, torch.Tensor) and x.device.type == "cuda" for x in example_inputs)
         keep_recurrent_layers_whole(graph_module, SCANNED["cuda" if on_gpu else "cpu"])
+        forwards: list[SettlingForward] = []
 
         def compiler(part: str) -> Callable[..., Any]:
             suffix = f"_{part}" if part else ""
 
             def compile_part(module: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
                 is_backward = part == "backward"
-                mine, parameters = ((), ()) if is_backward else (called, _parameters(is_training=part == "forward"))
+                changes = part == "forward" and not on_gpu
+                mine, parameters = ((), ()) if is_backward else (called, _parameters(is_training=changes))
                 own_key = f"{key}{suffix}" if key else None
-                return self._compile_part(module, inputs, part, name + suffix, own_key, resolved, mine, parameters)
+                return self._compile_part(
+                    module, inputs, _Part(part, name + suffix, own_key, mine, parameters, forwards), resolved
+                )
 
             return compile_part
 
@@ -127,43 +133,68 @@ class Backend:
             return ours(graph_module, example_inputs)
 
     def _compile_part(
-        self,
-        module: torch.fx.GraphModule,
-        inputs: Sequence[Any],
-        part: str,
-        name: str,
-        key: str | None,
-        options: Options,
-        called: Sequence[str],
-        parameters: Collection[int],
+        self, module: torch.fx.GraphModule, inputs: Sequence[Any], part: _Part, options: Options
     ) -> Callable[..., Any]:
-        """One of AOTAutograd's graphs as a boxed function: a list of arguments, which it empties, to a list of results.
-
-        part  "forward", "backward" (whose inputs lie as the forward program left them) or "" where no gradient is wanted, and
-              results may be views of the same memory; else AOTAutograd sees to that
-        """
+        """One of AOTAutograd's graphs as a boxed function: a list of arguments, which it empties, to a list of results."""
         timings, places = Timings(), None
+        is_backward = part.kind == "backward"
         try:
             target = options.configure(_target_of(module))
             with timings.stage("import"):
-                places = None if part else share_memory(module)
-                given = inputs if part == "backward" else None
-                marks = _marks(module, part) if target.kind == "cpu" and self.compile is _compile_graph else None
-                graph = import_fx(module, inputs=given, name=name, called=called, parameters=parameters, marks=marks)
-                if marks is not None and part == "backward":
+                places = None if part.kind else share_memory(module)
+                marks = _marks(module, part.kind) if target.kind == "cpu" and self.compile is _compile_graph else None
+                graph = import_fx(
+                    module,
+                    inputs=inputs if is_backward else None,
+                    name=part.name,
+                    called=part.called,
+                    parameters=part.parameters,
+                    marks=marks,
+                )
+                if marks is not None and is_backward:
                     _allow_another_backward()
                 kinds = result_kinds(module)
-                if part == "forward":
+                if part.kind == "forward":
                     graph = leave_saved_results_open(graph, kinds)
-            run = self.compile(graph, target, options, timings, key)
-            report_strides(graph, getattr(run, "program", None), kinds)
+            run = self.compile(graph, target, options, timings, part.key)
+            program = getattr(run, "program", None)
+            report_strides(graph, program, kinds)
         except UnsupportedError as error:
             if options.strict:
                 raise
-            call = restrided(_run_by_torch(module, name, error, options), module, inputs)
+            call = restrided(_run_by_torch(module, part.name, error, options), module, inputs)
         else:
+            if part.kind == "forward" and marks and program is not None:
+
+                def compile_again(settled: Graph) -> Run:
+                    return self.compile(settled, target, options, Timings(), None)
+
+                run = SettlingForward(run, graph, program, compile_again)
+                part.forwards.append(run)
             call = _boxed(run, kinds)
+        if is_backward:
+            call = _noting(call, part.forwards)
         return call if places is None else _in_place(call, places)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One of the graphs that AOTAutograd makes of one of Dynamo's.
+
+    kind        "forward", "backward" (whose inputs lie as the forward program left them) or "" where no gradient is wanted, and
+                results may be views of the same memory; else AOTAutograd sees to that
+    key         the user's code, see `_names`
+    called      what the user calls each input
+    parameters  positions of inputs that are the same tensors in nearly every call
+    forwards    forward programs, which are told when their backward pass runs
+    """
+
+    kind: str
+    name: str
+    key: str | None
+    called: Sequence[str]
+    parameters: Collection[int]
+    forwards: list[SettlingForward]
 
 
 def _partition(joint: torch.fx.GraphModule, inputs: Sequence[Any], **settings: Any) -> Any:
@@ -309,6 +340,18 @@ def _in_place(run: Callable[[list[Any]], list[Any]], places: Sequence[tuple[int,
 
     call._boxed_call = True  # type: ignore[attr-defined]
     return call
+
+
+def _noting(call: Callable[[list[Any]], Any], forwards: Sequence[SettlingForward]) -> Callable[[list[Any]], Any]:
+    """A boxed function of a backward graph that tells forward programs of its call."""
+
+    def noted(arguments: list[Any]) -> Any:
+        for forward in forwards:
+            forward.note_backward()
+        return call(arguments)
+
+    noted._boxed_call = True  # type: ignore[attr-defined]
+    return noted
 
 
 def _run_by_torch(module: torch.fx.GraphModule, name: str, error: UnsupportedError, options: Options) -> Callable[..., Any]:

@@ -11,6 +11,7 @@ from dlcompiler.ir.program import Program
 from torch import Tensor, nn
 
 from dlcompiler import torch_backend
+from dlcompiler.settling import CALLS_UNCHANGED
 
 
 class TwoResults(nn.Module):
@@ -88,3 +89,25 @@ def test_nothing_is_kept_of_what_training_changes(programs: dict[str, Program]) 
         expected = module(x)
     torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-4)
     assert any(slot.role == "prepared" for program in programs.values() for slot in program.slots)
+
+
+def test_weights_stay_once_calls_go_by_without_a_backward_pass(programs: dict[str, Program]) -> None:
+    torch.manual_seed(0)
+    module, x = TwoResults(), torch.randn(256, 128)
+    compiled = torch.compile(module, backend="dlcompiler")
+    for _ in range(CALLS_UNCHANGED):
+        torch.testing.assert_close(compiled(x), module(x))
+    assert not any(slot.role == "prepared" for slot in programs["forward"].slots)
+    torch.testing.assert_close(compiled(x), module(x))
+    assert any(slot.role == "prepared" for slot in programs["forward"].slots)
+    with torch.no_grad():
+        module.last.weight.mul_(2)
+    torch.testing.assert_close(compiled(x), module(x))
+    expected = gradients(module, lambda: module(x)[0].square().mean())
+    torch.testing.assert_close(gradients(module, lambda: compiled(x)[0].square().mean()), expected)
+
+    torch._dynamo.reset()
+    compiled(x)[0].square().mean().backward()
+    for _ in range(CALLS_UNCHANGED + 1):
+        compiled(x)
+    assert not any(slot.role == "prepared" for slot in programs["forward"].slots)  # it is being trained
