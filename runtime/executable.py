@@ -145,7 +145,9 @@ class _Runner:
         # whether tensors are of a kind that was found to fit in an earlier call; the last found first
         self.guards: list[Callable[..., bool]] = []
         self._tensors_of = picker(plan.tensor_inputs, self.count)
-        self._arena_bytes = plan.placement.arena_bytes
+        # libraries are given tensors over it, also where none has an element
+        needs_address = any(place.base == plan.arena for place in plan.places)
+        self._arena_bytes = max(plan.placement.arena_bytes, int(needs_address))
         if self._arena_bytes:
             ARENAS.announce(self, self._arena_bytes)
 
