@@ -210,6 +210,7 @@ class Frame:
             tensor = self._taken_over(source) if source >= 0 else None
             if tensor is None:
                 tensor = empty_strided((size,), (1,), torch.uint8)
+                ask_for_huge_pages(tensor.data_ptr(), size)
             externs[base] = tensor
             self._move_extern(base, tensor.data_ptr())
         for number, source in change.outputs:
