@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,10 +37,8 @@ Cli = Callable[..., Result]
 
 
 @pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
     """Run a command; every error must be one line, without a traceback."""
-    logger = logging.getLogger("dlcompiler")
-    before = logger.handlers[:], logger.level, logger.propagate
 
     def call(*arguments: object) -> Result:
         capsys.readouterr()
@@ -50,8 +47,7 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
         assert "Traceback" not in captured.out + captured.err
         return Result(code, captured.out, captured.err)
 
-    yield call
-    logger.handlers[:], logger.level, logger.propagate = before
+    return call
 
 
 @pytest.fixture(autouse=True)
