@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from dlcompiler.ir.expression import known
-from dlcompiler.ir.graph import Graph, Node
+from dlcompiler.ir.graph import Graph, Rewriter
 from dlcompiler.ir.program import Program
+from dlcompiler.runtime.prepared import Versions, versions_of
 
 logger = logging.getLogger("dlcompiler")
 
@@ -36,7 +37,7 @@ class SettlingForward:
         self._run = run
         self._trained = [k for k, node in enumerate(graph.inputs) if node.attributes.get("trained")]
         self._settle: Callable[[], Run] | None = lambda: compile(with_settled_weights(graph, program))
-        self._versions: list[int] = []
+        self._versions: Versions = []
         self._unchanged = 0
         self._lock = threading.Lock()
 
@@ -53,7 +54,7 @@ class SettlingForward:
     def _watch(self, inputs: Sequence[Any]) -> None:
         with self._lock:
             settle = self._settle
-            versions = [inputs[position]._version for position in self._trained]
+            versions = versions_of([inputs[position] for position in self._trained])
             self._unchanged = self._unchanged + 1 if versions == self._versions else 0
             self._versions = versions
             if self._unchanged < CALLS_UNCHANGED or settle is None:
@@ -65,24 +66,16 @@ class SettlingForward:
 
 def with_settled_weights(graph: Graph, program: Program) -> Graph:
     """The graph with its trained inputs as parameters that stay, and each output where `program` has left it."""
-    new: dict[Node, Node] = {}
-    for node in graph.inputs:
-        is_trained = node.attributes.get("trained", False)
-        new[node] = replace(node, attributes=_as_parameter(node.attributes)) if is_trained else node
+    rewriter = Rewriter(graph)
+    for position, node in enumerate(graph.inputs):
+        if node.attributes.get("trained"):
+            attributes = {name: value for name, value in node.attributes.items() if name != "trained"}
+            settled = replace(node, attributes={**attributes, "parameter": True})
+            rewriter.inputs[position] = rewriter.replace(node, settled)
     for node in graph.nodes:
-        new[node] = replace(node, inputs=tuple(new[operand] for operand in node.inputs))
+        rewriter.keep(node)
     strides = tuple(
         tuple(map(known, view.strides)) if wanted == "any" else wanted
         for wanted, view in zip(graph.output_strides, program.outputs)
     )
-    return graph.replace(
-        inputs=tuple(new[node] for node in graph.inputs),
-        nodes=tuple(new[node] for node in graph.nodes),
-        outputs=tuple(new[node] for node in graph.outputs),
-        writebacks=tuple((new[value], new[target]) for value, target in graph.writebacks),
-        output_strides=strides,
-    )
-
-
-def _as_parameter(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    return {**{name: value for name, value in attributes.items() if name != "trained"}, "parameter": True}
+    return rewriter.finish_like(output_strides=strides)

@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -122,7 +123,7 @@ class Backend:
             bw_compiler=compiler("backward"),
             inference_compiler=compiler(""),
             decompositions=decompositions(resolved.numerics),
-            partition_fn=_partition_holding if holds_all else _partition,
+            partition_fn=partial(_partition, holds_all=holds_all),
             keep_inference_input_mutations=True,
         )
         # tokens that order effects are made in the graph and not passed to it
@@ -197,20 +198,15 @@ class _Part:
     forwards: list[SettlingForward]
 
 
-def _partition(joint: torch.fx.GraphModule, inputs: Sequence[Any], **settings: Any) -> Any:
+def _partition(joint: torch.fx.GraphModule, inputs: Sequence[Any], *, holds_all: bool, **settings: Any) -> Any:
     """The forward and the backward graph, which share the seed of their random numbers and not the numbers, logits of a loss and
-    not their softmax, and what normalised values are made of.
+    not their softmax, and unless it `holds_all` what normalised values are made of.
     """
-    number_draws(joint)
-    compute_normalized_again(joint)
-    return _partition_holding(joint, inputs, **settings)
-
-
-def _partition_holding(joint: torch.fx.GraphModule, inputs: Sequence[Any], **settings: Any) -> Any:
-    """As `_partition`, where normalised values are held."""
     from functorch.compile import min_cut_rematerialization_partition
 
     number_draws(joint)
+    if not holds_all:
+        compute_normalized_again(joint)
     take_log_softmax_apart(joint)
     return min_cut_rematerialization_partition(joint, inputs, **settings)
 

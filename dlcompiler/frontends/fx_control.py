@@ -57,11 +57,12 @@ class Region:
         for value in values:
             if not isinstance(value, Node | Expression | int | float | bool | None):
                 raise _refused(i, f"a body that is given a {type(value).__name__}")
-        self.operands: list[Node] = tensors
         inputs = {v: b.input(f"x{k}", v.tensor) for k, v in enumerate(dict.fromkeys(tensors))}
-        self.operands = list(inputs)
+        self.operands: list[Node] = list(inputs)
         told = {symbol_name(d) for t in (*self.head, *tensors) for d in t.shape}
-        used = set().union(*(symbols(d) for t in tensors for d in t.shape), *(symbols(v) for v in values if _is_size(v)))
+        used = set().union(
+            *(symbols(d) for t in tensors for d in t.shape), *(symbols(v) for v in values if isinstance(v, Expression))
+        )
         for size in sorted(used - told):
             b.size_input(f"size_{size}", size)
             self.operands.append(i.size(symbol(size)))
@@ -74,10 +75,6 @@ class Region:
             node = output if isinstance(output, Node) else self.inner.number(output, i64)
             given.append(b.copy(node) if root_of(node).op.name in ("input", "constant") else node)
         return b.finish(given)
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, Expression)
 
 
 def _results(i: Any, op: str, operands: Sequence[Node], attributes: dict[str, Any]) -> tuple[Node, ...]:
@@ -135,7 +132,7 @@ def _scan(i: Any, combine: Any, carried: Sequence[Any], rows: Sequence[Node], ot
         _require_types(i, after[: len(state)], state)
         return [importer.number(True, boolean), *after]
 
-    return _loop(i, i.cast(i.number(length, i64), i64), i.number(True, boolean), carried, [*rows, *others], step)
+    return _loop(i, i.number(length, i64), i.number(True, boolean), carried, [*rows, *others], step)
 
 
 def _map(i: Any, function: Any, rows: Sequence[Node], others: Sequence[Any] = ()) -> Any:

@@ -25,7 +25,7 @@ _RELATIONS = {
     "Equality": "eq", "Unequality": "ne", "StrictLessThan": "lt", "LessThan": "le", "StrictGreaterThan": "gt",
     "GreaterThan": "ge",
 }  # fmt: skip
-_CONNECTIVES = {"And": "logical_and", "Or": "logical_or", "Not": "logical_not"}
+_CONNECTIVES = {"And": "bitwise_and", "Or": "bitwise_or", "Not": "bitwise_not"}
 _BINARY = {"Add": "add", "Mul": "mul", "IntTrueDiv": "div", "FloatTrueDiv": "div", "FloatPow": "pow", "Pow": "pow"}
 
 
@@ -56,7 +56,7 @@ def _truth(importer: Importer, expression: Any) -> Node:
         first, *rest = (_truth(importer, x) for x in expression.args)
         for each in rest:
             first = importer.b(_CONNECTIVES[kind], first, each)
-        return first if kind != "Not" else importer.b("logical_not", first)
+        return first if kind != "Not" else importer.b(_CONNECTIVES[kind], first)
     raise UnsupportedError(f"the truth of {expression}", items=(kind,))
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -104,19 +103,8 @@ def measure(system: str, what: str, cache: str | None = None) -> dict[str, Any]:
         environment = {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor", "DLCOMPILER_CACHE_DIR": f"{folder}/dlcompiler"}
         if cache is None:
             environment |= {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1", "DLCOMPILER_DISABLE_CACHE": "1"}
-        command = [sys.executable, "-m", "tests.bench.compile_time", "--child", what, "--system", system]
-        done = subprocess.run(
-            command,
-            cwd=harness.REPOSITORY,
-            env=harness.worker_environment(environment),
-            capture_output=True,
-            text=True,
-        )
-    if done.returncode:
-        raise SystemExit(f"{system} on {what} failed:\n{done.stderr[-3000:]}")
-    answer = json.loads(done.stdout.splitlines()[-1])
-    harness.log(f"  {what} {system}: {answer}")
-    return answer
+        arguments = ["--child", what, "--system", system]
+        return harness.measured_by(f"{what} {system}", "tests.bench.compile_time", arguments, environment)
 
 
 def beyond_capture(answer: dict[str, float], capture: dict[str, float]) -> float:

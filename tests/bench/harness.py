@@ -175,6 +175,19 @@ class Bench:
             log(f"    {entry.system:18} {milliseconds(entry.seconds)} ms")
 
 
+def measured_by(label: str, module: str, arguments: Sequence[str], environment: dict[str, str]) -> Any:
+    """What a benchmark's module, run as a fresh process, prints as its last line: JSON. Raises SystemExit where it fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=REPOSITORY, env=worker_environment(environment), capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(f"{label} failed:\n{done.stderr[-3000:]}")
+    answer = json.loads(done.stdout.splitlines()[-1])
+    log(f"  {label}: {answer}")
+    return answer
+
+
 def keep_memory() -> None:
     """Starts this process again with KEEP_MEMORY, unless it has it: for commands that measure in their own process."""
     if any(os.environ.get(name) != value for name, value in KEEP_MEMORY.items()):

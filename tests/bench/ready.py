@@ -21,7 +21,6 @@ import argparse
 import functools
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -126,18 +125,9 @@ def measure(system: str, name: str, size: str, caches: str | None) -> dict[str, 
     with tempfile.TemporaryDirectory(prefix="dlcompiler-ready-") as fresh:
         folder = caches or fresh
         environment = {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor", "DLCOMPILER_CACHE_DIR": f"{folder}/dlcompiler"}
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.bench.ready", "--child", name, "--system", system, "--size", size],
-            cwd=harness.REPOSITORY,
-            env=harness.worker_environment(environment),
-            capture_output=True,
-            text=True,
-        )
-    if done.returncode:
-        raise SystemExit(f"{system} on {name} failed:\n{done.stderr[-3000:]}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    harness.log(f"  {name} {system}: {found}")
-    return found
+        arguments = ["--child", name, "--system", system, "--size", size]
+        found: dict[str, float] = harness.measured_by(f"{name} {system}", "tests.bench.ready", arguments, environment)
+        return found
 
 
 def rows(name: str, systems: list[str], size: str, rounds: int) -> list[dict[str, Any]]:

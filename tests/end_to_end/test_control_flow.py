@@ -131,6 +131,15 @@ def test_integers_of_any_sign() -> None:
         torch.testing.assert_close(compiled(x, n, m), function(x, n, m))
 
 
+def test_truths_of_sizes_are_joined_in_the_program() -> None:
+    def function(x: Tensor, n: int) -> tuple[Tensor, ...]:
+        return tuple(x * truth for truth in ((n > 3) & (n < 9), (n < 4) | (n > 20), torch.sym_not(n >= 4)))
+
+    x, compiled = torch.ones(3), torch.compile(function, backend="dlcompiler", dynamic=True, options={"strict": True})
+    for n in (2, 3, 5, 12, 30):
+        torch.testing.assert_close(compiled(x, n), function(x, n))
+
+
 def test_views_from_a_place_known_only_when_called() -> None:
     def function(x: Tensor, n: int) -> tuple[Tensor, ...]:
         return x[1 :: n + 1], x[n:], x.as_strided((2, 2), (1, 2), n)
