@@ -101,14 +101,16 @@ class Backend:
         on_gpu = any(isinstance(x, torch.Tensor) and x.device.type == "cuda" for x in example_inputs)
         keep_recurrent_layers_whole(graph_module, SCANNED["cuda" if on_gpu else "cpu"])
         forwards: list[SettlingForward] = []
+        # our runtime for CPUs frees and packs as passes of a training step go
+        frees = not on_gpu and self.compile is _compile_graph
 
         def compiler(part: str) -> Callable[..., Any]:
             suffix = f"_{part}" if part else ""
 
             def compile_part(module: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
                 is_backward = part == "backward"
-                changes = part == "forward" and not on_gpu
-                mine, parameters = ((), ()) if is_backward else (called, _parameters(is_training=changes))
+                is_training = frees and part == "forward"
+                mine, parameters = ((), ()) if is_backward else (called, _parameters(is_training))
                 own_key = f"{key}{suffix}" if key else None
                 return self._compile_part(
                     module, inputs, _Part(part, name + suffix, own_key, mine, parameters, forwards), resolved
