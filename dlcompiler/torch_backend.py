@@ -119,7 +119,8 @@ class Backend:
             return compile_part
 
         budget = resolved.activation_memory_budget
-        holds_all = "recompute" in resolved.disabled_passes or (budget is not None and budget >= 1)
+        # on a GPU it is bytes that cost: what is computed again there reads more than it would if it were held
+        holds_all = not frees or "recompute" in resolved.disabled_passes or (budget is not None and budget >= 1)
         ours = aot_autograd(
             fw_compiler=compiler("forward"),
             bw_compiler=compiler("backward"),
