@@ -261,6 +261,16 @@ class Target:
         routine = find_routine(node, machine)
         return routine.packing(node, machine) if isinstance(routine, Packs) else {}
 
+    def in_place_of_routine(self, node: Node) -> Mapping[int, int]:
+        """Results that it writes element by element where it has read an operand for the last time, with these operands."""
+        if self.kind == "cuda":
+            return {}
+        from dlcompiler.codegen.cpu.compile import machine_of
+        from dlcompiler.codegen.cpu.routines import WritesInPlace, find_routine
+
+        routine = find_routine(node, machine_of(self))
+        return routine.in_place(node) if isinstance(routine, WritesInPlace) else {}
+
     def spells(self, op: str, dtype: DType) -> bool:
         """Whether kernels for this target can compute the graph op on (or to) elements of `dtype`; a library has to otherwise."""
         if dtype.kind == "complex":

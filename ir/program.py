@@ -128,7 +128,11 @@ class RoutineCall(LibraryCall):
     """Run a hand-written kernel of ours for one op: compiled code that is started like a Launch, in the same parallel region.
 
     Writes beyond the op's results are scratch memory of the kernel.
+
+    in_place  (number of a result, of an operand) where the result may be written in the operand's memory, element by element
     """
+
+    in_place: tuple[tuple[int, int], ...] = ()
 
     @property
     def arguments(self) -> tuple[View, ...]:

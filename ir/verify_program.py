@@ -10,7 +10,7 @@ from dlcompiler.ir.errors import VerifyError
 from dlcompiler.ir.expression import Dim, evaluate, known
 from dlcompiler.ir.kernel import Kernel, Load
 from dlcompiler.ir.ops import TABLE
-from dlcompiler.ir.program import AtenCall, Launch, LibraryCall, Placement, Program, Slot, View
+from dlcompiler.ir.program import AtenCall, Launch, LibraryCall, Placement, Program, RoutineCall, Slot, View
 from dlcompiler.ir.text.program import show_step
 from dlcompiler.ir.text.values import show_labels
 from dlcompiler.ir.verify_kernel import verify_kernel
@@ -165,14 +165,15 @@ class _Check:
 
     def writes(self, step: Launch | LibraryCall | AtenCall, number: int) -> None:
         is_extern = isinstance(step, AtenCall)
-        touched = {self.root(v.slot) for v in step.reads}
-        for view in step.writes:
+        in_place = dict(step.in_place) if isinstance(step, RoutineCall) else {}
+        for k, view in enumerate(step.writes):
             if view is None:
                 continue
             if view.slot.role in ("constant", "prepared"):
                 self.fail(f"{view.slot.role} {view.slot.name} is written", number)
             if (view.slot.role == "extern") != is_extern:
                 self.fail(f"{view.slot!r} is written by a {type(step).__name__}", number)
+            touched = {self.root(v.slot) for j, v in enumerate(step.reads) if j != in_place.get(k)}
             if not isinstance(step, Launch) and self.root(view.slot) in touched:
                 self.fail(f"{view.slot.name} is read and written by one call", number)
             self.written.add(view.slot)

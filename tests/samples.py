@@ -622,9 +622,14 @@ _recurrent_scan("gru_scan_keeping", 3, 1, True, {})
 _recurrent_scan("rnn_scan_keeping", 1, 1, False, *_RNN_KINDS)
 
 
-def _scan_backward(name: str, gates: int, states: int, kept: int) -> None:
+def _scan_backward(name: str, gates: int, states: int, more: int) -> None:
     """The record of the gradients of the recurrence of one layer: 4 steps, a batch of 2, 5 hidden units."""
-    types = (T(f32, 4, 2, 5), *(T(f32, 1, 2, 5),) * states, T(f32, 1, 4, 2, 5 * kept), T(f32, 5 * gates, 5))
+    types = (
+        T(f32, 4, 2, 5),
+        *(T(f32, 1, 2, 5),) * states,
+        *(T(f32, 1, 4, 2, 5 * k) for k in (gates, more) if k),
+        T(f32, 5 * gates, 5),
+    )
     given = {"reverse": (False,)}
 
     @record(
@@ -640,14 +645,19 @@ def _scan_backward(name: str, gates: int, states: int, kept: int) -> None:
     def _():
         for dtype, reverse in itertools.product((f32, f64, bf16), ((False,), (True,), (False, True))):
             both = len(reverse)
-            shapes = [(4, 2, 5 * both), *[(both, 2, 5)] * states, (both, 4, 2, 5 * kept), *[(5 * gates, 5)] * both]
+            shapes = [
+                (4, 2, 5 * both),
+                *[(both, 2, 5)] * states,
+                *((both, 4, 2, 5 * k) for k in (gates, more) if k),
+                *[(5 * gates, 5)] * both,
+            ]
             operands = [array(dtype, *shape, seed=k, low=-1, high=1) for k, shape in enumerate(shapes)]
             yield Sample(name, tuple(operands), {"reverse": reverse}, exact=False)
 
 
-_scan_backward("lstm_scan_backward", 4, 2, 6)
-_scan_backward("gru_scan_backward", 3, 1, 5)
-_scan_backward("rnn_scan_backward", 1, 1, 1)
+_scan_backward("lstm_scan_backward", 4, 2, 2)
+_scan_backward("gru_scan_backward", 3, 1, 2)
+_scan_backward("rnn_scan_backward", 1, 1, 0)
 
 
 _BLOCK = {"bits": 4, "block": 8, "columns": 5}

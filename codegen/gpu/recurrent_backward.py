@@ -2,16 +2,19 @@
 
     for each step, the other way: dh = dy of the step + the product's derivative of the step after @ w_hidden -> the cell
 
-`scan_backward(dy, dh (, dc), kept, w_hidden of each direction) -> dgates (, dproduct), dh0 (, dc0) (, scratch)`. With a launch
-for each step there is one more in the end, which multiplies what the first step of the sequence left, for dh0.
+`scan_backward(dy, dh (, dc), kept (, more), w_hidden of each direction) -> dgates (, dproduct), dh0 (, dc0) (, scratch)`.
+With a launch for each step there is one more in the end, which multiplies what the first step of the sequence left, for dh0.
 """
 
 from __future__ import annotations
+
+from itertools import islice
 
 from dlcompiler.codegen.gpu.index_text import index_text
 from dlcompiler.codegen.gpu.recurrent_form import Scan, ScanSchedule
 from dlcompiler.codegen.gpu.recurrent_writer import ScanLines
 from dlcompiler.ir.expression import Dim
+from dlcompiler.ir.ops.recurrent_training import kept_widths
 from dlcompiler.ir.program import View
 
 
@@ -21,8 +24,9 @@ class BackwardLines(ScanLines):
     def __init__(self, scan: Scan, schedule: ScanSchedule, aligned: frozenset[str]) -> None:
         super().__init__(scan, schedule, aligned)
         states = scan.cell.states
-        self.dy, self.last, self.kept = self.reads[0], self.reads[1 : 1 + states], self.reads[1 + states]
-        self.weights = self.reads[2 + states :]
+        parts = len(kept_widths(scan.cell))
+        self.dy, self.last, self.kept = self.reads[0], self.reads[1 : 1 + states], self.reads[1 + states : 1 + states + parts]
+        self.weights = self.reads[1 + states + parts :]
         products = 2 if scan.cell.inner_bias else 1
         # derivatives of the gates, of the product with the state, and of the initial states
         self.gates, self.products = self.writes[0], self.writes[products - 1]
@@ -98,8 +102,10 @@ class BackwardLines(ScanLines):
     def cell(self, direction: int) -> list[str]:
         """From dh and dc of a step: the derivatives of its gates, which are stored, and those of the product, which are named."""
         place = str(direction), "time", "row[:, None]"
-        for k, name in enumerate(_KEPT[self.scan.cell.name]):
-            self.line(f"{name} = {self.tile(self.kept, *place, self.units_of(k))}")
+        names = iter(_KEPT[self.scan.cell.name])
+        for kept, width in zip(self.kept, kept_widths(self.scan.cell)):
+            for k, name in enumerate(islice(names, width)):
+                self.line(f"{name} = {self.tile(kept, *place, self.units_of(k))}")
         lines, gates, products = _BACK[self.scan.cell.name]
         for line in lines:
             self.line(line)
@@ -111,7 +117,7 @@ class BackwardLines(ScanLines):
 
 
 # what a forward scan has kept, in the order of `ir.ops.recurrent_training`
-_KEPT = {"lstm": ("of_o", "of_c", "of_i", "of_f", "of_g", "f"), "gru": ("of_n", "of_z", "r", "of_r", "z"), "rnn": ("slope",)}
+_KEPT = {"lstm": ("of_i", "of_f", "of_g", "of_o", "of_c", "f"), "gru": ("r", "z", "of_n", "of_z", "of_r"), "rnn": ("slope",)}
 # cell -> (lines of a step, derivatives of the gates, those of the product with the state)
 _BACK: dict[str, tuple[list[str], list[str], list[str]]] = {
     "lstm": (

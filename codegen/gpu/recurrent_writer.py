@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 
 from dlcompiler.codegen.gpu import scalars
 from dlcompiler.codegen.gpu.index_text import index_text
@@ -17,6 +18,7 @@ from dlcompiler.codegen.gpu.routine_text import finished, is_narrow, parameters
 from dlcompiler.codegen.gpu.schedule import ceiling
 from dlcompiler.codegen.gpu.triton_writer import TritonKernel
 from dlcompiler.ir.expression import Dim, symbol
+from dlcompiler.ir.ops.recurrent_training import kept_widths
 from dlcompiler.ir.program import View
 from dlcompiler.ir.types import f32
 
@@ -147,7 +149,7 @@ def _factor(dim: Dim) -> str:
 
 
 class ForwardLines(ScanLines):
-    """`scan(states..., then for each direction gates, w_hidden (, b_hidden)) -> y, states... (, kept) (, scratch)`"""
+    """`scan(states..., then for each direction gates, w_hidden (, b_hidden)) -> y, states... (, kept (, more)) (, scratch)`"""
 
     def __init__(self, scan: Scan, schedule: ScanSchedule, aligned: frozenset[str]) -> None:
         super().__init__(scan, schedule, aligned)
@@ -155,7 +157,7 @@ class ForwardLines(ScanLines):
         self.initial = self.reads[:states]
         self.y, *rest = self.writes
         self.last = rest[:states]
-        self.kept = rest[states] if scan.keeps else None
+        self.kept = rest[states : states + len(kept_widths(scan.cell))] if scan.keeps else []
         # c between steps: in memory of its own where that of the result is narrower
         self.running = self.writes[-1] if scan.is_narrow else self.last[-1]
 
@@ -250,9 +252,10 @@ class ForwardLines(ScanLines):
             self.line(f"gate_{name} = {self.tile(gates, 'time', 'row[:, None]', self.units_of(k))}")
         kept = CELLS[self.scan.cell.name](self)
         self.put(self.y, "new", "time", "row[:, None]", self.units_of(direction))
-        if self.kept is not None:
-            for k, value in enumerate(kept):
-                self.put(self.kept, value, str(direction), "time", "row[:, None]", self.units_of(k))
+        values = iter(kept)
+        for place, width in zip(self.kept, kept_widths(self.scan.cell)):
+            for k, value in enumerate(islice(values, width)):
+                self.put(place, value, str(direction), "time", "row[:, None]", self.units_of(k))
 
 
 def _sigmoid(x: str) -> str:
@@ -272,7 +275,7 @@ def _lstm(e: ForwardLines) -> list[str]:
     e.line(f"grown = {_tanh('c')}")
     e.line("new = o * grown")
     return [
-        "grown * o * (1 - o)", "o * (1 - grown * grown)", "g * i * (1 - i)", "old_c * f * (1 - f)", "i * (1 - g * g)", "f",
+        "g * i * (1 - i)", "old_c * f * (1 - f)", "i * (1 - g * g)", "grown * o * (1 - o)", "o * (1 - grown * grown)", "f",
     ]  # fmt: skip
 
 
@@ -281,7 +284,7 @@ def _gru(e: ForwardLines) -> list[str]:
     e.line(f"z = {_sigmoid('(gate_z + sum_z)')}")
     e.line(f"n = {_tanh('gate_n + r * sum_n')}")
     e.line("new = (1 - z) * n + z * old")
-    return ["(1 - z) * (1 - n * n)", "(old - n) * z * (1 - z)", "r", "sum_n * r * (1 - r)", "z"]
+    return ["r", "z", "(1 - z) * (1 - n * n)", "(old - n) * z * (1 - z)", "sum_n * r * (1 - r)"]
 
 
 def _rnn(e: ForwardLines) -> list[str]:

@@ -12,6 +12,8 @@ from dlcompiler.frontends.fx_view import expand, permute, reshape
 from dlcompiler.frontends.resample import adaptive_matrix, resample_all
 from dlcompiler.ir.expression import known
 from dlcompiler.ir.graph import Node
+from dlcompiler.ir.ops.recurrent import CELLS
+from dlcompiler.ir.ops.recurrent_training import kept_widths
 from dlcompiler.ir.types import compute_dtype
 
 # -- products ----------------------------------------------------------------------------------------------------------------
@@ -325,13 +327,13 @@ def _scan(i, states, gates, weights, biases):
     """One layer's recurrence; what gradients read is kept if somebody reads it."""
     cell, attributes = KINDS[i.node.target.name().removeprefix("dlcompiler::").removesuffix("_scan")]
     operands = [*states, *(x for own in zip(gates, weights, *([biases] if biases else [])) for x in own)]
-    keeps = i.uses(1 + len(states))
+    keeps = any(i.uses(1 + len(states) + k) for k in range(len(kept_widths(CELLS[cell]))))
     reverse = (False, True)[: len(gates)]
     whole = i.b(f"{cell}_scan_keeping" if keeps else f"{cell}_scan", *operands, reverse=reverse, **attributes)
-    return i.elements(whole) if keeps else (*i.elements(whole), None)
+    return i.elements(whole) if keeps else (*i.elements(whole), *[None] * len(kept_widths(CELLS[cell])))
 
 
 @rule(*(f"dlcompiler.{name}_scan_backward.default" for name in KINDS))
 def _scan_backward(i, grads, kept, weights):
     cell, _ = KINDS[i.node.target.name().removeprefix("dlcompiler::").removesuffix("_scan_backward")]
-    return i.elements(i.b(f"{cell}_scan_backward", *grads, kept, *weights, reverse=(False, True)[: len(weights)]))
+    return i.elements(i.b(f"{cell}_scan_backward", *grads, *kept, *weights, reverse=(False, True)[: len(weights)]))

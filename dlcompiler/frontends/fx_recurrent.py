@@ -1,6 +1,6 @@
 """Recurrent layers where gradients are wanted: linears, and scans with backward passes of our own.
 
-    torch.gru(x, h, weights, ...)  -->  for each layer gates = linear(x, w_input, bias); y, h, kept = gru_scan(h, gates, w_hidden)
+    torch.gru(x, h, weights, ...)  -->  of each layer gates = linear(x, w_input, bias); y, h, *kept = gru_scan(h, gates, w_hidden)
 
 AOTAutograd then differentiates the linears as any others. A scan's backward pass is a scan the other way, that reads what the
 first one kept (`ir.ops.recurrent_training`), and one product over all steps for the gradient of each weight.
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dlcompiler.ir.ops import lookup
 from dlcompiler.ir.ops.recurrent import CELLS
-from dlcompiler.ir.ops.recurrent_training import DERIVATIVES
+from dlcompiler.ir.ops.recurrent_training import kept_widths
 
 # torch's function -> (cell, its attributes)
 KINDS: dict[str, tuple[str, dict[str, str]]] = {
@@ -128,7 +128,7 @@ def _scans() -> dict[str, Any]:
 def _define(library: torch.library.Library, name: str) -> None:
     """`NAME_scan`, its backward pass, and what both mean where nothing compiles them."""
     cell_name, attributes = KINDS[name]
-    cell, count = CELLS[cell_name], DERIVATIVES[cell_name].count
+    cell, widths = CELLS[cell_name], kept_widths(CELLS[cell_name])
     states, back = cell.states, 2 if cell.inner_bias else 1
 
     def forward(initial: Sequence[Tensor], gates: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Any:
@@ -138,21 +138,21 @@ def _define(library: torch.library.Library, name: str) -> None:
     def shapes(initial: Sequence[Tensor], gates: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Any:
         (steps, batch, _), hidden, h = gates[0].shape, weights[0].shape[1], initial[0]
         firsts = [h.new_empty((len(gates), batch, hidden)) for _ in range(states)]
-        kept = h.new_empty((len(gates), steps, batch, count * hidden))
-        return (h.new_empty((steps, batch, len(gates) * hidden)), *firsts, kept)
+        kept = [h.new_empty((len(gates), steps, batch, width * hidden)) for width in widths]
+        return (h.new_empty((steps, batch, len(gates) * hidden)), *firsts, *kept)
 
-    def backward(grads: Sequence[Tensor], kept: Tensor, weights: Sequence[Tensor]) -> Any:
+    def backward(grads: Sequence[Tensor], kept: Sequence[Tensor], weights: Sequence[Tensor]) -> Any:
         reverse = (False, True)[: len(weights)]
-        return _meaning(f"{cell_name}_scan_backward", [*grads, kept, *weights], {"reverse": reverse})
+        return _meaning(f"{cell_name}_scan_backward", [*grads, *kept, *weights], {"reverse": reverse})
 
-    def backward_shapes(grads: Sequence[Tensor], kept: Tensor, weights: Sequence[Tensor]) -> Any:
-        gates = [kept.new_empty((*kept.shape[:3], weights[0].shape[0])) for _ in range(back)]
+    def backward_shapes(grads: Sequence[Tensor], kept: Sequence[Tensor], weights: Sequence[Tensor]) -> Any:
+        gates = [torch.empty_like(kept[0], memory_format=torch.contiguous_format) for _ in range(back)]
         return (*gates, *(torch.empty_like(h, memory_format=torch.contiguous_format) for h in grads[1:]))
 
-    results = ", ".join(["Tensor"] * (states + 2))
+    results = ", ".join(["Tensor"] * (1 + states + len(widths)))
     library.define(f"{name}_scan(Tensor[] states, Tensor[] gates, Tensor[] weights, Tensor[] biases) -> ({results})")
     results = ", ".join(["Tensor"] * (states + back))
-    library.define(f"{name}_scan_backward(Tensor[] grads, Tensor kept, Tensor[] weights) -> ({results})")
+    library.define(f"{name}_scan_backward(Tensor[] grads, Tensor[] kept, Tensor[] weights) -> ({results})")
     for device in ("CPU", "CUDA"):
         library.impl(f"{name}_scan", forward, device)
         library.impl(f"{name}_scan_backward", backward, device)
@@ -174,9 +174,9 @@ def _meaning(op: str, operands: Sequence[Tensor], attributes: dict[str, Any]) ->
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     initial, _, weights, biases = inputs
-    y, kept = output[0], output[-1]
-    ctx.save_for_backward(initial[0], y, kept, *weights)
-    ctx.has_biases = bool(biases)
+    y, *rest = output
+    ctx.save_for_backward(initial[0], y, *rest[len(initial) :], *weights)
+    ctx.directions, ctx.has_biases = len(weights), bool(biases)
     ctx.set_materialize_grads(True)
 
 
@@ -184,7 +184,8 @@ def _gradients(operator: Any, states: int, back: int) -> Callable[..., Any]:
     """The backward pass of a scan: of the states and gates by `operator`, of weights and biases by sums over all steps."""
 
     def differentiate(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        h, y, kept, *weights = ctx.saved_tensors
+        h, y, *rest = ctx.saved_tensors
+        kept, weights = rest[: -ctx.directions], rest[-ctx.directions :]
         results = operator(list(grads[: 1 + states]), kept, weights)
         of_gates, of_products, of_states = results[0], results[back - 1], list(results[back:])
         hidden = h.shape[2]

@@ -1,10 +1,12 @@
 """The recurrence of a layer as training needs it: what each step's derivatives are made of is kept, and read by the gradients.
 
-    y, h, c, kept = lstm_scan_keeping(h0, c0, gates, w_hidden)
-    dgates, dh0, dc0 = lstm_scan_backward(dy, dh, dc, kept, w_hidden)
+    y, h, c, kept, more = lstm_scan_keeping(h0, c0, gates, w_hidden)
+    dgates, dh0, dc0 = lstm_scan_backward(dy, dh, dc, kept, more, w_hidden)
 
 A step of the gradients needs a few numbers for each hidden unit, by which a derivative is multiplied on its way back; those are
-kept, K of them, and nothing else. Only the scan itself is here: gradients of weights are products over all steps at once.
+kept, K of them, and nothing else. As many as there are gates lie in one result and the others, if any, in a second, so that
+`kept` can take the place of `gates`, and `dgates` that of `kept`. Only the scan itself is here: gradients of weights are
+products over all steps at once.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from dlcompiler.ir.types import TensorType, TupleType
 class Derivatives:
     """How derivatives go back through one step of a cell.
 
+    count   K
     kept    (gates of the input [B, G*H], product with h [B, G*H], states before and after, attributes) -> K arrays [B, H]
     step    (dh [B, H], the other states' derivatives, kept) -> (derivatives of the gates [B, G*H], those of the product where
             they differ, those of the states before: of h what does not come through the product, or None)
@@ -36,32 +39,32 @@ class Derivatives:
 
 
 def _lstm_kept(gates, product, before, after, attributes):
-    """Of o, then what dh adds to dc; of i, f and g; f itself."""
+    """Of i, f, g and o; then what dh adds to dc, and f itself."""
     (_, old), (_, new) = before, after
     i, f, g, o = np.split(gates + product, 4, axis=-1)
     i, f, g, o, grown = sigmoid(i), sigmoid(f), np.tanh(g), sigmoid(o), np.tanh(new)
-    return [grown * o * (1 - o), o * (1 - grown * grown), g * i * (1 - i), old * f * (1 - f), i * (1 - g * g), f]
+    return [g * i * (1 - i), old * f * (1 - f), i * (1 - g * g), grown * o * (1 - o), o * (1 - grown * grown), f]
 
 
 def _lstm_back(dh, others, kept):
-    of_o, of_c, of_i, of_f, of_g, f = kept
+    of_i, of_f, of_g, of_o, of_c, f = kept
     dc = others[0] + dh * of_c
     gates = np.concatenate([dc * of_i, dc * of_f, dc * of_g, dh * of_o], axis=-1)
     return gates, None, [None, dc * f]
 
 
 def _gru_kept(gates, product, before, after, attributes):
-    """Of n and z from dh; r and its own from dn; z itself."""
+    """r, z, and of n from dh; then of z from dh, of r from dn."""
     ((old,),) = (before,)
     hidden = old.shape[-1]
     r, z = np.split(sigmoid(gates[:, : 2 * hidden] + product[:, : 2 * hidden]), 2, axis=-1)
     inner = product[:, 2 * hidden :]
     n = np.tanh(gates[:, 2 * hidden :] + r * inner)
-    return [(1 - z) * (1 - n * n), (old - n) * z * (1 - z), r, inner * r * (1 - r), z]
+    return [r, z, (1 - z) * (1 - n * n), (old - n) * z * (1 - z), inner * r * (1 - r)]
 
 
 def _gru_back(dh, others, kept):
-    of_n, of_z, r, of_r, z = kept
+    r, z, of_n, of_z, of_r = kept
     dn = dh * of_n
     dr, dz = dn * of_r, dh * of_z
     return np.concatenate([dr, dz, dn], axis=-1), np.concatenate([dr, dz, dn * r], axis=-1), [dh * z]
@@ -84,6 +87,12 @@ DERIVATIVES = {
 }
 
 
+def kept_widths(cell: Cell) -> tuple[int, ...]:
+    """How many of the kept numbers lie in each result: as many as there are gates, then the others."""
+    count = DERIVATIVES[cell.name].count
+    return (cell.gates, count - cell.gates) if count > cell.gates else (cell.gates,)
+
+
 def back_cell(op_name: str) -> Cell | None:
     """The cell of an op for the gradients of a scan, None for any other op."""
     name, _, rest = op_name.partition("_")
@@ -95,14 +104,14 @@ def back_cell(op_name: str) -> Cell | None:
 
 def _infer_keeping(cell: Cell):
     def infer(types, attributes):
-        """As the scan; also kept[D, T, B, K*H]."""
+        """As the scan; also kept[D, T, B, G*H] and, where more is kept than that, more[D, T, B, (K-G)*H]."""
         scanned = lookup(f"{cell.name}_scan").infer(types, attributes)
         assert isinstance(scanned, TupleType)
         y, state = scanned.elements[:2]
         assert isinstance(y, TensorType) and isinstance(state, TensorType)
         directions, batch, hidden = state.shape
-        shape = (directions, y.shape[0], batch, DERIVATIVES[cell.name].count * hidden)
-        return TupleType((*scanned.elements, TensorType(y.dtype, shape)))
+        kept = [TensorType(y.dtype, (directions, y.shape[0], batch, width * hidden)) for width in kept_widths(cell)]
+        return TupleType((*scanned.elements, *kept))
 
     return infer
 
@@ -128,7 +137,8 @@ def _evaluate_keeping(cell: Cell):
                 kept[t] = np.concatenate(derivatives.kept(gates[t], product, before, after, attributes), axis=-1)
                 before = after
             sides.append(kept)
-        return *results, np.stack(sides).astype(dtype)
+        kept = np.stack(sides).astype(dtype)
+        return *results, *np.split(kept, [cell.gates * operands[0].shape[-1]], axis=-1)[: len(kept_widths(cell))]
 
     return evaluate
 
@@ -138,7 +148,7 @@ def _evaluate_keeping(cell: Cell):
 
 def _infer_backward(cell: Cell):
     def infer(types, attributes):
-        """`scan_backward(dy[T, B, D*H], dstates[D, B, H]..., kept[D, T, B, K*H], w_hidden[G*H, H] of each direction)` ->
+        """`scan_backward(dy[T, B, D*H], dstates[D, B, H]..., what the scan kept, w_hidden[G*H, H] of each direction)` ->
         (dgates[D, T, B, G*H] (, dproduct[D, T, B, G*H]), dstates[D, B, H]...).
 
         dproduct, where it differs from dgates, is the derivative of the product with h. attributes: reverse, as of the scan.
@@ -147,7 +157,7 @@ def _infer_backward(cell: Cell):
         directions = len(attributes["reverse"])
         if directions not in (1, 2):
             raise ShapeError(f"{name} in {directions} directions")
-        require_operands(name, types, 2 + cell.states + directions)
+        require_operands(name, types, 1 + cell.states + len(kept_widths(cell)) + directions)
         dtype = require_float(name, same_dtype(name, types))
         dy, dh = types[:2]
         if dy.rank != 3 or dh.rank != 3:
@@ -155,7 +165,8 @@ def _infer_backward(cell: Cell):
         (steps, batch), hidden = dy.shape[:2], dh.shape[2]
         rows = cell.gates * hidden
         wanted: list[tuple[Any, ...]] = [(steps, batch, directions * hidden), *[(directions, batch, hidden)] * cell.states]
-        wanted += [(directions, steps, batch, DERIVATIVES[cell.name].count * hidden), *[(rows, hidden)] * directions]
+        wanted += [(directions, steps, batch, width * hidden) for width in kept_widths(cell)]
+        wanted += [(rows, hidden)] * directions
         for type, shape in zip(types, wanted):
             if type.shape != shape:
                 raise ShapeError(f"{name}: an operand is {type}, not of shape {list(shape)}")
@@ -166,12 +177,13 @@ def _infer_backward(cell: Cell):
 
 
 def _evaluate_backward(cell: Cell):
-    derivatives = DERIVATIVES[cell.name]
+    derivatives, parts = DERIVATIVES[cell.name], len(kept_widths(cell))
 
     def evaluate(operands, attributes: Any):
         dtype = operands[0].dtype
         dy, *rest = (x.astype(np.float32) if x.dtype.itemsize < 4 else x for x in operands)
-        states, kept, weights = rest[: cell.states], rest[cell.states], rest[cell.states + 1 :]
+        states, weights = rest[: cell.states], rest[cell.states + parts :]
+        kept = np.concatenate(rest[cell.states : cell.states + parts], axis=-1)
         hidden = states[0].shape[-1]
         gates, products, firsts = [], [], []
         for direction, backwards in enumerate(attributes["reverse"]):

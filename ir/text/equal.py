@@ -179,6 +179,7 @@ def _step_difference(a: Any, b: Any, match: Mapping[Slot | None, Slot | None]) -
             return kernels_equal(a.kernel, b.kernel)
         case LibraryCall(), LibraryCall():
             same = a.op == b.op and same_value(dict(a.attributes), dict(b.attributes))
+            same = same and getattr(a, "in_place", ()) == getattr(b, "in_place", ())
         case AtenCall(), AtenCall():
             same = (a.target, a.reason) == (b.target, b.reason) and same_value(a.arguments, b.arguments)
     return None if same else "other ops or attributes"

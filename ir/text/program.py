@@ -11,6 +11,7 @@ program mlp {
   library matmul(x, w) -> (h) from "%3 at mlp.py:4"
   prepare launch pack(w, p)
   routine attention(h, h, h) -> (g) {causal = true, scale = 0.125}
+  routine rnn_scan_keeping(s, h, p) -> (y, t, h2) {reverse = (false,)} in_place ((2, 1),)
   launch gelu(h, g)
   launch head(g[8, 4] strides [16, 1] offset 4, y)
   aten aten.sort.default(y) -> (s, none) with [{operand = 0}] because "no entry in the op table"
@@ -93,6 +94,7 @@ def show_step(step: Step, slots: Mapping[Slot, str], kernels: Mapping[Kernel, st
             word = "routine" if isinstance(step, RoutineCall) else "library"
             text = f"{word} {show_name(step.op)}{views(step.reads)} -> {views(step.writes)}"
             text += f" {show_attributes(step.attributes)}" if step.attributes else ""
+            text += f" in_place {show_attribute(step.in_place)}" if isinstance(step, RoutineCall) and step.in_place else ""
         case AtenCall():
             text = f"aten {show_name(step.target)}{views(step.reads)} -> {views(step.writes)}"
             text += f" with {show_attribute(step.arguments)}"
@@ -258,17 +260,21 @@ class _Reader:
         return make
 
     def library(self) -> None:
-        self.call_of(LibraryCall)
+        op, reads, writes, attributes = self.call()
+        step = LibraryCall(op, reads, writes, attributes, self.origin())
+        self.steps.append(lambda kernels: step)
 
     def routine(self) -> None:
-        self.call_of(RoutineCall)
-
-    def call_of(self, kind: type[LibraryCall]) -> None:
-        scanner = self.scanner
-        op, reads = scanner.name("an op"), self.views()
-        scanner.expect("->")
-        step = kind(op, reads, self.views(), scanner.attributes(), self.origin())
+        op, reads, writes, attributes = self.call()
+        in_place = self.scanner.attribute() if self.scanner.accept("in_place") else ()
+        step = RoutineCall(op, reads, writes, attributes, self.origin(), in_place)
         self.steps.append(lambda kernels: step)
+
+    def call(self) -> tuple[str, tuple[View, ...], tuple[View, ...], dict[str, Any]]:
+        """op, reads, writes and attributes."""
+        op, reads = self.scanner.name("an op"), self.views()
+        self.scanner.expect("->")
+        return op, reads, self.views(), self.scanner.attributes()
 
     def aten(self) -> None:
         scanner = self.scanner

@@ -9,11 +9,11 @@ on it is stored.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from dlcompiler.ir.expression import Dim, symbols
 from dlcompiler.ir.kernel import Kernel, Load, Reduce, Store, Value
-from dlcompiler.ir.program import Launch, Program, Role, Slot, View
+from dlcompiler.ir.program import Launch, Program, Role, RoutineCall, Slot, Step, View
 
 # Of which role a slot is that one of another role may take over.
 TAKEN: dict[Role, Role] = {"intermediate": "intermediate", "block": "block", "output": "block"}
@@ -29,26 +29,41 @@ def find_aliases(program: Program) -> dict[Slot, Slot]:
     aliases: dict[Slot, Slot] = {}
     safe: dict[Kernel, dict[int, tuple[int, ...]]] = {}  # identical kernels are looked at once
     for number, step in enumerate(program.steps):
-        if not isinstance(step, Launch):
-            continue
         taken: set[Slot] = set()
+        for target, sources in _candidates(step, safe):
+            role = target.slot.role
+            if role not in TAKEN or lifetimes.get(target.slot, NEVER)[0] != number:
+                continue
+            for source in sources:
+                is_like = source.slot.role == TAKEN[role] or (role == "block" and source.slot in program.owned)
+                if is_like and lifetimes[source.slot][1] == number and source.slot not in taken and _fits(step, source, target):
+                    aliases[target.slot] = source.slot
+                    taken.add(source.slot)
+                    break
+    return aliases
+
+
+def _candidates(step: Step, safe: dict[Kernel, dict[int, tuple[int, ...]]]) -> Iterator[tuple[View, list[View]]]:
+    """What a step writes, and what it reads that may lie in the same memory as far as its code is concerned."""
+    if isinstance(step, RoutineCall):
+        for result, operand in step.in_place:
+            target, source = step.writes[result], step.reads[operand]
+            if _place(target) == _place(source):
+                yield target, [source]
+    elif isinstance(step, Launch):
         for kernel, arguments in step.parts:
             if kernel not in safe:
                 safe[kernel] = safe_pairs(kernel)
+            # elsewhere than the kernel says an argument may lie otherwise than it was written for
+            as_written = [view.strides == buffer.strides for view, buffer in zip(arguments, kernel.buffers)]
             for out, operands in safe[kernel].items():
-                target = arguments[out]
-                role = target.slot.role
-                if role not in TAKEN or lifetimes.get(target.slot, NEVER)[0] != number:
-                    continue
-                for operand in operands:
-                    source = arguments[operand]
-                    is_like = source.slot.role == TAKEN[role] or (role == "block" and source.slot in program.owned)
-                    dies = is_like and lifetimes[source.slot][1] == number
-                    if dies and source.slot not in taken and _fits(step, kernel, source, target, operand, out):
-                        aliases[target.slot] = source.slot
-                        taken.add(source.slot)
-                        break
-    return aliases
+                if as_written[out]:
+                    yield arguments[out], [arguments[k] for k in operands if as_written[k]]
+
+
+def _place(view: View) -> list[tuple[Dim, Dim]]:
+    """Sizes and strides of the dimensions that matter."""
+    return [(size, stride) for size, stride in zip(view.shape, view.strides) if size != 1]
 
 
 def _lifetimes_outside(program: Program) -> dict[Slot, tuple[int, int]]:
@@ -61,16 +76,14 @@ def _lifetimes_outside(program: Program) -> dict[Slot, tuple[int, int]]:
     return found
 
 
-def _fits(step: Launch, kernel: Kernel, source: View, target: View, operand: int, out: int) -> bool:
+def _fits(step: Step, source: View, target: View) -> bool:
     """Whether the two slots are alike, and are seen by these two arguments only."""
-    seen = [view.slot for view in step.arguments]
+    seen = [view.slot for view in (*step.reads, *step.writes) if view is not None]
     return (
         source.offset == target.offset
         and source.slot.bytes == target.slot.bytes
         and seen.count(source.slot) == 1
         and seen.count(target.slot) == 1
-        and source.strides == kernel.buffers[operand].strides
-        and target.strides == kernel.buffers[out].strides
     )
 
 

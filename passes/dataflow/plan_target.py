@@ -64,6 +64,10 @@ class PlanTarget(Protocol):
         """Operands that this kernel reads in an arrangement of its own, and how to write that with views."""
         ...
 
+    def in_place_of_routine(self, node: Node) -> Mapping[int, int]:
+        """Results that it writes element by element where it has read an operand for the last time, with these operands."""
+        ...
+
 
 class WithoutRoutines:
     """A target whose library computes everything that is no kernel."""
@@ -97,4 +101,7 @@ class WithoutRoutines:
         return None
 
     def packing_of_routine(self, node: Node) -> Mapping[int, Callable[[Builder, Node], Node]]:
+        return {}
+
+    def in_place_of_routine(self, node: Node) -> Mapping[int, int]:
         return {}

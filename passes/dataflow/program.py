@@ -198,7 +198,8 @@ class _Planner:
                 self.steps.append(P.LibraryCall(node.op.name, reads, writes, attributes, origin))
             else:
                 writes += tuple(self._scratch_of_routine(f"{node.name}.scratch{k}", type) for k, type in enumerate(scratch))
-                self.steps.append(P.RoutineCall(node.op.name, reads, writes, attributes, origin))
+                in_place = tuple(self.target.in_place_of_routine(node).items())
+                self.steps.append(P.RoutineCall(node.op.name, reads, writes, attributes, origin, in_place))
         else:
             laid_out = node.attributes.get("operand_strides", ())
             reads = tuple(self._laid_out(n, read, want) for n, read, want in zip_longest(node.inputs, reads, laid_out))

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pytest
 from dlcompiler.ir import kernel as K
+from dlcompiler.ir.errors import VerifyError
 from dlcompiler.ir.expression import symbol
 from dlcompiler.ir.graph import Builder
-from dlcompiler.ir.program import Launch, LibraryCall, Program, Slot
+from dlcompiler.ir.program import Launch, LibraryCall, Program, RoutineCall, Slot
+from dlcompiler.ir.text.equal import programs_equal
+from dlcompiler.ir.text.program import parse_program, print_program
 from dlcompiler.ir.types import DType, f16, f32, i32
+from dlcompiler.ir.verify_program import verify_program
 from dlcompiler.passes.dataflow.in_place import find_aliases, safe_pairs
 
 M, N = 6, 8
@@ -162,3 +166,29 @@ def test_an_update_takes_the_place_of_what_it_reads_where_its_sum_ends() -> None
     summed = K.Reduce(f32, "add", compute("mul", load(g, i, j), old), ("j",))
     near_miss = kernel(K.Store(out, (i,), compute("sub", old, summed)), K.Store(state, (i,), summed))
     assert safe_pairs(near_miss)[2] == ()
+
+
+def routine(operand: Slot, result: Slot, *used_later: Slot, in_place=((0, 0),)) -> Program:
+    """A routine that reads one and writes the other, between a step that makes its operand and one that reads its result."""
+    steps = (
+        LibraryCall("matmul", (), (operand.view(),)),
+        RoutineCall("lstm_scan", (operand.view(),), (result.view(),), in_place=in_place),
+        LibraryCall("matmul", (result.view(), *(s.view() for s in used_later)), ()),
+    )
+    return Program("p", Builder().finish(()), (operand, result), steps, (), ())
+
+
+def test_a_routine_writes_in_place_what_it_says_it_may() -> None:
+    gates = Slot("gates", f32, (3, M, N), (M * N, N, 1), "intermediate")
+    kept = Slot("kept", f32, (1, 3, M, N), (3 * M * N, M * N, N, 1), "intermediate")
+    program = routine(gates, kept)
+    assert find_aliases(program) == {kept: gates}
+    shared = program.replace(aliases={kept: gates})
+    verify_program(shared)
+    assert programs_equal(parse_program(print_program(shared)), shared) is None
+    with pytest.raises(VerifyError, match="kept is read and written by one call"):
+        verify_program(routine(gates, kept, in_place=()).replace(aliases={kept: gates}))
+    assert find_aliases(routine(gates, kept, in_place=())) == {}
+    assert find_aliases(routine(gates, kept, gates)) == {}
+    turned = Slot("kept", f32, (1, 3, M, N), (3 * M * N, N, 3 * N, 1), "intermediate")
+    assert find_aliases(routine(gates, turned)) == {}

@@ -59,6 +59,18 @@ class Packs(Protocol):
         ...
 
 
+@runtime_checkable
+class WritesInPlace(Protocol):
+    """A routine that may write a result in the memory of an operand."""
+
+    def in_place(self, node: Node) -> Mapping[int, int]:
+        """Numbers of results -> numbers of operands of as many elements: each is read for the last time by whoever writes there.
+
+        The planner lets them share memory where they lie alike and the operand is not used again.
+        """
+        ...
+
+
 def routines() -> Mapping[str, Routine]:
     """The routine of each op that has one."""
     from dlcompiler.codegen.cpu.routines.attention import Attention

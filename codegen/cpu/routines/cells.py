@@ -63,7 +63,7 @@ def lstm_cell_kept(e: Emitter, sums: Sequence[Value], c: Value) -> tuple[Value, 
     new_c = e.fma(f, c, i * g)
     grown = tanh(e, new_c)
     h = o * grown
-    return new_c, h, h * (1.0 - o), o * (1.0 - grown * grown), g * i * (1.0 - i), c * f * (1.0 - f), i * (1.0 - g * g), f
+    return new_c, h, g * i * (1.0 - i), c * f * (1.0 - f), i * (1.0 - g * g), h * (1.0 - o), o * (1.0 - grown * grown), f
 
 
 def gru_cell(e: Emitter, sums: Sequence[Value], inner: Value, h: Value) -> Value:
@@ -80,4 +80,4 @@ def gru_cell_kept(e: Emitter, sums: Sequence[Value], inner: Value, h: Value) -> 
     r, z = 1.0 / one_and_decay(e, r)[0], 1.0 / one_and_decay(e, z)[0]
     n = tanh(e, e.fma(r, product, inner))
     rest, less = 1.0 - z, h - n
-    return e.fma(z, less, n), rest * (1.0 - n * n), less * z * rest, r, product * r * (1.0 - r), z
+    return e.fma(z, less, n), r, z, rest * (1.0 - n * n), less * z * rest, product * r * (1.0 - r)

@@ -9,6 +9,7 @@ before. Scans that keep what gradients read (`lstm_scan_keeping`, ...) store it 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 
 from dlcompiler.codegen.cpu.emitter import Emitter, Value
 from dlcompiler.codegen.cpu.machine import Machine
@@ -18,6 +19,7 @@ from dlcompiler.codegen.cpu.routines.recurrent_form import ScanForm, scan_form
 from dlcompiler.codegen.cpu.routines.recurrent_loop import LINE, Range, TimeLoop
 from dlcompiler.ir.expression import known
 from dlcompiler.ir.graph import Builder, Node
+from dlcompiler.ir.ops.recurrent import scanned_cell
 from dlcompiler.ir.program import RoutineCall, View
 from dlcompiler.ir.types import TensorType, i64
 
@@ -41,6 +43,13 @@ class Recurrent:
         numbers = (1, 2) if shape.cell.inner_bias else (1,)
         return {shape.operand(d, number): shape.panels_of for d in range(shape.directions) for number in numbers}
 
+    def in_place(self, node: Node) -> Mapping[int, int]:
+        """What is kept may take the place of the gates, which a cell reads first, if they are of one direction."""
+        cell = scanned_cell(node.op.name)
+        assert cell is not None, node
+        keeps = node.op.name.endswith("_keeping") and len(node.attributes["reverse"]) == 1
+        return {1 + cell.states: cell.states} if keeps else {}
+
     def write(self, e: Emitter, call: RoutineCall, machine: Machine, name: str) -> Written:
         shape = scan_form(call.op, call.reads, call.attributes, machine)
         _Scan(e, shape, call, name).write()
@@ -55,17 +64,17 @@ class _Scan(TimeLoop[ScanForm]):
         super().__init__(e, shape, call, name, y.shape[0])
         states = shape.cell.states
         self.y, self.initial, self.lasts = y, call.reads[:states], others[:states]
-        self.kept = others[states] if shape.keeps else None
+        self.kept = others[states : states + len(shape.keeps)]
         # how far apart neighbouring units are; 1 but for operands that a caller laid out otherwise
         steps = {known(call.reads[shape.operand(d, 0)].strides[-1]) for d in range(shape.directions)}
         assert len(steps) == 1, call
         self.gate_step = steps.pop()
         self.y_step = known(y.strides[2])
         self.c_step = known(self.lasts[1].strides[2]) if states == 2 else 1
-        self.kept_step = known(self.kept.strides[3]) if self.kept is not None else 1
+        self.kept_steps = [known(view.strides[3]) for view in self.kept]
         self.state_step = self.y_step if self.y_step == self.initial[0].strides[2] else 0
         # of a cell's function: what moves from row to row
-        self.pointers = ("gates", "h", "y", "c", *(("kept",) if shape.keeps else ()))
+        self.pointers = ("gates", "h", "y", "c", *("kept", "more")[: len(shape.keeps)])
 
     def write(self) -> None:
         for last in self._kinds():
@@ -101,9 +110,10 @@ class _Scan(TimeLoop[ScanForm]):
                 else:
                     new, *factors = self._rnn_cell(sums[0])
                 self._store(new, y, first, self.y_step, mask)
-                for pointer in kept:
-                    for number, factor in enumerate(factors):
-                        self._store(factor, pointer, number * shape.hidden + first, self.kept_step, mask)
+                left = iter(factors)
+                for pointer, width, step in zip(kept, shape.keeps, self.kept_steps):
+                    for number, factor in enumerate(islice(left, width)):
+                        self._store(factor, pointer, number * shape.hidden + first, step, mask)
 
     def _rnn_cell(self, total: Value) -> tuple[Value, Value]:
         """The new state, and the activation's slope."""
@@ -176,7 +186,7 @@ class _Scan(TimeLoop[ScanForm]):
             moved, (*rows_apart, h_step), ranges = rest[: len(self.pointers)], rest[len(self.pointers) : -4], rest[-4:]
             unit_steps = (
                 shape.units * self.gate_step, shape.units if self.state_step == 1 else h_step * shape.units,
-                shape.units * self.y_step, shape.units * self.c_step, shape.units * self.kept_step,
+                shape.units * self.y_step, shape.units * self.c_step, *(shape.units * step for step in self.kept_steps),
             )  # fmt: skip
             streams = [
                 (packed, None, shape.panel_elements), (bias, None, shape.columns * shape.lanes), (moved[1], rows_apart[1], 0),
@@ -220,9 +230,9 @@ class _Scan(TimeLoop[ScanForm]):
         y_row, y_step = self._number(self.y.strides[1]), self._number(self.y.strides[2])
         places = [packed, bias, self._at(gates_view, gates, at), h, y, c]
         rows_apart = [self._number(gates_view.strides[1]), h_row, y_row, c_row]
-        if self.kept is not None:
-            places.append(self._at(self.kept, self.writes[1 + shape.cell.states], direction, at))
-            rows_apart.append(self._number(self.kept.strides[2]))
+        for k, view in enumerate(self.kept):
+            places.append(self._at(view, self.writes[1 + shape.cell.states + k], direction, at))
+            rows_apart.append(self._number(view.strides[2]))
         e.call(f"{self.name}_step", [*places, *rows_apart, h_step, *rows, *panels])
         return [y, y_row, y_step]
 

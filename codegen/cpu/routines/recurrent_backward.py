@@ -18,6 +18,7 @@ from dlcompiler.codegen.cpu.routines.recurrent_form import BackForm, back_form
 from dlcompiler.codegen.cpu.routines.recurrent_loop import LINE, Range, TimeLoop
 from dlcompiler.ir.expression import known
 from dlcompiler.ir.graph import Builder, Node
+from dlcompiler.ir.ops.recurrent_training import back_cell
 from dlcompiler.ir.program import RoutineCall, View
 from dlcompiler.ir.types import TensorType, i64
 
@@ -40,6 +41,12 @@ class RecurrentBackward:
         shape = back_form(node.op.name, [i.type for i in node.inputs], node.attributes, machine)
         return {shape.operand(d): shape.panels_of for d in range(shape.directions)}
 
+    def in_place(self, node: Node) -> Mapping[int, int]:
+        """Derivatives of the gates take the place of what was kept, which a cell reads first."""
+        cell = back_cell(node.op.name)
+        assert cell is not None, node
+        return {0: 1 + cell.states}
+
     def write(self, e: Emitter, call: RoutineCall, machine: Machine, name: str) -> Written:
         shape = back_form(call.op, call.reads, call.attributes, machine)
         _Back(e, shape, call, name).write()
@@ -54,12 +61,13 @@ class _Back(TimeLoop[BackForm]):
     def __init__(self, e: Emitter, shape: BackForm, call: RoutineCall, name: str) -> None:
         super().__init__(e, shape, call, name, call.reads[0].shape[0])
         states, writes = shape.cell.states, [view for view in call.writes if view is not None]
-        self.dy, self.lasts, self.kept = call.reads[0], call.reads[1 : 1 + states], call.reads[1 + states]
+        self.dy, self.lasts = call.reads[0], call.reads[1 : 1 + states]
+        self.kept = dict(zip(("kept", "more"), call.reads[1 + states : 1 + states + len(shape.keeps)]))
         first = 2 if shape.cell.inner_bias else 1
         self.gates, self.product, self.firsts = writes[0], writes[first - 1], writes[first : first + states]
         self.first_state = first
         # what a row of the batch moves, its view, and how far apart neighbouring units are
-        named = {"dy": self.dy, "kept": self.kept, "dgates": self.gates, "dproduct": self.product}
+        named = {"dy": self.dy, **self.kept, "dgates": self.gates, "dproduct": self.product}
         named |= {f"d{k}": view for k, view in enumerate(self.firsts)}
         self.moved = named
         self.unit_steps = {role: known(view.strides[-1]) for role, view in named.items()}
@@ -92,16 +100,16 @@ class _Back(TimeLoop[BackForm]):
 
                 through = e.load(tile, first, self.element, shape.lanes)
                 dh = read("dy") + through + read("d0")
-                kept = [read("kept", number) for number in range(shape.keeps)]
+                kept = [read(role, number) for role, width in zip(self.kept, shape.keeps) for number in range(width)]
                 past = e.constant(0.0, dh)
                 if shape.cell.name == "lstm":
-                    of_o, of_c, of_i, of_f, of_g, f = kept
+                    of_i, of_f, of_g, of_o, of_c, f = kept
                     dc = self._multiply_add(dh, of_c, read("d1"))
                     for gate, value in enumerate((dc * of_i, dc * of_f, dc * of_g, dh * of_o)):
                         store(value, "dgates", gate)
                     store(dc * f, "d1")
                 elif shape.cell.name == "gru":
-                    of_n, of_z, r, of_r, z = kept
+                    r, z, of_n, of_z, of_r = kept
                     dn = dh * of_n
                     for role, of_last in (("dgates", dn), ("dproduct", dn * r)):
                         for gate, value in enumerate((dn * of_r, dh * of_z, of_last)):
@@ -208,7 +216,7 @@ class _Back(TimeLoop[BackForm]):
         states = 1 + self.shape.cell.states
         places = [
             self._at(self.dy, self.reads[0], at, 0, direction * self.shape.hidden),
-            self._at(self.kept, self.reads[states], direction, at),
+            *(self._at(view, self.reads[states + k], direction, at) for k, view in enumerate(self.kept.values())),
             self._at(self.gates, self.writes[0], direction, at),
             self._at(self.product, self.writes[self.first_state - 1], direction, at),
             *(self._at(view, self.writes[self.first_state + k], direction) for k, view in enumerate(self.firsts)),

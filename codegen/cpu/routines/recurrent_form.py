@@ -13,7 +13,7 @@ from dlcompiler.codegen.cpu.routines import Written
 from dlcompiler.ir.expression import Dim, evaluate, symbols
 from dlcompiler.ir.graph import Builder, Node
 from dlcompiler.ir.ops.recurrent import Cell, scanned_cell
-from dlcompiler.ir.ops.recurrent_training import DERIVATIVES, back_cell
+from dlcompiler.ir.ops.recurrent_training import back_cell, kept_widths
 from dlcompiler.ir.types import DType
 
 MOST_ROWS = 8  # of the batch in one tile
@@ -99,10 +99,10 @@ class Form(ABC):
 
 @dataclass(frozen=True)
 class ScanForm(Form):
-    """The form of a scan. `keeps`: numbers kept of each hidden unit in each step, for gradients."""
+    """The form of a scan. `keeps`: how many numbers of each hidden unit each step keeps in each result for gradients."""
 
     activation: str = "tanh"
-    keeps: int = 0
+    keeps: tuple[int, ...] = ()
 
     @property
     def columns(self) -> int:
@@ -130,10 +130,10 @@ class ScanForm(Form):
 class BackForm(Form):
     """The form of the gradients of a scan: a tile multiplies the derivatives of all gates with columns of the weight.
 
-    keeps    numbers that were kept of each hidden unit in each step
+    keeps    how many numbers of each hidden unit were kept in each step, operand by operand
     """
 
-    keeps: int = 0
+    keeps: tuple[int, ...] = ()
 
     @property
     def columns(self) -> int:
@@ -145,7 +145,7 @@ class BackForm(Form):
 
     def operand(self, direction: int) -> int:
         """The position of the weight of a direction."""
-        return 2 + self.cell.states + direction
+        return 1 + self.cell.states + len(self.keeps) + direction
 
     def panels_of(self, b: Builder, operand: Node) -> Node:
         """A weight [gates * H, H] as [panels, gates * H, vectors, lanes], zeros beyond the last unit."""
@@ -160,7 +160,7 @@ def scan_form(op: str, types: Sequence[Any], attributes: Mapping[str, Any], mach
     assert cell is not None, op
     hidden = types[0].shape[2]
     vectors = 1 if cell.gates > 1 else min(4, -(-hidden // machine.lanes(types[0].dtype.bytes)))
-    keeps = DERIVATIVES[cell.name].count if op.endswith("_keeping") else 0
+    keeps = kept_widths(cell) if op.endswith("_keeping") else ()
     activation = attributes.get("activation", "tanh")
     return ScanForm(**_common(cell, types[0], vectors, attributes, machine), activation=activation, keeps=keeps)
 
@@ -173,7 +173,7 @@ def back_form(op: str, types: Sequence[Any], attributes: Mapping[str, Any], mach
     most = 4 if machine.vector_registers >= 32 else 2
     # panels of about the same number of vectors
     vectors = -(-whole // -(-whole // most))
-    return BackForm(**_common(cell, types[1], vectors, attributes, machine), keeps=DERIVATIVES[cell.name].count)
+    return BackForm(**_common(cell, types[1], vectors, attributes, machine), keeps=kept_widths(cell))
 
 
 def _common(cell: Cell, state: Any, vectors: int, attributes: Mapping[str, Any], machine: Machine) -> dict[str, Any]:

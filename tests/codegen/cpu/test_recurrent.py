@@ -18,7 +18,7 @@ from dlcompiler.ir.graph import Builder
 from dlcompiler.ir.interpret import evaluate_op, interpret_graph
 from dlcompiler.ir.ops import lookup
 from dlcompiler.ir.ops.recurrent import CELLS
-from dlcompiler.ir.ops.recurrent_training import DERIVATIVES
+from dlcompiler.ir.ops.recurrent_training import kept_widths
 from dlcompiler.ir.program import RoutineCall, Slot, View
 from dlcompiler.ir.types import TensorType, contiguous_strides, dtype_of
 from hypothesis import given, settings
@@ -49,8 +49,12 @@ def run_routine(
     machine: Machine,
     cuts: Sequence[float] = (0.5,),
     sizes: Mapping[str, int] | None = None,
+    in_place: bool = False,
 ) -> list[np.ndarray]:
-    """Compile and run one routine, its work cut at these shares, every part in a thread; `sizes` are dimensions left unknown."""
+    """Compile and run one routine, its work cut at these shares, every part in a thread; `sizes` are dimensions left unknown.
+
+    in_place  results are written where operands lie, if the routine allows it
+    """
     sizes = sizes or {}
     names = {number: symbol(name) for name, number in sizes.items()}
     # the hidden size has to be known: only the leading dimensions of gates and the batch of states are symbols
@@ -70,6 +74,9 @@ def run_routine(
     written_types = [*node.type.elements, *routine.scratch(node, machine)]
     results = [np.zeros([evaluate(d, sizes) for d in t.shape], t.dtype.numpy) for t in written_types]
     results = [r if r.dtype.kind == "i" else np.full_like(r, np.nan) for r in results]
+    for result, operand in routine.in_place(node).items() if in_place else ():
+        operands[operand] = np.ascontiguousarray(operands[operand]).copy()
+        results[result] = operands[operand].reshape(results[result].shape)
     reads = [view_of(f"x{k}", x, shape) for k, (x, shape) in enumerate(zip(operands, shapes))]
     writes = [view_of(f"y{k}", y, t.shape) for k, (y, t) in enumerate(zip(results, written_types))]
     call = RoutineCall(op, tuple(reads), tuple(writes), attributes)
@@ -131,23 +138,27 @@ def gradients_of_scans(draw) -> tuple[str, list[np.ndarray], dict[str, object], 
     gates, *weights = operands[cell.states], *operands[cell.states + 1 :: each]
     directions, batch, hidden = operands[0].shape
     random = np.random.default_rng(draw(st.integers(0, 1000)))
-    shapes = [(len(gates), batch, directions * hidden), (directions, len(gates), batch, DERIVATIVES[cell.name].count * hidden)]
-    dy, kept = (random.normal(size=shape).astype(gates.dtype) for shape in shapes)
+    shapes = [(len(gates), batch, directions * hidden)]
+    shapes += [(directions, len(gates), batch, width * hidden) for width in kept_widths(cell)]
+    dy, *kept = (random.normal(size=shape).astype(gates.dtype) for shape in shapes)
     if draw(st.booleans()):
         dy = strided(dy, (1, 0, 2))
-    return f"{cell.name}_scan_backward", [dy, *operands[: cell.states], kept, *weights], {"reverse": reverse}, unknown
+    return f"{cell.name}_scan_backward", [dy, *operands[: cell.states], *kept, *weights], {"reverse": reverse}, unknown
 
 
 @pytest.mark.parametrize("machine", machines(), ids=lambda m: m.name)
 @settings(max_examples=16, deadline=None, derandomize=True)
 @given(
-    scan=st.one_of(scans(), gradients_of_scans()), cores=st.sampled_from((1, 2, 3)), cuts=st.lists(st.floats(0, 1), max_size=2)
+    scan=st.one_of(scans(), gradients_of_scans()),
+    cores=st.sampled_from((1, 2, 3)),
+    cuts=st.lists(st.floats(0, 1), max_size=2),
+    in_place=st.booleans(),
 )
-def test_scan_equals_its_meaning(machine, scan, cores, cuts) -> None:
+def test_scan_equals_its_meaning(machine, scan, cores, cuts, in_place) -> None:
     op, operands, attributes, unknown = scan
     wide = [x.astype(np.float64) for x in operands]
     expected = evaluate_op(lookup(op), wide, attributes)
-    actual = run_routine(op, operands, attributes, dataclasses.replace(machine, cores=cores), cuts, unknown)
+    actual = run_routine(op, operands, attributes, dataclasses.replace(machine, cores=cores), cuts, unknown, in_place)
     for got, want in zip(actual, expected):
         assert got.shape == want.shape
         error = np.abs(got - want).max(initial=0) / max(np.abs(want).max(initial=0), 1)

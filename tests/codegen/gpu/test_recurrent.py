@@ -13,7 +13,7 @@ from dlcompiler.codegen.target import parse_target
 from dlcompiler.ir.expression import symbol
 from dlcompiler.ir.interpret import interpret_graph
 from dlcompiler.ir.ops.recurrent import CELLS
-from dlcompiler.ir.ops.recurrent_training import DERIVATIVES
+from dlcompiler.ir.ops.recurrent_training import kept_widths
 from dlcompiler.ir.program import Program, RoutineCall
 from dlcompiler.ir.types import TensorType, f16, f32
 from dlcompiler.passes.block.fuse import fuse
@@ -55,14 +55,14 @@ def both_ways(name: str, hidden: int, dtype, reverse: tuple[bool, ...], sizes=(S
         return [(directions, batch, hidden)] * cell.states + own * directions
 
     def backward(steps, batch):
-        kept = (directions, steps, batch, DERIVATIVES[name].count * hidden)
+        kept = [(directions, steps, batch, width * hidden) for width in kept_widths(cell)]
         states = [(directions, batch, hidden)] * cell.states
-        return [(steps, batch, directions * hidden), *states, kept, *[(rows, hidden)] * directions]
+        return [(steps, batch, directions * hidden), *states, *kept, *[(rows, hidden)] * directions]
 
     of = {"activation": "tanh"} if name == "rnn" else {}
     found = []
     for suffix, shapes, count, given in (
-        ("keeping", forward, 2 + cell.states, of),
+        ("keeping", forward, 1 + cell.states + len(kept_widths(cell)), of),
         ("backward", backward, cell.states + (2 if cell.inner_bias else 1), {}),
     ):
         types = [TensorType(dtype, shape) for shape in shapes(*sizes)]
