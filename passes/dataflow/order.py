@@ -8,6 +8,9 @@ in near linear time, and compared with the order given; a lower peak wins, the g
     forward   of what is ready, what frees more than it makes, else the next in the given order
     greedy    of what is ready, what leaves the fewest bytes alive
     backward  from the results on: what keeps the fewest bytes alive before it, so that everything is made as late as it can be
+
+Each looks one unit ahead. So they are made of clusters too: a unit and those that only make what it reads, as the packing of an
+operand, which grows what is alive before the product makes it fall.
 """
 
 from __future__ import annotations
@@ -120,11 +123,14 @@ def order_units(
     problem = _Problem(units, frozenset(results), given or {}, frozenset(stays))
     best = list(range(len(units)))
     lowest = problem.peak(best)
+    clusters = _clusters(problem)
+    joined = _joined(problem, clusters)
     for schedule in (_forward, _backward, _greedy):
-        candidate = schedule(problem)
-        height = problem.peak(candidate)
-        if height < lowest:
-            best, lowest = candidate, height
+        alone, together = schedule(problem), [k for number in schedule(joined) for k in clusters[number]]
+        for candidate in (alone, together):
+            height = problem.peak(candidate)
+            if height < lowest:
+                best, lowest = candidate, height
     return best
 
 
@@ -169,6 +175,38 @@ class _Problem:
                     alive -= self.freed[value]
             alive -= sum(self.freed[v] for v in self.writes[k] if not self.readers[v])
         return highest
+
+
+def _clusters(problem: _Problem) -> list[list[int]]:
+    """The units in runs, each of one unit and those before it whose values are read within the run only; in a valid order.
+
+    A unit joins the run of the unit that reads what it makes if all that must come after it then still does: in the order given,
+    in which each unit has been moved down to its run, runs stay whole, so they do not wait for each other in a circle.
+    """
+    run_of: list[int] = list(range(len(problem.units)))  # named after their last units
+    runs: dict[int, list[int]] = {}  # from the last unit to the first
+    for k in reversed(range(len(problem.units))):
+        readers = {reader for value in problem.writes[k] for reader in problem.readers[value]}
+        first = min((run_of[other] for other in problem.next[k]), default=k)
+        if readers and {run_of[reader] for reader in readers} == {first}:
+            run_of[k] = first
+        runs.setdefault(run_of[k], []).append(k)
+    return [runs[last][::-1] for last in sorted(runs)]
+
+
+def _joined(problem: _Problem, clusters: Sequence[Sequence[int]]) -> _Problem:
+    """The problem with each cluster as one unit."""
+    place = {k: number for number, cluster in enumerate(clusters) for k in cluster}
+    units = []
+    for number, cluster in enumerate(clusters):
+        reads = dict.fromkeys(value for k in cluster for value in problem.reads[k])
+        inside = {value for k in cluster for value in problem.writes[k]}
+        writes = [v for v in inside if {place[r] for r in problem.readers[v]} != {number}]
+        after = {place[other] for k in cluster for other in problem.before[k]} - {number}
+        sizes = tuple((value, problem.bytes[value]) for value in sorted(writes))
+        units.append(Unit(tuple(v for v in reads if v not in inside), sizes, tuple(sorted(after))))
+    stays = frozenset(value for value, size in problem.freed.items() if size != problem.bytes[value])
+    return _Problem(units, frozenset(), problem.given, stays)
 
 
 def _schedule(

@@ -69,6 +69,13 @@ def test_what_frees_moves_up() -> None:
     assert peak_bytes(units, order) == 1001  # what nobody reads dies where it is made
 
 
+def test_a_unit_is_looked_at_together_with_what_is_made_for_it_alone() -> None:
+    # value 0 is needed beside the large value 2 only: made first, as what one look ahead prefers, it lies beside it to the end
+    units = [Unit((), ((0, 10),)), Unit((), ((1, 10),)), Unit((1,), ((2, 30),)), Unit((0, 2), ((3, 1),)), Unit((2,), ((4, 10),))]
+    assert peak_bytes(units, range(5)) == 50
+    assert peak_bytes(units, order_units(units)) == 41
+
+
 def test_a_long_chain_keeps_its_order_in_linear_time() -> None:
     units = [Unit((k - 1,), ((k, 8),)) for k in range(20_000)]
     start = time.process_time()
