@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,12 +10,15 @@ import numpy as np
 from dlcompiler.arrays import array_from_tensor, tensor_from_array
 from dlcompiler.ir.control import regions
 from dlcompiler.ir.errors import UnsupportedError
+from dlcompiler.ir.expression import evaluate
 from dlcompiler.ir.graph import Graph, Node
 from dlcompiler.ir.ops import Trait
 from dlcompiler.ir.types import DType, TensorType, TupleType
 from dlcompiler.passes.stages import Barrier, Piece, split_stages
 from dlcompiler.report import Report
+from dlcompiler.runtime.aten import CPU, prepare_aten
 from dlcompiler.runtime.staged import StagedExecutable
+from dlcompiler.runtime.tensors import copy_strided
 
 if TYPE_CHECKING:
     from dlcompiler.recorded import AnyExecutable
@@ -58,8 +61,10 @@ def _constants(graph: Graph) -> dict[Node, Any]:
     return {n: tensor_from_array(np.asarray(n.attributes["value"])) for n in read if n.op.name == "constant"}
 
 
-def run_on_host(node: Node, operands: Sequence[Any]) -> list[Any]:
+def run_on_host(node: Node, operands: Sequence[Any], bindings: Mapping[str, int]) -> list[Any]:
     """The results of a `host.call` on tensors and host values."""
+    if "arguments" in node.attributes:
+        return _run_by_torch(node, operands, bindings)
     given = [
         array_from_tensor(x, i.dtype) if isinstance(i.type, TensorType) and not isinstance(x, np.ndarray) else x
         for i, x in zip(node.inputs, operands)
@@ -70,6 +75,19 @@ def run_on_host(node: Node, operands: Sequence[Any]) -> list[Any]:
         _tensor(result, type.dtype, node) if isinstance(type, TensorType) else result
         for type, result in zip(node.type.elements, results)
     ]
+
+
+def _run_by_torch(node: Node, operands: Sequence[Any], bindings: Mapping[str, int]) -> list[Any]:
+    """An operator of torch on tensors where they are: results whose sizes only they tell."""
+    attributes = node.attributes
+    given = list(operands)
+    for k, strides in enumerate(attributes.get("operand_strides", ())):
+        wanted = None if strides is None else tuple(evaluate(s, bindings) for s in strides)
+        if wanted is not None and given[k].stride() != wanted and 0 not in wanted:
+            given[k] = copy_strided(given[k], wanted)
+    device = next((x.device for x in given), CPU)
+    results = prepare_aten(attributes["target"], attributes["arguments"], range(len(given)), bindings, device)(given)
+    return results if isinstance(results, list) else [results]
 
 
 def _tensor(result: Any, dtype: DType, node: Node) -> Any:

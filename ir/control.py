@@ -7,6 +7,8 @@ holds (`HostType`). A size in the type of its result that nothing before tells i
     %r = loop(%trips, %condition, %state, %x) {body = graph step {...}, carried = 1} : (f32[N], f32[T, N])
     %r = host.call(%x) {target = "ai.onnx.NonZero", ...} : (i64[2, K])
     %s = sizes(%shape) {symbols = ("s0", "s1")} : i64[2]
+    %k = check() {relation = "le", left = s0, right = N, message = "too long"} : ()
+    %k = check(%condition) {message = "not sorted"} : ()
 
 Both regions of an `if` take its operands behind the condition. A `loop`'s region takes the number of the iteration (i64) and the
 condition, then the carried values and the rest of the operands, which stay the same; it gives the next condition, the next
@@ -15,16 +17,21 @@ carried values, and a row of each scanned result. A region's `size` input takes 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from dlcompiler.ir.errors import InputError, LaunchError
+from dlcompiler.ir.errors import CheckError, LaunchError
 from dlcompiler.ir.expression import Expression, evaluate, symbol_name, symbols
 from dlcompiler.ir.graph import Graph, Node, reachable
 from dlcompiler.ir.ops import Trait
 from dlcompiler.ir.types import HostType, TensorType, TupleType, Type, boolean, i64
 
 Run = Callable[[Graph, Sequence[Any]], Sequence[Any]]
+
+RELATIONS: Mapping[str, Callable[[Any, Any], bool]] = {
+    name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")
+}
 
 
 def is_staged(graph: Graph) -> bool:
@@ -58,6 +65,12 @@ def misfit(node: Node) -> str | None:
             given = node.attributes.get("given")
             fits = isinstance(given, tuple) and sum(map(bool, given)) == len(node.inputs)
             return None if named and fits else "it does not say what it calls with which operands"
+        case "check":
+            named = isinstance(node.attributes.get("message"), str)
+            fits = len(node.inputs) == 1 or (not node.inputs and node.attributes.get("relation") in RELATIONS)
+            if not (named and fits):
+                return "it does not say what is asserted, or with which message"
+            heads, wanted = ([(node.inputs, boolean)] if node.inputs else []), {}
         case _:
             return None
     for operands, dtype in heads:
@@ -91,12 +104,32 @@ def bound_by(node: Node) -> set[str]:
     return {name for type in tensor_types(node.type) for name in map(symbol_name, type.shape) if name is not None}
 
 
+def has_effect(node: Node) -> bool:
+    """Whether a node must run even if its result is not read: it draws random numbers, or checks something."""
+    return bool(node.attributes.get("impure", False)) or node.op.name == "check"
+
+
+def require(node: Node, operands: Sequence[Any], bindings: Mapping[str, int]) -> None:
+    """Run a `check`. Raises CheckError with its message, and the sizes that break it."""
+    if operands:
+        if not bool(operands[0]):
+            raise CheckError(node.attributes["message"], location=node.location)
+        return
+    left, right = (evaluate(node.attributes[side], bindings) for side in ("left", "right"))
+    if not RELATIONS[node.attributes["relation"]](left, right):
+        told = ", ".join(f"{name} is {bindings[name]}" for name in sorted(symbols_of(node)))
+        raise CheckError(f"{node.attributes['message']} ({told})", location=node.location)
+
+
 def bind(node: Node, results: Sequence[Any], bindings: dict[str, int]) -> None:
-    """Add the sizes that a barrier's results tell; `results` have a `shape`, or are host values. Raises LaunchError."""
+    """Add the sizes that a barrier's results tell; `results` have a `shape`, or are host values.
+
+    Raises LaunchError for a result of another shape than its type, CheckError for a negative size.
+    """
     if node.op.name == "sizes":
         for name, size in zip(node.attributes["symbols"], results[0].tolist()):
             if size < 0:
-                raise InputError(f"a size that the model computes is {size}", location=node.location)
+                raise CheckError(f"the size {name} that the model computes is {size}", location=node.location)
             bindings[name] = size
         return
     types = node.type.elements if isinstance(node.type, TupleType) else (node.type,)

@@ -56,6 +56,10 @@ class InputError(CompilerError, ValueError):
     """A call's inputs do not match the compiled program: a wrong name, number, shape or dtype."""
 
 
+class CheckError(InputError, RuntimeError):
+    """Data for which what a model asserts of it does not hold."""
+
+
 class OptionError(CompilerError, ValueError):
     """An unknown option, pass, target or mode."""
 

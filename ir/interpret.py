@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from dlcompiler.ir.control import bind, run_if, run_loop
+from dlcompiler.ir.control import bind, require, run_if, run_loop
 from dlcompiler.ir.errors import InputError, UnsupportedError, VerifyError
 from dlcompiler.ir.expression import Expression, evaluate, symbols
 from dlcompiler.ir.graph import Builder, Graph, Node
@@ -91,7 +91,7 @@ def run_nodes(
         operands = [values[i] for i in node.inputs]
         try:
             if node.has(Trait.BARRIER):
-                result = _evaluate_barrier(node, operands, call)
+                result = _evaluate_barrier(node, operands, attributes, bindings, call)
                 bind(node, result if isinstance(result, tuple) else (result,), bindings)
             else:
                 result = evaluate_op(node.op, operands, attributes, call)
@@ -105,7 +105,9 @@ def run_nodes(
             del values[node]
 
 
-def _evaluate_barrier(node: Node, operands: Sequence[Any], call: Call | None) -> Any:
+def _evaluate_barrier(
+    node: Node, operands: Sequence[Any], attributes: Mapping[str, Any], bindings: Mapping[str, int], call: Call | None
+) -> Any:
     def run(region: Graph, values: Sequence[Any]) -> list[Any]:
         return interpret_graph(region, values, call=call)
 
@@ -124,7 +126,12 @@ def _evaluate_barrier(node: Node, operands: Sequence[Any], call: Call | None) ->
             raise UnsupportedError(f"the interpreter has no meaning for {target}", items=(target,), hint="pass call=")
         case "host.call":
             assert call is not None
-            return tuple(call(node.attributes["target"], node.attributes, list(operands)))
+            if "arguments" not in attributes:
+                return tuple(call(node.attributes["target"], attributes, list(operands)))
+            result = call(node.attributes["target"], attributes["arguments"], _as_wanted(operands, attributes))
+            return result if isinstance(result, tuple) else (result,)
+        case "check":
+            require(node, operands, bindings)
     return evaluate_op(node.op, operands, node.attributes, call)
 
 
@@ -150,9 +157,14 @@ def evaluate_op(op: Op, operands: Sequence[Any], attributes: Mapping[str, Any], 
         target = attributes["target"]
         if call is None:
             raise UnsupportedError(f"the interpreter has no meaning for {target}", items=(target,), hint="pass call=")
-        wanted = attributes.get("operand_strides") or (None,) * len(operands)
-        return call(target, attributes["arguments"], [_laid_out(x, strides) for x, strides in zip(operands, wanted)])
+        return call(target, attributes["arguments"], _as_wanted(operands, attributes))
     raise UnsupportedError(f"the op {op.name} has no meaning in NumPy", items=(op.name,))
+
+
+def _as_wanted(operands: Sequence[Any], attributes: Mapping[str, Any]) -> list[np.ndarray]:
+    """Operands of one of torch's operators, laid out as it is to see them."""
+    wanted = attributes.get("operand_strides") or (None,) * len(operands)
+    return [_laid_out(x, strides) for x, strides in zip(operands, wanted)]
 
 
 def _laid_out(array: np.ndarray, strides: Sequence[int] | None) -> np.ndarray:

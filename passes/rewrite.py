@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from dlcompiler.ir.control import has_effect
 from dlcompiler.ir.errors import ShapeError, VerifyError
 from dlcompiler.ir.graph import Attributes, Builder, Graph, Node, reachable
 from dlcompiler.ir.ops import TABLE, Op, Trait
@@ -25,7 +26,6 @@ from dlcompiler.ir.types import TensorType, Type
 from dlcompiler.passes.aliasing import escaping, may_stand_for, owner, view_chain
 from dlcompiler.passes.context import Context
 from dlcompiler.passes.known import KnownValues
-from dlcompiler.passes.node.dead_code import has_effect
 
 if TYPE_CHECKING:
     from dlcompiler.passes.pattern import Pattern

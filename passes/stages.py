@@ -3,14 +3,15 @@
     %k = host.call(%x); %t = tuple.get(%k); %y = exp(%t); %z = neg(%x)  -->  piece {neg}, barrier host.call, piece {exp}
 
 A node belongs to the first piece in which its operands and sizes are known, so that there are as few pieces as barriers that wait
-for each other. Constants and sizes are not handed over: each piece has its own.
+for each other. Constants and sizes are not handed over: each piece has its own. What is asserted of sizes is asked as soon as they
+are known.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from dlcompiler.ir.control import bound_by, symbols_of
+from dlcompiler.ir.control import bound_by, has_effect, symbols_of
 from dlcompiler.ir.expression import symbol_name
 from dlcompiler.ir.graph import Graph, Node, reachable
 from dlcompiler.ir.ops import Trait, lookup
@@ -41,6 +42,11 @@ def is_given(node: Node) -> bool:
     return node.op.name in ("constant", "dim")
 
 
+def _is_check_of_sizes(node: Node) -> bool:
+    """Whether a node asserts something of sizes alone: it runs before the piece that may use them."""
+    return node.op.name == "check" and not node.inputs
+
+
 def is_projection(node: Node) -> bool:
     """Whether a node takes one result out of a barrier's."""
     return node.op.name == "tuple.get" and node.inputs[0].has(Trait.BARRIER)
@@ -61,25 +67,28 @@ class _Splitter:
             new = bound_by(node) - known.keys()
             waits = [self.level[i] for i in node.inputs] + [known[s] for s in symbols_of(node) - new]
             ready = max(waits, default=0)
-            self.level[node] = ready + 1 if is_barrier else ready
+            self.level[node] = ready + 1 if is_barrier and not _is_check_of_sizes(node) else ready
             known.update(dict.fromkeys(new, ready + 1))
 
     def stages(self) -> tuple[Stage, ...]:
         last = max(self.level.values(), default=0)
         found: list[Stage] = []
         for level in range(last + 1):
+            found += [Barrier(n) for n in self.graph.nodes if _is_check_of_sizes(n) and self.level[n] == level]
             pure = [n for n in self.graph.nodes if self.level[n] == level and not (n.has(Trait.BARRIER) or is_projection(n))]
             piece = self._piece(level, pure)
             if piece is not None:
                 found.append(piece)
-            found += [Barrier(n) for n in self.graph.nodes if n.has(Trait.BARRIER) and self.level[n] == level + 1]
+            barriers = [n for n in self.graph.nodes if n.has(Trait.BARRIER) and not _is_check_of_sizes(n)]
+            found += [Barrier(n) for n in barriers if self.level[n] == level + 1]
         return tuple(found)
 
     def _piece(self, level: int, nodes: list[Node]) -> Piece | None:
         outputs = tuple(n for n in nodes if not is_given(n) and self._leaves(n, level))
-        if not outputs:
+        effects = [n for n in nodes if has_effect(n)]
+        if not outputs and not effects:
             return None
-        used = reachable(outputs)
+        used = reachable((*outputs, *effects))
         nodes = [n for n in nodes if n in used]
         mine, new, taken = set(nodes), {}, []
         body: list[Node] = []

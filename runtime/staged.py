@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from dlcompiler.ir.control import bind, run_if, run_loop
+from dlcompiler.ir.control import bind, require, run_if, run_loop
 from dlcompiler.ir.errors import InputError
 from dlcompiler.ir.expression import evaluate
 from dlcompiler.ir.graph import Graph, Node
@@ -39,8 +39,8 @@ class PieceLike(Protocol):
     outputs: tuple[Node, ...]
 
 
-# Runs a host call: its node, operands (tensors and host values) -> results
-Host = Callable[[Node, Sequence[Any]], Sequence[Any]]
+# Runs a host call: its node, operands (tensors and host values), values of sizes -> results
+Host = Callable[[Node, Sequence[Any], Mapping[str, int]], Sequence[Any]]
 
 
 class StagedExecutable:
@@ -106,7 +106,7 @@ class StagedExecutable:
 
         for (step, executable), dropped in zip(self.steps, self._dropped):
             if isinstance(step, Node):
-                results = self._run_barrier(step, [value(i) for i in step.inputs])
+                results = self._run_barrier(step, [value(i) for i in step.inputs], bindings)
                 bind(step, results, bindings)
                 values[step] = results if isinstance(step.type, TupleType) else results[0]
             else:
@@ -139,7 +139,7 @@ class StagedExecutable:
         self.graph.check_limits(bindings)
         return bindings
 
-    def _run_barrier(self, node: Node, operands: list[Any]) -> Sequence[Any]:
+    def _run_barrier(self, node: Node, operands: list[Any], bindings: Mapping[str, int]) -> Sequence[Any]:
         match node.op.name:
             case "if":
                 return run_if(node.attributes, operands, self._run_region)
@@ -147,7 +147,10 @@ class StagedExecutable:
                 return run_loop(node.attributes, operands, self._run_region, lambda n: torch.tensor(n), _stacker(node))
             case "sizes":
                 return operands
-        return self._host(node, operands)
+            case "check":
+                require(node, operands, bindings)
+                return ()
+        return self._host(node, operands, bindings)
 
     def _run_region(self, region: Graph, values: Sequence[Any]) -> list[Any]:
         given = [int(x) if n.op.name == "size" else x for n, x in zip(region.inputs, values)]

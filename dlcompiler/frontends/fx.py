@@ -15,10 +15,11 @@ from __future__ import annotations
 from dlcompiler.frontends.fx_capture import Captured, capture
 from dlcompiler.frontends.fx_control import own_arguments
 from dlcompiler.frontends.fx_decompositions import decompositions
-from dlcompiler.frontends.fx_import import import_fx, result_kinds
+from dlcompiler.frontends.fx_import import import_fx
 from dlcompiler.frontends.fx_memory import share_memory
 from dlcompiler.frontends.fx_normalized import compute_normalized_again
 from dlcompiler.frontends.fx_random import number_draws
+from dlcompiler.frontends.fx_results import result_kinds
 from dlcompiler.frontends.fx_whole import keep_recurrent_layers_whole
 
 __all__ = [

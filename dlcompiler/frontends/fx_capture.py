@@ -16,7 +16,8 @@ from torch.utils import _pytree as pytree
 
 from dlcompiler.frontends.fx_control import own_arguments
 from dlcompiler.frontends.fx_decompositions import decompositions
-from dlcompiler.frontends.fx_import import flat_results, import_fx
+from dlcompiler.frontends.fx_import import import_fx
+from dlcompiler.frontends.fx_results import flat_results
 from dlcompiler.ir.errors import InputError, InvalidModelError, UnsupportedError
 from dlcompiler.ir.graph import Graph
 

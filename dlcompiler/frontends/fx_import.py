@@ -25,7 +25,9 @@ from dlcompiler.frontends.fx_control import higher_order
 from dlcompiler.frontends.fx_location import location_of
 from dlcompiler.frontends.fx_numbers import bool_of_sizes, float_of_sizes
 from dlcompiler.frontends.fx_random import number_draws
+from dlcompiler.frontends.fx_results import flat_results, result_kinds
 from dlcompiler.frontends.fx_rules import RULES, TAKES_NARROW, NoRule
+from dlcompiler.frontends.fx_told import CHECKS, READ, Told, tells_sizes
 from dlcompiler.frontends.fx_types import (
     WeakNumber,
     dim_from_torch,
@@ -35,20 +37,14 @@ from dlcompiler.frontends.fx_types import (
     strides_of_fake,
     type_of_fake,
 )
+from dlcompiler.ir.control import bound_by, has_effect, needed, symbols_of
 from dlcompiler.ir.errors import InvalidModelError, ShapeError, UnsupportedError, VerifyError
 from dlcompiler.ir.expression import Dim, Expression, evaluate, symbol_name, symbols
-from dlcompiler.ir.graph import Builder, Graph, Node, reachable
+from dlcompiler.ir.graph import Builder, Graph, Node
 from dlcompiler.ir.ops import lookup
-from dlcompiler.ir.types import DType, TensorType, TupleType, compute_dtype, contiguous_strides, f64, i64
+from dlcompiler.ir.types import DType, TensorType, TupleType, boolean, compute_dtype, contiguous_strides, f64, i64
 from dlcompiler.runtime.constants import remember_source
 
-# assertions on sizes that guards or the runtime's own input check have already made
-_SIZE_CHECKS = (
-    "aten._assert_tensor_metadata.default",
-    "aten._assert_scalar.default",
-    "aten.sym_constrain_range.default",
-    "aten.sym_constrain_range_for_size.default",
-)
 # what orders effects in AOTAutograd's graphs, as the order of our nodes does
 _TOKENS = ("prims._make_token.default", "prims._sink_tokens.default")
 # checks on data, which give nothing and may raise
@@ -88,31 +84,6 @@ def import_fx(
     return importer.run(inputs)
 
 
-def result_kinds(graph_module: torch.fx.GraphModule) -> list[str]:
-    """What each result of an FX graph is: "tensor", "int" or "float" (a 0-d tensor in the Graph), "none" (left out there)."""
-    kinds = []
-    for value in flat_results(graph_module):
-        example = value.meta.get("val") if isinstance(value, torch.fx.Node) else value
-        if value is None or (isinstance(value, torch.fx.Node) and example is None):
-            kinds.append("none")
-        elif isinstance(example, torch.Tensor):
-            kinds.append("tensor")
-        elif isinstance(example, int | torch.SymInt):
-            kinds.append("int")
-        elif isinstance(example, float | torch.SymFloat):
-            kinds.append("float")
-        else:
-            raise UnsupportedError(f"a result of type {type(example).__name__}", items=(type(example).__name__,))
-    return kinds
-
-
-def flat_results(graph_module: torch.fx.GraphModule) -> list[Any]:
-    """The arguments of the output node, in order."""
-    (output,) = (n for n in reversed(graph_module.graph.nodes) if n.op == "output")
-    results = output.args[0]
-    return list(results) if isinstance(results, tuple | list) else [results]
-
-
 class Importer:
     """One import: the builder of the new graph and what each FX node has become in it.
 
@@ -134,7 +105,7 @@ class Importer:
         self.writebacks: dict[Node, Node] = {}
         self.node: torch.fx.Node = next(iter(graph_module.graph.nodes))
         self.meta: Any = None
-        self.floats: dict[str, Node] = {}  # numbers read out of tensors, by the names of torch's symbols for them
+        self.told = Told(self)
         self._hints: dict[str, int] = {}
         self._derived: list[Dim] = []  # integer arguments
         self._dims: dict[Dim, Node] = {}
@@ -164,7 +135,7 @@ class Importer:
     def part(self, name: str) -> Importer:
         """An importer with a builder of its own, for a region of what is being imported."""
         inner = Importer(self.module, name, {}, {})
-        inner._hints = self._hints
+        inner._hints, inner.told = self._hints, self.told.inside(inner)
         return inner
 
     def inline(self, module: torch.fx.GraphModule, arguments: Iterable[Any]) -> list[Any]:
@@ -254,20 +225,19 @@ class Importer:
             source, index = node.args
             assert isinstance(source, torch.fx.Node)
             return self.values[source][index]
+        if str(target) in CHECKS:
+            return self.told.check(str(target), node.args)
+        if str(target) == READ:
+            (source,) = node.all_input_nodes
+            return self.told.read(self.values[source], self.meta)
         if isinstance(self.meta, torch.SymInt) or type(self.meta) is int:
             return dim_from_torch(self.meta)
         if isinstance(self.meta, torch.SymFloat):
-            expression = self.meta.node.expr
-            if str(target) == "aten._local_scalar_dense.default" and expression.is_Symbol:
-                (source,) = node.all_input_nodes
-                self.floats[expression.name] = self.cast(self.values[source], f64)
-            return float_of_sizes(self, expression)
+            return float_of_sizes(self, self.meta)
         if isinstance(self.meta, torch.SymBool | bool):
-            if all(str(user.target) in _SIZE_CHECKS for user in node.users):
+            if all(str(user.target) in CHECKS for user in node.users):
                 return None
-            return self.meta if isinstance(self.meta, bool) else bool_of_sizes(self, self.meta.node.expr)
-        if str(target) in _SIZE_CHECKS:
-            return None
+            return self.meta if isinstance(self.meta, bool) else bool_of_sizes(self, self.meta)
         args, kwargs = self._arguments(node.args), {k: self._arguments(v) for k, v in node.kwargs.items()}
         if str(target) in _DATA_CHECKS:
             self._check_data(str(target), args, kwargs)
@@ -312,12 +282,13 @@ class Importer:
             reason = str(refusal)
         except ShapeError as error:
             # sizes that the dimensions' algebra cannot compare; with known sizes a misfit would be our bug
-            if not self._hints:
+            if not self._hints and not self.told:
                 raise VerifyError(f"{target}: {error}", location=self.b.location) from error
             reason = error.message
         del self.b.nodes[made:]
         self.b._names = names
         self._dims = {dim: node for dim, node in self._dims.items() if node.name in names}
+        self.told.forget(names)
         return self.call(target, args, kwargs, reason)
 
     def _own(self, definition: extend.Operator, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -349,7 +320,8 @@ class Importer:
     ) -> Any:
         impure = torch.Tag.nondeterministic_seeded in getattr(overload, "tags", ())
         attributes: dict[str, Any] = {"target": target, "arguments": template, "impure": impure, "reason": reason}
-        op = lookup("aten.call")
+        tells = tells_sizes(self.node)
+        op = lookup("host.call" if tells else "aten.call")
         results, structure = tree_flatten(self.meta)
         strides = tuple(strides_of_fake(m) if isinstance(m, torch.Tensor) else None for m in results)
         if any(strides):
@@ -357,14 +329,18 @@ class Importer:
         if sees_strides(overload):
             attributes["operand_strides"] = self._operand_strides(operands)
         short = target.split(".")[1]
-        if isinstance(self.meta, torch.Tensor):
+        if tells:
+            attributes |= {"operator": short, "domain": target.split(".")[0], "given": (True,) * len(operands)}
+        elif isinstance(self.meta, torch.Tensor):
             return self.b.make(op, operands, attributes, type_of_fake(self.meta), short)
-        if not isinstance(self.meta, tuple | list):
+        if not isinstance(self.meta, torch.Tensor | tuple | list):
             raise UnsupportedError(f"{target} gives a {type_name(self.meta)}", items=(target,), location=self.b.location)
         if not all(m is None or isinstance(m, torch.Tensor) for m in results):
             raise UnsupportedError(f"{target} gives more than tensors", items=(target,), location=self.b.location)
         types = tuple(None if m is None else type_of_fake(m) for m in results)
         whole = self.b.make(op, operands, attributes, TupleType(types), short)
+        if isinstance(self.meta, torch.Tensor):
+            return self.b("tuple.get", whole, index=0)
         if len(results) == len(self.meta):
             return self.elements(whole)
         # lists among the results
@@ -444,7 +420,10 @@ class Importer:
         """A size as a 0-d i64 node."""
         found = self._dims.get(dim)
         if found is None:
-            found = self._dims[dim] = self.b.constant(dim, i64) if isinstance(dim, int) else self.b.dim(value=dim)
+            found = self.told.number(dim)
+            if found is None:
+                found = self.b.constant(dim, i64) if isinstance(dim, int) else self.b.dim(value=dim)
+            self._dims[dim] = found
         return found
 
     def number(self, value: Any, dtype: DType) -> Node:
@@ -536,7 +515,7 @@ class Importer:
             self.writebacks[target] = value
 
     def _number_result(self, value: Any) -> Node:
-        return self.number(value, f64 if isinstance(value, float) else i64)
+        return self.number(value, f64 if isinstance(value, float) else boolean if isinstance(value, bool) else i64)
 
     def _require_bound(self) -> None:
         """Every symbol must be a whole dimension of some input, or nothing could bind it at a call."""
@@ -548,6 +527,10 @@ class Importer:
                     bound.add(symbol_name(dim) or "")
                     used |= symbols(dim)
         missing = used - bound
+        for node in self.b.nodes if self.told else ():
+            if node.op.name != "aten.call":  # a call may give sizes that its data tells
+                bound |= bound_by(node)
+                missing |= symbols_of(node) - bound
         if missing:
             raise UnsupportedError(f"no input has the size {', '.join(sorted(missing))} itself", items=("derived size",))
 
@@ -584,8 +567,8 @@ def _holds(dtype: DType, value: Any) -> bool:
 
 
 def _without_dead_nodes(graph: Graph) -> Graph:
-    """Drop nodes that nothing needs; random ones stay, since they advance the generator."""
+    """Drop nodes that nothing needs; random ones stay, since they advance the generator, and checks."""
     roots = [*graph.outputs, *(value for value, _ in graph.writebacks)]
-    roots += [n for n in graph.nodes if n.attributes.get("impure")]
-    live = reachable(roots)
+    roots += [n for n in graph.nodes if has_effect(n)]
+    live = needed(roots, graph.nodes)
     return graph.replace(nodes=tuple(n for n in graph.nodes if n in live))

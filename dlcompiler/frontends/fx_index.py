@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dlcompiler.frontends.fx_compaction import index_by_mask
 from dlcompiler.frontends.fx_rules import NoRule, moving
 from dlcompiler.frontends.fx_view import axis_of, permute, reshape
 from dlcompiler.ir.expression import Dim
@@ -53,7 +54,10 @@ def _index(i, x, indices):
     if not given:
         return x
     if any(at.dtype is boolean or at.dtype.name == "u8" for at in given.values()):
-        raise NoRule("a mask as an index: the result's size depends on data")
+        ((axis, mask), *others) = given.items()
+        if not others and mask.dtype is boolean:
+            return index_by_mask(i, x, axis, mask)
+        raise NoRule("a mask among other indices: the result's size depends on data")
     rank = x.tensor.rank
     axes = list(given)
     together = axes == list(range(axes[0], axes[0] + len(axes)))

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from dlcompiler.frontends.fx_types import WeakNumber, dim_from_sympy
 from dlcompiler.ir.errors import UnsupportedError
+from dlcompiler.ir.expression import Dim
 from dlcompiler.ir.graph import Node
-from dlcompiler.ir.types import f64
+from dlcompiler.ir.types import boolean, f64
 
 if TYPE_CHECKING:
     from dlcompiler.frontends.fx_import import Importer
@@ -29,60 +32,88 @@ _CONNECTIVES = {"And": "bitwise_and", "Or": "bitwise_or", "Not": "bitwise_not"}
 _BINARY = {"Add": "add", "Mul": "mul", "IntTrueDiv": "div", "FloatTrueDiv": "div", "FloatPow": "pow", "Pow": "pow"}
 
 
-def float_of_sizes(importer: Importer, expression: Any) -> float | WeakNumber:
-    """The value of a sympy float expression of sizes. Raises UnsupportedError for a function that is not known here."""
+def float_of_sizes(importer: Importer, number: torch.SymFloat) -> float | WeakNumber:
+    """A float made of sizes. Raises UnsupportedError for a function that is not known here."""
+    expression = number.node.expr
     if expression.is_Number:
         return float(expression)
-    return WeakNumber(_node(importer, expression))
+    return WeakNumber(_node(importer, expression, number.node.shape_env))
 
 
-def bool_of_sizes(importer: Importer, expression: Any) -> bool | WeakNumber:
-    """The truth of a sympy relation of sizes. Raises UnsupportedError for one that is not known here."""
+def bool_of_sizes(importer: Importer, truth: torch.SymBool) -> bool | WeakNumber:
+    """The truth of a relation of sizes. Raises UnsupportedError for one that is not known here."""
+    expression = truth.node.expr
     if expression.is_Boolean and not expression.free_symbols:
         return bool(expression)
-    return WeakNumber(_truth(importer, expression))
+    return WeakNumber(truth_of_sizes(importer, expression, truth.node.shape_env))
 
 
-def _truth(importer: Importer, expression: Any) -> Node:
+def relation_of_sizes(importer: Importer, expression: Any, environment: Any) -> tuple[str, Dim, Dim] | None:
+    """(name, left, right) of a sympy relation of two sizes; None for anything else."""
+    name = _RELATIONS.get(type(expression).__name__)
+    if name is None or expression in importer.told.truths or not _is_of_integers(importer, expression):
+        return None
+    try:
+        left, right = (dim_from_sympy(x, environment) for x in expression.args)
+    except UnsupportedError:
+        return None
+    return name, left, right
+
+
+def _is_of_integers(importer: Importer, expression: Any) -> bool:
+    floats = importer.told.floats.keys() & {x.name for x in expression.free_symbols}
+    return all(x.is_integer for x in expression.args) and not floats
+
+
+def truth_of_sizes(importer: Importer, expression: Any, environment: Any) -> Node:
+    """A sympy condition of sizes as a 0-d bool. Raises UnsupportedError for one that is not known here."""
+    known = importer.told.truths.get(expression)
+    if known is not None:
+        return known
     kind = type(expression).__name__
     if kind in _RELATIONS:
         left, right = expression.args
-        if left.is_integer and right.is_integer and not importer.floats.keys() & {x.name for x in expression.free_symbols}:
-            operands = [importer.size(dim_from_sympy(x)) for x in (left, right)]
+        if _is_of_integers(importer, expression):
+            operands = [importer.size(dim_from_sympy(x, environment)) for x in (left, right)]
         else:
-            operands = [_node(importer, x) for x in (left, right)]
+            operands = [_node(importer, x, environment) for x in (left, right)]
         return importer.b(_RELATIONS[kind], *operands)
     if kind in _CONNECTIVES:
-        first, *rest = (_truth(importer, x) for x in expression.args)
+        first, *rest = (truth_of_sizes(importer, x, environment) for x in expression.args)
         for each in rest:
             first = importer.b(_CONNECTIVES[kind], first, each)
         return first if kind != "Not" else importer.b(_CONNECTIVES[kind], first)
+    if kind in ("BooleanTrue", "BooleanFalse"):
+        return importer.b.constant(bool(expression), boolean)
     raise UnsupportedError(f"the truth of {expression}", items=(kind,))
 
 
-def _node(importer: Importer, expression: Any) -> Node:
+def _node(importer: Importer, expression: Any, environment: Any) -> Node:
     b = importer.b
     kind = type(expression).__name__
     if expression.is_Number:
         return b.constant(float(expression), f64)
-    if expression.is_Symbol and expression.name in importer.floats:
-        return importer.floats[expression.name]
+    if expression.is_Symbol and expression.name in importer.told.floats:
+        return importer.told.floats[expression.name]
+
+    def size(of: Any) -> Node:
+        return importer.cast(importer.size(dim_from_sympy(of, environment)), f64)
+
     if kind == "ToFloat":
-        return importer.cast(importer.size(dim_from_sympy(expression.args[0])), f64)
-    if kind in ("IntTrueDiv",) or expression.is_Symbol or expression.is_integer:
-        if kind != "IntTrueDiv":
-            return importer.cast(importer.size(dim_from_sympy(expression)), f64)
-        left, right = (importer.cast(importer.size(dim_from_sympy(a)), f64) for a in expression.args)
-        return b.div(left, right)
+        return size(expression.args[0])
+    if kind == "IntTrueDiv":
+        return b.div(*map(size, expression.args))
+    if expression.is_Symbol or expression.is_integer:
+        return size(expression)
     if kind in _UNARY:
-        return b(_UNARY[kind], _node(importer, expression.args[0]))
+        return b(_UNARY[kind], _node(importer, expression.args[0], environment))
     if kind == "Pow" and expression.args[1] == -1:
-        return b.div(b.constant(1.0, f64), _node(importer, expression.args[0]))
+        return b.div(b.constant(1.0, f64), _node(importer, expression.args[0], environment))
     if kind in _BINARY:
         first, *rest = expression.args
-        value = _node(importer, first)
+        value = _node(importer, first, environment)
         for each in rest:
-            value = b(_BINARY[kind], value, _node(importer, each))
+            value = b(_BINARY[kind], value, _node(importer, each, environment))
         return value
     if expression.is_number:
         return b.constant(float(expression), f64)

@@ -42,6 +42,7 @@ def _fill_table() -> None:
     # each module registers its rules when imported
     from dlcompiler.frontends import (  # noqa: F401
         fx_attention,
+        fx_compaction,
         fx_convolution,
         fx_create,
         fx_index,

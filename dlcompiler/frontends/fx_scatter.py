@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dlcompiler.frontends.fx_compaction import numbered, places
 from dlcompiler.frontends.fx_index import wrapped
 from dlcompiler.frontends.fx_rules import NoRule, rule
 from dlcompiler.frontends.fx_view import axis_of, cut, expand, permute, reshape
@@ -157,12 +158,21 @@ def _index_put(i, x, indices, values, accumulate=False):
 
 
 def _masked_put(i: Any, x: Node, axes: Sequence[int], indices: Sequence[Node], values: Node, kind: str) -> Node:
-    """`x[mask] = y` of one value is a choice for each element."""
-    if len(indices) != 1 or values.tensor.numel != 1 or indices[0].dtype is not boolean:
-        raise NoRule("a mask as an index: the number of values depends on data")
+    """`x[:, mask] = y` is a choice for each element where y is the same for all that the mask holds; else they are numbered."""
+    if len(indices) != 1 or indices[0].dtype is not boolean:
+        raise NoRule("a mask among other indices")
     (mask,), (axis,) = indices, axes
-    mask = reshape(i, mask, (*mask.shape, *(1,) * (x.tensor.rank - axis - mask.tensor.rank)))
-    value = i.cast(reshape(i, values, ()), x.dtype)
+    after = axis + mask.tensor.rank
+    counted = len(x.shape) - after  # dimensions behind that of the elements which the mask holds
+    held = values.shape[-1 - counted] if values.tensor.rank > counted else 1
+    if held != 1:
+        at = places(i, mask, held)
+        flat = reshape(i, x, (*x.shape[:axis], mask.tensor.numel, *x.shape[after:]))
+        return reshape(i, index_update(i, flat, [axis], [at], values, kind), x.shape)
+    lead = values.shape[: max(values.tensor.rank - counted - 1, 0)]
+    behind = values.shape[max(values.tensor.rank - counted, 0) :]
+    value = i.cast(reshape(i, values, (*lead, *(1,) * mask.tensor.rank, *behind) if lead else behind), x.dtype)
+    mask = reshape(i, mask, (*mask.shape, *(1,) * counted))
     operation = {"add": "add", "max": "maximum"}.get(_kind(kind, x.dtype))
     return i.b.where(mask, value if operation is None else i.b(operation, x, value), x)
 
@@ -187,16 +197,10 @@ def _put(i, x, index, source, accumulate=False):
     return reshape(i, index_update(i, flat, [0], [at], new, "add" if accumulate else "set"), x.shape)
 
 
-def _numbered(i: Any, mask: Node) -> Node:
-    """How many places before each one a mask holds, flattened."""
-    ones = i.cast(reshape(i, mask, (mask.tensor.numel,)), i64)
-    return i.b.scan(ones, axis=0, kind="add", exclusive=True, reverse=False)
-
-
 @rule("masked_scatter_backward.default")
 def _masked_scatter_backward(i, gradient, mask, sizes):
     mask = expand(i, mask, gradient.shape)
-    number = i.b.where(reshape(i, mask, (mask.tensor.numel,)), _numbered(i, mask), i.number(-1, i64))
+    number = i.b.where(reshape(i, mask, (mask.tensor.numel,)), numbered(i, mask), i.number(-1, i64))
     flat = reshape(i, gradient, (gradient.tensor.numel,))
     zero, count = i.number(0, gradient.dtype), product(i.shape)
     return reshape(i, i.b.index_update(zero, flat, number, axes=(0,), kind="set", shape=(count,)), i.shape)
@@ -206,7 +210,7 @@ def _masked_scatter_backward(i, gradient, mask, sizes):
 def _masked_scatter(i, x, mask, source):
     """The k-th place that the mask holds takes the k-th element of the source."""
     x, mask = expand(i, x, i.shape), expand(i, mask, i.shape)
-    number = _numbered(i, mask)
+    number = numbered(i, mask)
     if 0 in source.shape or 0 in x.shape:
         raise NoRule("elements out of nothing")
     taken = i.b.index(reshape(i, source, (source.tensor.numel,)), number, axes=(0,))

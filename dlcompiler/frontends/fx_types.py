@@ -10,7 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from dlcompiler.ir.errors import UnsupportedError
-from dlcompiler.ir.expression import Dim, Expression, floor_div, maximum, minimum, modulo, symbol
+from dlcompiler.ir.expression import Dim, Expression, floor_div, maximum, minimum, modulo, product, symbol
 from dlcompiler.ir.graph import Node
 from dlcompiler.ir.narrow import MINIFLOATS
 from dlcompiler.ir.types import (
@@ -129,29 +129,39 @@ def _category(dtype: torch.dtype) -> int:
 # -- sizes ------------------------------------------------------------------------------------------------------------------
 
 
-def dim_from_sympy(expression: Any) -> Dim:
+def is_told_by_data(name: str) -> bool:
+    """Whether a symbol of torch's, by its name, is a number that is read out of a tensor: an integer u0, a float zuf0."""
+    return name.removeprefix("zuf").removeprefix("u").isdigit() and not name[0].isdigit()
+
+
+def dim_from_sympy(expression: Any, environment: Any = None) -> Dim:
     """A sympy integer expression as a dimension. Raises UnsupportedError for one that dimensions cannot say.
 
     Taken: integers, symbols, sums, products, integer powers, FloorDiv, CleanDiv, Mod, PythonMod, ModularIndexing, Max, Min.
+
+    environment   torch's ShapeEnv: a number that data tells, and that it does not know to be no less than zero, is the difference
+                  of two sizes, u0.plus - u0.minus, since symbols of ours are never negative
     """
     if expression.is_Integer:
         return int(expression)
     if expression.is_Symbol:
-        if expression.name.startswith("u") and expression.name[1:].isdigit():
-            raise UnsupportedError(
-                f"the size {expression.name} depends on data", items=("data-dependent size",), hint="compile the parts around it"
-            )
-        return symbol(expression.name)
+        name = expression.name
+        if is_told_by_data(name) and environment is not None and not _is_non_negative(expression, environment):
+            return symbol(f"{name}.plus") - symbol(f"{name}.minus")
+        return symbol(name)
     kind = type(expression).__name__
     if kind == "Pow" and expression.args[1].is_Integer and int(expression.args[1]) > 0:
-        result = dim_from_sympy(expression.args[0])
-        for _ in range(int(expression.args[1]) - 1):
-            result = result * dim_from_sympy(expression.args[0])
-        return result
+        base = dim_from_sympy(expression.args[0], environment)
+        return product([base] * int(expression.args[1]))
     operation = _SYMPY.get(kind)
     if operation is None:
         raise UnsupportedError(f"the size {expression} has no form as a dimension", items=(kind,))
-    return operation(*map(dim_from_sympy, expression.args))
+    return operation(*(dim_from_sympy(each, environment) for each in expression.args))
+
+
+def _is_non_negative(number: Any, environment: Any) -> bool:
+    known = environment.var_to_range.get(number)
+    return known is not None and bool(known.lower >= 0)
 
 
 def _fold(function):
@@ -173,7 +183,7 @@ _SYMPY = {
 def dim_from_torch(size: int | torch.SymInt) -> Dim:
     """An int or SymInt as a dimension."""
     if isinstance(size, torch.SymInt):
-        return dim_from_sympy(size.node.expr)
+        return dim_from_sympy(size.node.expr, size.node.shape_env)
     return int(size)
 
 
@@ -200,11 +210,23 @@ def strides_of_fake(value: torch.Tensor, *, exact: bool = False) -> tuple[Dim, .
     """Strides in elements, None where row major.
 
     A dimension of size 1 may have any stride in a row-major tensor, and an empty tensor's strides do not matter, unless `exact`.
+    Where torch does not know whether one is empty, it says so in strides, max(1, u0), which is left out.
     """
-    strides = tuple(dim_from_torch(s) for s in value.stride())
+    strides = tuple(_stride(s) for s in value.stride())
     shape = tuple(dim_from_torch(d) for d in value.shape)
     expected = contiguous_strides(shape)
     if not exact and 0 in shape:
         return None
     same = all(a == b or (size == 1 and not exact) for a, b, size in zip(strides, expected, shape))
     return None if same else strides
+
+
+def _stride(size: int | torch.SymInt) -> Dim:
+    """max(1, u0) * max(1, u1) --> u0 * u1"""
+    if not isinstance(size, torch.SymInt):
+        return int(size)
+    full = size.node.expr.replace(
+        lambda e: type(e).__name__ == "Max" and len(e.args) == 2 and 1 in e.args,
+        lambda e: next(each for each in e.args if each != 1),
+    )
+    return dim_from_sympy(full, size.node.shape_env)

@@ -6,7 +6,7 @@ from dlcompiler.ir.errors import ShapeError
 from dlcompiler.ir.ops import Trait, register
 from dlcompiler.ir.ops.rules import require_operands
 from dlcompiler.ir.ops.source import own_type
-from dlcompiler.ir.types import i64
+from dlcompiler.ir.types import TupleType, i64
 
 # One of two graphs, by a bool. attributes: then, else. Result: a tuple.
 register("if", own_type, Trait.EXTERN, Trait.BARRIER)
@@ -15,6 +15,7 @@ register("if", own_type, Trait.EXTERN, Trait.BARRIER)
 register("loop", own_type, Trait.EXTERN, Trait.BARRIER)
 
 # An operator that the host runs. attributes: target, such as "ai.onnx.Unique", and what the target needs. Result: a tuple.
+# One of torch's has the attribute `arguments`, as an `aten.call` has.
 register("host.call", own_type, Trait.EXTERN, Trait.BARRIER)
 
 
@@ -27,3 +28,7 @@ def _infer_sizes(types, attributes):
 
 # The numbers in a vector, none negative, as sizes. attributes: symbols, a name for each. Result: the operand.
 register("sizes", _infer_sizes, Trait.EXTERN, Trait.BARRIER, evaluate=lambda operands, attributes: operands[0])
+
+# An assertion: of a bool, or of two sizes. attributes: message; without an operand relation (eq, ne, lt, le, gt, ge), left, right.
+# A call for which it does not hold raises an error.
+register("check", lambda types, attributes: TupleType(()), Trait.EXTERN, Trait.BARRIER, evaluate=lambda operands, attributes: ())

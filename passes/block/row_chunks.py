@@ -22,13 +22,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dlcompiler.ir.control import needed
+from dlcompiler.ir.control import has_effect, needed
 from dlcompiler.ir.expression import known
 from dlcompiler.ir.graph import Graph, Node, Rewriter
 from dlcompiler.ir.types import TensorType, compute_dtype
 from dlcompiler.passes.block.rows import Rows, rows_of, rows_of_made
 from dlcompiler.passes.context import Context
-from dlcompiler.passes.node.dead_code import has_effect
 from dlcompiler.passes.rewrite import reshaped
 
 # Smaller products stay in the last cache, or nearly.

@@ -13,12 +13,12 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
+from dlcompiler.ir.control import has_effect
 from dlcompiler.ir.graph import Graph, Node, Rewriter
 from dlcompiler.ir.ops import Trait
 from dlcompiler.ir.types import TupleType
 from dlcompiler.passes.aliasing import escaping, may_stand_for, view_chain
 from dlcompiler.passes.context import Context
-from dlcompiler.passes.node.dead_code import has_effect
 
 # Constants up to this many bytes are compared by their bits; larger ones only by the memory they lie in (tied weights).
 COMPARED_BYTES = 64 * 1024

@@ -5,14 +5,9 @@
 
 from __future__ import annotations
 
-from dlcompiler.ir.control import needed
+from dlcompiler.ir.control import has_effect, needed
 from dlcompiler.ir.graph import Graph, Node
 from dlcompiler.passes.context import Context
-
-
-def has_effect(node: Node) -> bool:
-    """Whether a call must happen even if its result is not read: an aten call that draws random numbers or checks something."""
-    return bool(node.attributes.get("impure", False))
 
 
 def remove_dead_code(graph: Graph, context: Context) -> Graph:

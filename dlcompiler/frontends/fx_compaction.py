@@ -1,0 +1,105 @@
+"""Rules for operators whose results are as long as data says: the places of a mask, what lies there, repeated elements, counts.
+
+    nonzero(mask)  -->  number = exclusive sums of the mask; u0 = their end; places[number[k]] = k where mask[k]
+
+How many there are is computed and read first (`fx_told`), so that what follows is planned as any other program.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dlcompiler.frontends.fx_rules import NoRule, moving, rule
+from dlcompiler.frontends.fx_types import dim_from_torch
+from dlcompiler.frontends.fx_view import expand, reshape
+from dlcompiler.ir.expression import Dim, product
+from dlcompiler.ir.graph import Node
+from dlcompiler.ir.types import boolean, i64
+
+
+def numbered(i: Any, mask: Node) -> Node:
+    """How many places before each one a mask holds, flattened."""
+    ones = i.cast(reshape(i, mask, (mask.tensor.numel,)), i64)
+    return i.b.scan(ones, axis=0, kind="add", exclusive=True, reverse=False)
+
+
+def places(i: Any, mask: Node, count: Dim) -> Node:
+    """Where a mask holds, flattened, in order: `count` numbers, which is told here."""
+    length = mask.tensor.numel
+    flat = reshape(i, mask, (length,))
+    i.told.tell(i.b.reduce_sum(i.cast(flat, i64), axes=(0,)), count)
+    target = i.b.where(flat, numbered(i, mask), i.number(-1, i64))
+    return i.b.index_update(i.number(0, i64), i.b.iota(size=length), target, axes=(0,), kind="set", shape=(count,))
+
+
+def _truth(i: Any, x: Node) -> Node:
+    return x if x.dtype is boolean else i.b.ne(x, i.number(0, x.dtype))
+
+
+@rule("nonzero.default")
+def _nonzero(i, x):
+    shape = x.shape
+    if not shape:
+        raise NoRule("nonzero of a number")
+    flat = places(i, _truth(i, x), i.shape[0])
+    columns = []
+    for axis, size in enumerate(shape):
+        step = product(shape[axis + 1 :])
+        at = flat if axis == len(shape) - 1 else i.b.floor_div(flat, i.number(step, i64))
+        at = at if axis == 0 else i.b.remainder(at, i.number(size, i64))
+        columns.append(reshape(i, at, (i.shape[0], 1)))
+    return columns[0] if len(columns) == 1 else i.b.concat(*columns, axis=1)
+
+
+def index_by_mask(i: Any, x: Node, axis: int, mask: Node) -> Node:
+    """x[:, mask]: the dimensions that the mask is of become one, of the elements that it holds."""
+    after = axis + mask.tensor.rank
+    at = places(i, mask, i.shape[axis])
+    flat = reshape(i, x, (*x.shape[:axis], mask.tensor.numel, *x.shape[after:]))
+    return i.b.index(flat, at, axes=(axis,))
+
+
+@moving("masked_select.default")
+def _masked_select(i, x, mask):
+    shape = _broadcast(x.shape, mask.shape)
+    return index_by_mask(i, expand(i, x, shape), 0, expand(i, mask, shape))
+
+
+def _broadcast(first: tuple[Dim, ...], second: tuple[Dim, ...]) -> tuple[Dim, ...]:
+    rank = max(len(first), len(second))
+    shapes = [(*(1,) * (rank - len(s)), *s) for s in (first, second)]
+    for a, b in zip(*shapes):
+        if a != b and 1 not in (a, b):
+            raise NoRule(f"sizes {a} and {b}, which only a call shows to be equal")
+    return tuple(b if a == 1 else a for a, b in zip(*shapes))
+
+
+@rule("repeat_interleave.Tensor")
+def _repeat_interleave(i, repeats, *, output_size=None):
+    """Each row's number as often as it says: how many rows have begun before each place, less one."""
+    (length,) = repeats.shape
+    counts = i.cast(repeats, i64)
+    if output_size is None:
+        i.told.tell(i.b.reduce_sum(counts, axes=(0,)), i.shape[0])
+    begins = i.b.scan(counts, axis=0, kind="add", exclusive=True, reverse=False)
+    ones = expand(i, i.number(1, i64), (length,))
+    begun = i.b.index_update(i.number(0, i64), ones, begins, axes=(0,), kind="add", shape=i.shape)
+    rows = i.b.scan(begun, axis=0, kind="add", exclusive=False, reverse=False)
+    return i.cast(i.b.sub(rows, i.number(1, i64)), i.dtype)
+
+
+@rule("bincount.default")
+def _bincount(i, x, weights=None, minlength=0):
+    length = x.shape[0]
+    if not isinstance(length, int) or not length:
+        raise NoRule("bincount of what may have no element")
+    at = i.cast(x, i64)
+    most = i.b.add(i.b.reduce_max(at, axes=(0,)), i.number(1, i64))
+    i.told.tell(i.b.maximum(most, i.number(minlength, i64)), i.shape[0])
+    added = expand(i, i.number(1, i.dtype), (length,)) if weights is None else i.cast(weights, i.dtype)
+    return i.b.index_update(i.number(0, i.dtype), added, at, axes=(0,), kind="add", shape=i.shape)
+
+
+def told_size(i: Any, result: int, axis: int = 0) -> Dim:
+    """A size of one of the results of the operator at hand."""
+    return dim_from_torch(i.meta[result].shape[axis])

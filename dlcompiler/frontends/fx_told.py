@@ -1,0 +1,228 @@
+"""Numbers that data tells: what is read out of tensors, sizes of results that only data knows, and what a model asserts of them.
+
+    n = x.item()                    -->  %n as a number, and  sizes(%n) {symbols = ("u0",)}  where it is used as a size
+    torch._check(n <= y.shape[0])   -->  check() {relation = "le", left = u0, right = s1, message = ...}
+    nonzero(x)                      -->  sizes(how many), then the places as a tensor of that size (`fx_compaction`)
+
+torch calls such a number u0. One that may be negative is the difference of two sizes of ours, u0.plus - u0.minus (`fx_types`).
+What nothing reads as a size stays a 0-d tensor, so that a graph which only computes with it is one program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dlcompiler.frontends.fx_numbers import relation_of_sizes, truth_of_sizes
+from dlcompiler.frontends.fx_types import WeakNumber, dim_from_torch, is_told_by_data
+from dlcompiler.ir.expression import Dim, is_non_negative, symbol, symbol_name, symbols
+from dlcompiler.ir.graph import Node
+from dlcompiler.ir.ops import lookup
+from dlcompiler.ir.types import TupleType, boolean, f64, i64
+
+if TYPE_CHECKING:
+    from dlcompiler.frontends.fx_import import Importer
+
+READ = "aten._local_scalar_dense.default"
+# assertions: those on sizes of inputs are guards, or the runtime's own check of its inputs
+CHECKS = (
+    "aten._assert_tensor_metadata.default",
+    "aten._assert_scalar.default",
+    "aten.sym_constrain_range.default",
+    "aten.sym_constrain_range_for_size.default",
+)
+# what torch says where a model gave no words of its own
+_GENERIC = "Runtime assertion failed for expression"
+_SIGNS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
+
+
+def tells_sizes(node: torch.fx.Node) -> bool:
+    """Whether a node's result has sizes, or is a number, that only its data tells."""
+    return bool(node.meta.get("unbacked_bindings"))
+
+
+class Told:
+    """What data has told an importer so far.
+
+    floats   f64 numbers by the names of torch's symbols for them; `truths`: bools by torch's expressions
+    """
+
+    def __init__(self, importer: Importer) -> None:
+        self.importer = importer
+        self.floats: dict[str, Node] = {}
+        self.truths: dict[Any, Node] = {}
+        self._numbers: dict[Dim, Node] = {}
+        self._bound: dict[str, Node] = {}
+        self._is_any = False
+
+    def __bool__(self) -> bool:
+        """Whether anything was told, here or around this region."""
+        return self._is_any or bool(self.floats or self.truths or self._bound)
+
+    def inside(self, inner: Importer) -> Told:
+        """For a region, which is given sizes and no numbers."""
+        told = Told(inner)
+        told._is_any = bool(self)
+        return told
+
+    def forget(self, names: Any) -> None:
+        """Keep only what was made of nodes with these names."""
+        for each in (self.floats, self.truths, self._numbers, self._bound):
+            for key in [key for key, node in each.items() if node.name not in names]:
+                del each[key]
+
+    # -- reading ---------------------------------------------------------------------------------------------------------------
+
+    def read(self, source: Node, example: Any) -> Any:
+        """`tensor.item()`; `example` is torch's symbol for it: what it then stands for."""
+        i = self.importer
+        number = i.b.reshape(source, shape=()) if source.tensor.rank else source
+        if isinstance(example, torch.SymFloat | float):
+            number = i.cast(number, f64)
+            expression = None if isinstance(example, float) else example.node.expr
+            if expression is not None and expression.is_Symbol:
+                self.floats[expression.name] = number
+            return WeakNumber(number)
+        if isinstance(example, torch.SymBool | bool):
+            truth = i.cast(number, boolean)
+            if isinstance(example, torch.SymBool):
+                self.truths[example.node.expr] = truth
+                for told in example.node.expr.free_symbols:
+                    self.tell(i.cast(truth, i64), symbol(told.name))
+            return WeakNumber(truth)
+        dim = dim_from_torch(example)
+        self.tell(i.cast(number, i64), dim)
+        return dim
+
+    def number(self, dim: Dim) -> Node | None:
+        """A size as a number, if it can be had without reading it: it was told, or is a polynomial of such."""
+        found = self._numbers.get(dim)
+        if found is not None or isinstance(dim, int) or not any(symbol(name) in self._numbers for name in symbols(dim)):
+            return found
+        if any(atom.kind != "symbol" for monomial in dim.terms for atom in monomial):
+            return None
+        b, total = self.importer.b, None
+        for monomial, coefficient in dim.terms.items():
+            term = None
+            for atom in monomial:
+                factor = self.importer.size(symbol(str(atom)))
+                term = factor if term is None else b.mul(term, factor)
+            if term is None or coefficient != 1:
+                constant = b.constant(coefficient, i64)
+                term = constant if term is None else b.mul(term, constant)
+            total = term if total is None else b.add(total, term)
+        return total
+
+    def tell(self, number: Node, dim: Dim) -> None:
+        """Let `number`, a 0-d i64, be what `dim` is from here on; where that is known already, it must agree."""
+        name = symbol_name(dim)
+        if name is not None and not self._is_bound(name):
+            self._numbers[dim] = number
+            self._bind((name,), number)
+            return
+        positive, negative = self._signed(dim)
+        if positive is not None and negative is not None:
+            self._numbers[dim] = number
+            self._bind_signed(positive, negative, number)
+            return
+        fresh = f"told.{len(self._bound)}"
+        if is_non_negative(dim):
+            read: Dim = symbol(fresh)
+            self._bind((fresh,), number)
+        else:
+            read = symbol(f"{fresh}.plus") - symbol(f"{fresh}.minus")
+            self._bind_signed(f"{fresh}.plus", f"{fresh}.minus", number)
+        self._append_check("eq", read, dim, f"a number that the model reads is not {dim}")
+
+    def _signed(self, dim: Dim) -> tuple[str | None, str | None]:
+        """The names in u0.plus - u0.minus, where neither is bound."""
+        for name in symbols(dim):
+            stem, _, side = name.rpartition(".")
+            if side == "plus" and dim == symbol(name) - symbol(f"{stem}.minus") and not self._is_bound(name):
+                return name, f"{stem}.minus"
+        return None, None
+
+    def _is_bound(self, name: str) -> bool:
+        if name in self._bound:
+            return True
+        for node in self.importer.b.inputs:
+            shape = () if node.op.name == "size" else node.shape
+            if node.attributes.get("symbol") == name or any(symbol_name(dim) == name for dim in shape):
+                self._bound[name] = node
+                return True
+        return False
+
+    def _bind(self, names: tuple[str, ...], *numbers: Node) -> None:
+        b = self.importer.b
+        lines = [b.reshape(number, shape=(1,)) for number in numbers]
+        vector = lines[0] if len(lines) == 1 else b.concat(*lines, axis=0)
+        node = b.make(lookup("sizes"), (vector,), {"symbols": names}, vector.type, "sizes")
+        self._bound.update(dict.fromkeys(names, node))
+
+    def _bind_signed(self, positive: str, negative: str, number: Node) -> None:
+        b = self.importer.b
+        parts = [b.maximum(each, 0) for each in (number, b.neg(number))]
+        self._numbers.update(zip(map(symbol, (positive, negative)), parts))
+        self._bind((positive, negative), *parts)
+
+    # -- asserting -------------------------------------------------------------------------------------------------------------
+
+    def check(self, target: str, args: Sequence[Any]) -> None:
+        """One of CHECKS, whose arguments are FX nodes."""
+        if target == "aten._assert_tensor_metadata.default":
+            return
+        asserted = args[0].meta.get("val") if isinstance(args[0], torch.fx.Node) else args[0]
+        if target == "aten._assert_scalar.default":
+            if isinstance(asserted, torch.SymBool):
+                words = "" if str(args[1]).startswith(_GENERIC) else f"{args[1]}: "
+                self._assert(asserted.node.expr, asserted.node.shape_env, words)
+        elif isinstance(asserted, torch.SymInt) and _is_told(asserted.node.expr):
+            for relation, limit in zip(("ge", "le"), (*args[1:], None, None)):
+                if limit is not None:
+                    text = f"{asserted.node.expr} {_SIGNS[relation]} {limit} does not hold"
+                    self._append_check(relation, dim_from_torch(asserted), limit, text)
+
+    def _assert(self, expression: Any, environment: Any, words: str) -> None:
+        if not _is_told(expression):
+            return
+        if type(expression).__name__ == "And":
+            for each in expression.args:
+                self._assert(each, environment, words)
+            return
+        found = relation_of_sizes(self.importer, expression, environment)
+        if found is not None:
+            relation, left, right = found
+            self._append_check(relation, left, right, f"{words}{left} {_SIGNS[relation]} {right} does not hold")
+            return
+        truth = truth_of_sizes(self.importer, expression, environment)
+        self.importer.b.make(
+            lookup("check"), (truth,), {"message": f"{words}{expression} does not hold"}, TupleType(()), "check"
+        )
+
+    def _append_check(self, relation: str, left: Dim, right: Dim, message: str) -> None:
+        if not _always_holds(relation, left, right):
+            attributes = {"relation": relation, "left": left, "right": right, "message": message}
+            self.importer.b.make(lookup("check"), (), attributes, TupleType(()), "check")
+
+
+def _is_told(expression: Any) -> bool:
+    return any(is_told_by_data(each.name) for each in expression.free_symbols)
+
+
+def _always_holds(relation: str, left: Dim, right: Dim) -> bool:
+    """Whether a relation follows from sizes being no less than zero."""
+    match relation:
+        case "eq":
+            return left == right
+        case "ge":
+            return is_non_negative(left - right)
+        case "gt":
+            return is_non_negative(left - right - 1)
+        case "le":
+            return is_non_negative(right - left)
+        case "lt":
+            return is_non_negative(right - left - 1)
+    return False
+
