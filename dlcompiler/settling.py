@@ -74,6 +74,8 @@ def with_settled_weights(graph: Graph, program: Program) -> Graph:
             rewriter.inputs[position] = rewriter.replace(node, settled)
     for node in graph.nodes:
         rewriter.keep(node)
+    if "any" not in graph.output_strides:
+        return rewriter.finish_like()
     strides = tuple(
         tuple(map(known, view.strides)) if wanted == "any" else wanted
         for wanted, view in zip(graph.output_strides, program.outputs)

@@ -30,10 +30,8 @@ def compile_stages(graph: Graph, compile: Compile) -> tuple[StagedExecutable, li
     """The executable of a graph with barriers, and the reports of its parts. `compile` compiles a piece or a region.
 
     On a GPU pieces and regions are programs for it; conditions, numbers of rounds, sizes and what the host computes are read back
-    where they are asked for. Raises UnsupportedError for a graph that writes to its inputs.
+    where they are asked for.
     """
-    if graph.writebacks:
-        raise UnsupportedError("a graph with barriers that writes to its inputs", items=("writebacks",))
     reports: list[Report] = []
     compiled: dict[Graph, AnyExecutable] = {}
 

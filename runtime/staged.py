@@ -1,6 +1,6 @@
 """A graph with barriers as a callable: programs one after the other, and between them control flow, the host, and new sizes.
 
-Values live from the stage that makes them to the last that reads them. A region of an `if` or a `loop` is an executable of its
+Values live from the stage that makes them to the last that reads them, which owns them. A region of an `if` or a `loop` is an executable of its
 own, which is called once for each time it runs.
 """
 
@@ -37,6 +37,7 @@ class PieceLike(Protocol):
     graph: Graph
     inputs: tuple[Node | str, ...]
     outputs: tuple[Node, ...]
+    written: tuple[Node, ...]
 
 
 # Runs a host call: its node, operands (tensors and host values), values of sizes -> results
@@ -64,7 +65,15 @@ class StagedExecutable:
         self._constants, self._host = dict(constants), host
         programs = [r.program for r in (*(r for _, r in self.steps if r is not None), *self.regions.values())]
         self.program = max(programs, key=lambda p: len(p.steps), default=Program(graph.name, graph, (), (), (), ()))
-        self._dropped = self._find_dropped()
+        written = {target for step, _ in self.steps if not isinstance(step, Node) for target in step.written}
+        # what no piece could write where it lies, since something after it reads what was there
+        self._writes = [(value, target) for value, target in graph.writebacks if target not in written]
+        self._used_up, self._dropped = self._find_dropped()
+        self._owned = {node: k for k, node in enumerate(graph.inputs) if node.attributes.get("owned")}
+        self._expected = [_expected(k, node) for k, node in enumerate(graph.inputs)]
+        # positions of inputs that are sizes, or have some that are known only when called, and the graph with no others
+        self._symbolic = [k for k, _, _, shape in self._expected if shape is None]
+        self._symbolic_part = graph.replace(inputs=tuple(graph.inputs[k] for k in self._symbolic))
 
     def with_parts(self, make: Callable[[Any], Runs]) -> StagedExecutable:
         """The same, where each program is run by what `make` gives for its executable."""
@@ -78,22 +87,29 @@ class StagedExecutable:
         parts = (*(part for _, part in self.steps if part is not None), *self.regions.values())
         return [p for part in parts for p in (part.programs if isinstance(part, StagedExecutable) else [part.program])]
 
-    def _find_dropped(self) -> list[list[Node]]:
-        """After each step: values that nothing later reads."""
+    def _find_dropped(self) -> tuple[list[list[Node]], list[list[Node]]]:
+        """Of each step: values that nothing later reads, and results that nothing reads at all."""
         last: dict[Node, int] = {}
+        read: set[Node] = set()
         for number, (step, _) in enumerate(self.steps):
             reads = step.inputs if not isinstance(step, Node) else [_source(i) for i in step.inputs]
             made = step.outputs if not isinstance(step, Node) else (step,)
             last.update((_source(n), number) for n in (*reads, *made) if isinstance(n, Node))
-        kept = {_source(n) for n in self.graph.outputs} | set(self._constants)
+            read |= {_source(n) for n in reads if isinstance(n, Node)}
+        later = [node for write in self._writes for node in write]
+        kept = {_source(n) for n in (*self.graph.outputs, *later)} | set(self._constants)
+        used_up: list[list[Node]] = [[] for _ in self.steps]
         dropped: list[list[Node]] = [[] for _ in self.steps]
         for node, number in last.items():
             if node not in kept:
-                dropped[number].append(node)
-        return dropped
+                (used_up if node in read else dropped)[number].append(node)
+        return used_up, dropped
 
     def __call__(self, inputs: Sequence[Any]) -> list[Any]:
-        """Tensors, ints for sizes, and host values, in the order of the graph's inputs, to its outputs. Raises InputError."""
+        """Tensors, ints for sizes, and host values, in the order of the graph's inputs, to its outputs.
+
+        Of a list of inputs, those that the graph owns become None once nothing later reads them. Raises InputError.
+        """
         bindings = self._bind_inputs(inputs)
         values: dict[Node, Any] = {**self._constants, **dict(zip(self.graph.inputs, inputs))}
 
@@ -102,42 +118,61 @@ class StagedExecutable:
                 return values[node.inputs[0]][node.attributes["index"]]
             if node.op.name == "dim":
                 return torch.tensor(evaluate(node.attributes["value"], bindings), dtype=torch.int64)
-            return values[node]
+            return values[node] if node.op.name != "size" else torch.tensor(values[node], dtype=torch.int64)
 
-        for (step, executable), dropped in zip(self.steps, self._dropped):
+        for (step, executable), used_up, dropped in zip(self.steps, self._used_up, self._dropped):
             if isinstance(step, Node):
                 results = self._run_barrier(step, [value(i) for i in step.inputs], bindings)
                 bind(step, results, bindings)
                 values[step] = results if isinstance(step.type, TupleType) else results[0]
+                self._let_go(used_up, values, inputs)
             else:
                 assert executable is not None
                 given = [bindings[i] if isinstance(i, str) else value(i) for i in step.inputs]
+                self._let_go(used_up, values, inputs)  # before the call, which then holds alone what it owns
                 values.update(zip(step.outputs, executable(given)))
+                del given
             for node in dropped:
                 values.pop(node, None)
+        with torch.no_grad():
+            for made, target in self._writes:
+                values[target].copy_(value(made))
         return [self._handed_out(node, value(node)) for node in self.graph.outputs]
+
+    def _let_go(self, nodes: Sequence[Node], values: dict[Node, Any], inputs: Sequence[Any]) -> None:
+        for node in nodes:
+            values.pop(node, None)
+            if node in self._owned and isinstance(inputs, list):
+                inputs[self._owned[node]] = None
 
     def _handed_out(self, node: Node, result: Any) -> Any:
         # the caller may write to what it is given
         return result.clone() if node in self._constants and isinstance(result, Tensor) else result
 
     def _bind_inputs(self, inputs: Sequence[Any]) -> dict[str, int]:
-        expected = self.graph.inputs
-        if len(inputs) != len(expected):
-            raise InputError(f"{self.graph.name} takes {len(expected)} inputs, not {len(inputs)}")
-        is_tensor = [n.op.name != "size" and isinstance(n.type, TensorType) for n in expected]
-        for node, given, tensor in zip(expected, inputs, is_tensor):
-            fits = not tensor or (
-                isinstance(given, Tensor) and given.ndim == node.tensor.rank and given.dtype is torch_dtype(node.dtype)
-            )
-            if not fits:
-                raise InputError(f"input %{node.name} must be {node.type}")
-        bindings = self.graph.bind([tuple(x.shape) if t else x if isinstance(x, int) else () for x, t in zip(inputs, is_tensor)])
-        for node, given, tensor in zip(expected, inputs, is_tensor):
-            if tensor and tuple(given.shape) != tuple(evaluate(d, bindings) for d in node.shape):
-                raise InputError(f"input %{node.name} must be {node.type}, not of shape {list(given.shape)}")
+        nodes = self.graph.inputs
+        if len(inputs) != len(nodes):
+            raise InputError(f"{self.graph.name} takes {len(nodes)} inputs, not {len(inputs)}")
+        for (position, dtype, rank, shape), given in zip(self._expected, inputs):
+            if dtype is not None and not (isinstance(given, Tensor) and given.dtype is dtype and given.ndim == rank):
+                raise InputError(f"input %{nodes[position].name} must be {nodes[position].type}")
+            if shape is not None and given.shape != shape:
+                self._refuse_shape(nodes[position], given)
+        if not self._symbolic:
+            return {}
+        some = [inputs[k] for k in self._symbolic]
+        shapes = [x if isinstance(x, int) else tuple(x.shape) if isinstance(x, Tensor) else () for x in some]
+        bindings = self._symbolic_part.bind(shapes)
+        for node, given in zip(self._symbolic_part.inputs, some):
+            is_tensor = node.op.name != "size" and isinstance(node.type, TensorType)
+            if is_tensor and tuple(given.shape) != tuple(evaluate(d, bindings) for d in node.shape):
+                self._refuse_shape(node, given)
         self.graph.check_limits(bindings)
         return bindings
+
+    @staticmethod
+    def _refuse_shape(node: Node, given: Tensor) -> None:
+        raise InputError(f"input %{node.name} must be {node.type}, not of shape {list(given.shape)}")
 
     def _run_barrier(self, node: Node, operands: list[Any], bindings: Mapping[str, int]) -> Sequence[Any]:
         match node.op.name:
@@ -160,6 +195,14 @@ class StagedExecutable:
         """Free what the pieces and regions hold between calls."""
         for executable in (*(r for _, r in self.steps if r is not None), *self.regions.values()):
             executable.close()
+
+
+def _expected(position: int, node: Node) -> tuple[int, torch.dtype | None, int, tuple[int, ...] | None]:
+    """(position, dtype, rank, shape) of an input: no dtype of what is no tensor, no shape where a size is known only when called."""
+    if node.op.name == "size" or not isinstance(node.type, TensorType):
+        return position, None, 0, None
+    type = node.tensor
+    return position, torch_dtype(type.dtype), type.rank, type.known_shape if type.is_static else None
 
 
 def _source(node: Any) -> Any:

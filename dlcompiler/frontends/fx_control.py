@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from dlcompiler.frontends.fx_alias import root_of
-from dlcompiler.frontends.fx_types import type_of_fake
+from dlcompiler.frontends.fx_types import WeakNumber, type_of_fake
 from dlcompiler.ir.errors import UnsupportedError
 from dlcompiler.ir.expression import Expression, symbol, symbol_name, symbols
 from dlcompiler.ir.graph import Graph, Node
@@ -91,6 +91,8 @@ def _require_types(i: Any, given: Sequence[Any], wanted: Sequence[Any]) -> None:
 
 
 def _cond(i: Any, condition: Any, then: Any, other: Any, operands: Sequence[Any] = ()) -> Any:
+    if isinstance(condition, WeakNumber | bool):  # a condition of sizes, or of a number that was read
+        condition = i.number(condition, boolean)
     if not isinstance(condition, Node):
         raise _refused(i, "cond of what is no tensor")
     condition = i.b.reshape(i.cast(condition, boolean), shape=())

@@ -27,7 +27,7 @@ from dlcompiler.frontends.fx_numbers import bool_of_sizes, float_of_sizes
 from dlcompiler.frontends.fx_random import number_draws
 from dlcompiler.frontends.fx_results import flat_results, result_kinds
 from dlcompiler.frontends.fx_rules import RULES, TAKES_NARROW, NoRule
-from dlcompiler.frontends.fx_told import CHECKS, READ, Told, tells_sizes
+from dlcompiler.frontends.fx_told import CHECKS, READ, Told, tells_sizes, unite_equal_sizes
 from dlcompiler.frontends.fx_types import (
     WeakNumber,
     dim_from_torch,
@@ -75,6 +75,7 @@ def import_fx(
     `result_kinds`. Raises UnsupportedError for what not even `aten.call` can express, listing what it was.
     """
     number_draws(graph_module)
+    unite_equal_sizes(graph_module)
     importer = Importer(graph_module, name, constants or {}, mutations or {})
     placeholders = [str(n.target) for n in graph_module.graph.nodes if n.op == "placeholder"]
     if len(placeholders) == len(called):
@@ -211,7 +212,8 @@ class Importer:
             if isinstance(size, torch.SymInt):
                 for free in size.node.expr.free_symbols:
                     environment = size.node.shape_env
-                    known = getattr(environment, "backed_var_to_val", None) or environment.var_to_val
+                    is_new = hasattr(environment, "backed_var_to_val")
+                    known = environment.backed_var_to_val if is_new else environment.var_to_val
                     if free in known:
                         if not known[free].is_Integer:  # the lengths of a nested tensor's rows, as torch stands for them
                             raise UnsupportedError("a size of a nested tensor", items=("nested tensor",))
@@ -231,7 +233,7 @@ class Importer:
             (source,) = node.all_input_nodes
             return self.told.read(self.values[source], self.meta)
         if isinstance(self.meta, torch.SymInt) or type(self.meta) is int:
-            return dim_from_torch(self.meta)
+            return self.told.size(self.meta)
         if isinstance(self.meta, torch.SymFloat):
             return float_of_sizes(self, self.meta)
         if isinstance(self.meta, torch.SymBool | bool):

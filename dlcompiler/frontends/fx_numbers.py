@@ -13,7 +13,7 @@ from dlcompiler.frontends.fx_types import WeakNumber, dim_from_sympy
 from dlcompiler.ir.errors import UnsupportedError
 from dlcompiler.ir.expression import Dim
 from dlcompiler.ir.graph import Node
-from dlcompiler.ir.types import boolean, f64
+from dlcompiler.ir.types import boolean, f64, i64
 
 if TYPE_CHECKING:
     from dlcompiler.frontends.fx_import import Importer
@@ -29,6 +29,11 @@ _RELATIONS = {
     "GreaterThan": "ge",
 }  # fmt: skip
 _CONNECTIVES = {"And": "bitwise_and", "Or": "bitwise_or", "Not": "bitwise_not"}
+_ROUNDED = {"TruncToInt": "trunc", "FloorToInt": "floor", "CeilToInt": "ceil", "RoundToInt": "round"}
+_OF_INTEGERS = {
+    "Add": "add", "Mul": "mul", "Max": "maximum", "Min": "minimum", "FloorDiv": "floor_div", "Mod": "remainder",
+    "PythonMod": "remainder",
+}  # fmt: skip
 _BINARY = {"Add": "add", "Mul": "mul", "IntTrueDiv": "div", "FloatTrueDiv": "div", "FloatPow": "pow", "Pow": "pow"}
 
 
@@ -74,7 +79,7 @@ def truth_of_sizes(importer: Importer, expression: Any, environment: Any) -> Nod
     if kind in _RELATIONS:
         left, right = expression.args
         if _is_of_integers(importer, expression):
-            operands = [importer.size(dim_from_sympy(x, environment)) for x in (left, right)]
+            operands = [integer_of_sizes(importer, x, environment) for x in (left, right)]
         else:
             operands = [_node(importer, x, environment) for x in (left, right)]
         return importer.b(_RELATIONS[kind], *operands)
@@ -88,6 +93,33 @@ def truth_of_sizes(importer: Importer, expression: Any, environment: Any) -> Nod
     raise UnsupportedError(f"the truth of {expression}", items=(kind,))
 
 
+def integer_of_sizes(importer: Importer, expression: Any, environment: Any) -> Node:
+    """A sympy integer expression as a 0-d i64, also one that is rounded from a float, or chosen by a condition.
+
+    Raises UnsupportedError for a function that is not known here.
+    """
+    try:
+        return importer.size(dim_from_sympy(expression, environment))
+    except UnsupportedError:
+        kind, b = type(expression).__name__, importer.b
+    if kind in _ROUNDED:
+        number = _node(importer, expression.args[0], environment)
+        return importer.cast(b(_ROUNDED[kind], number), i64)
+    if kind == "Piecewise":
+        pairs = [pair.args for pair in expression.args]
+        result = integer_of_sizes(importer, pairs[-1][0], environment)
+        for value, condition in reversed(pairs[:-1]):
+            chosen = truth_of_sizes(importer, condition, environment)
+            result = b.where(chosen, integer_of_sizes(importer, value, environment), result)
+        return result
+    if kind in _OF_INTEGERS:
+        first, *rest = (integer_of_sizes(importer, x, environment) for x in expression.args)
+        for each in rest:
+            first = b(_OF_INTEGERS[kind], first, each)
+        return first
+    raise UnsupportedError(f"the number {expression} of sizes", items=(kind,))
+
+
 def _node(importer: Importer, expression: Any, environment: Any) -> Node:
     b = importer.b
     kind = type(expression).__name__
@@ -97,7 +129,7 @@ def _node(importer: Importer, expression: Any, environment: Any) -> Node:
         return importer.told.floats[expression.name]
 
     def size(of: Any) -> Node:
-        return importer.cast(importer.size(dim_from_sympy(of, environment)), f64)
+        return importer.cast(integer_of_sizes(importer, of, environment), f64)
 
     if kind == "ToFloat":
         return size(expression.args[0])

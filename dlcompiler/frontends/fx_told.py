@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dlcompiler.frontends.fx_numbers import relation_of_sizes, truth_of_sizes
-from dlcompiler.frontends.fx_types import WeakNumber, dim_from_torch, is_told_by_data
+from dlcompiler.frontends.fx_numbers import integer_of_sizes, relation_of_sizes, truth_of_sizes
+from dlcompiler.frontends.fx_types import WeakNumber, dim_from_sympy, dim_from_torch, is_told_by_data, stand_in
+from dlcompiler.ir.errors import UnsupportedError
 from dlcompiler.ir.expression import Dim, is_non_negative, symbol, symbol_name, symbols
 from dlcompiler.ir.graph import Node
 from dlcompiler.ir.ops import lookup
@@ -41,6 +42,25 @@ _SIGNS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 def tells_sizes(node: torch.fx.Node) -> bool:
     """Whether a node's result has sizes, or is a number, that only its data tells."""
     return bool(node.meta.get("unbacked_bindings"))
+
+
+def unite_equal_sizes(module: torch.fx.GraphModule) -> None:
+    """Let sizes that a model asserts to be equal be one size of ours: torch._check(u1 == u0) --> u1 is u0.
+
+    That is asked where the second is read (`Told.tell`).
+    """
+    for node in module.graph.nodes:
+        asserted = node.args[0].meta.get("val") if str(node.target) == CHECKS[1] and isinstance(node.args[0], torch.fx.Node) else 0
+        if not isinstance(asserted, torch.SymBool) or type(asserted.node.expr).__name__ != "Equality":
+            continue
+        environment, pair = asserted.node.shape_env, asserted.node.expr.args
+        if not all(each.is_Symbol for each in pair):
+            continue
+        dims = [dim_from_sympy(each, environment) for each in pair]
+        for own, dim, other in zip(pair, dims, reversed(dims)):
+            if dim != other and is_told_by_data(own.name) and symbol_name(dim) == own.name and symbol_name(other):
+                stand_in(environment, own, other)
+                break
 
 
 class Told:
@@ -95,6 +115,20 @@ class Told:
         dim = dim_from_torch(example)
         self.tell(i.cast(number, i64), dim)
         return dim
+
+    def size(self, size: int | torch.SymInt) -> Dim:
+        """A size that is computed from others; one that dimensions cannot say is computed as a number, and told."""
+        try:
+            return dim_from_torch(size)
+        except UnsupportedError:
+            expression, environment = size.node.expr, size.node.shape_env
+            number = integer_of_sizes(self.importer, expression, environment)
+            fresh = f"told.{len(self._bound)}"
+            is_positive = bool(environment.bound_sympy(expression).lower >= 0)
+            dim = symbol(fresh) if is_positive else symbol(f"{fresh}.plus") - symbol(f"{fresh}.minus")
+            stand_in(environment, expression, dim)
+            self.tell(number, dim)
+            return dim
 
     def number(self, dim: Dim) -> Node | None:
         """A size as a number, if it can be had without reading it: it was told, or is a polynomial of such."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
@@ -129,6 +130,16 @@ def _category(dtype: torch.dtype) -> int:
 # -- sizes ------------------------------------------------------------------------------------------------------------------
 
 
+# Of each of torch's environments: expressions, and what they are as dimensions where dimensions cannot say them, or where the
+# model asserts it. A forward and a backward graph share one.
+_stand_ins: WeakKeyDictionary[Any, dict[Any, Dim]] = WeakKeyDictionary()
+
+
+def stand_in(environment: Any, expression: Any, dim: Dim) -> None:
+    """Let a sympy expression be that dimension from here on."""
+    _stand_ins.setdefault(environment, {})[expression] = dim
+
+
 def is_told_by_data(name: str) -> bool:
     """Whether a symbol of torch's, by its name, is a number that is read out of a tensor: an integer u0, a float zuf0."""
     return name.removeprefix("zuf").removeprefix("u").isdigit() and not name[0].isdigit()
@@ -139,11 +150,15 @@ def dim_from_sympy(expression: Any, environment: Any = None) -> Dim:
 
     Taken: integers, symbols, sums, products, integer powers, FloorDiv, CleanDiv, Mod, PythonMod, ModularIndexing, Max, Min.
 
-    environment   torch's ShapeEnv: a number that data tells, and that it does not know to be no less than zero, is the difference
+    environment   torch's ShapeEnv. What `stand_in` says of its expressions is taken first. A number that data tells, and that it does not know to be no less than zero, is the difference
                   of two sizes, u0.plus - u0.minus, since symbols of ours are never negative
     """
     if expression.is_Integer:
         return int(expression)
+    if environment is not None:
+        found = _stand_ins.get(environment, {}).get(expression)
+        if found is not None:
+            return found
     if expression.is_Symbol:
         name = expression.name
         if is_told_by_data(name) and environment is not None and not _is_non_negative(expression, environment):
