@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from dlcompiler.ir.control import bound_by, has_effect, symbols_of
+from dlcompiler.ir.control import bound_by, has_effect, symbols_of, used_symbols
 from dlcompiler.ir.expression import symbol_name
 from dlcompiler.ir.graph import Graph, Node, reachable
 from dlcompiler.ir.ops import Trait, lookup
@@ -76,6 +76,7 @@ class _Splitter:
             known.update(dict.fromkeys(new, ready + 1))
         self.writes = [(value, target) for value, target in graph.writebacks if self._may_write(value, target)]
         written = {target for _, target in self.writes}
+        self.strides = dict(zip(reversed(graph.outputs), reversed(graph.output_strides)))
         self.results = {*graph.outputs, *(value for value, target in graph.writebacks if target not in written)}
 
     def _may_write(self, value: Node, target: Node) -> bool:
@@ -129,11 +130,12 @@ class _Splitter:
                 taken.append(target)
         inputs = [new[n] for n in taken]
         bound = {symbol_name(d) for n in inputs if isinstance(n.type, TensorType) for d in n.shape}
-        needed = sorted(set().union(*(symbols_of(n) for n in (*inputs, *body))) - bound)
+        strides = tuple(self.strides.get(n) for n in outputs)
+        needed = sorted(set().union(used_symbols(strides), *(symbols_of(n) for n in (*inputs, *body))) - bound)
         sizes = [Node(lookup("size"), (), {"symbol": s}, TensorType(i64, ()), f"size.{s}") for s in needed]
         name = f"{self.graph.name}.{level}"
         written = tuple((new[value], new[target]) for value, target in writes)
-        piece = Graph(name, (*inputs, *sizes), tuple(body), tuple(new[n] for n in outputs), written)
+        piece = Graph(name, (*inputs, *sizes), tuple(body), tuple(new[n] for n in outputs), written, strides)
         return Piece(piece, (*taken, *needed), outputs, tuple(target for _, target in writes))
 
     def _input(self, node: Node, level: int) -> Node:

@@ -13,11 +13,11 @@ import torch
 from dlcompiler.ir.control import bind, require, run_if, run_loop
 from dlcompiler.ir.errors import InputError
 from dlcompiler.ir.expression import evaluate
-from dlcompiler.ir.graph import Graph, Node
+from dlcompiler.ir.graph import Graph, Node, OutputStrides
 from dlcompiler.ir.ops import Trait
 from dlcompiler.ir.program import Program
 from dlcompiler.ir.types import TensorType, TupleType
-from dlcompiler.runtime.tensors import torch_dtype
+from dlcompiler.runtime.tensors import copy_strided, same_layout, torch_dtype
 from torch import Tensor
 
 
@@ -69,6 +69,11 @@ class StagedExecutable:
         # what no piece could write where it lies, since something after it reads what was there
         self._writes = [(value, target) for value, target in graph.writebacks if target not in written]
         self._used_up, self._dropped = self._find_dropped()
+        self._inputs = frozenset(graph.inputs)
+        # what pieces give, laid out as it is first asked for
+        first = dict(zip(reversed(graph.outputs), reversed(graph.output_strides)))
+        asked = [node for node, strides in zip(graph.outputs, graph.output_strides) if first[node] != strides]
+        self._made = {n for step, _ in self.steps if not isinstance(step, Node) for n in step.outputs}.difference(asked)
         self._owned = {node: k for k, node in enumerate(graph.inputs) if node.attributes.get("owned")}
         self._expected = [_expected(k, node) for k, node in enumerate(graph.inputs)]
         # positions of inputs that are sizes, or have some that are known only when called, and the graph with no others
@@ -137,7 +142,8 @@ class StagedExecutable:
         with torch.no_grad():
             for made, target in self._writes:
                 values[target].copy_(value(made))
-        return [self._handed_out(node, value(node)) for node in self.graph.outputs]
+        strides = self.graph.output_strides or (None,) * len(self.graph.outputs)
+        return [self._handed_out(node, value(node), wanted, bindings) for node, wanted in zip(self.graph.outputs, strides)]
 
     def _let_go(self, nodes: Sequence[Node], values: dict[Node, Any], inputs: Sequence[Any]) -> None:
         for node in nodes:
@@ -145,9 +151,16 @@ class StagedExecutable:
             if node in self._owned and isinstance(inputs, list):
                 inputs[self._owned[node]] = None
 
-    def _handed_out(self, node: Node, result: Any) -> Any:
-        # the caller may write to what it is given
-        return result.clone() if node in self._constants and isinstance(result, Tensor) else result
+    def _handed_out(self, node: Node, result: Any, strides: OutputStrides, bindings: Mapping[str, int]) -> Any:
+        """A result as the caller wants it: it may write to it, and no piece has laid out what a barrier gives."""
+        if not isinstance(result, Tensor) or node in self._inputs:
+            return result
+        if node in self._constants:
+            result = result.clone()
+        if not isinstance(strides, tuple) or node in self._made:
+            return result
+        wanted = tuple(evaluate(each, bindings) for each in strides)
+        return result if same_layout(result.shape, result.stride(), wanted) or 0 in wanted else copy_strided(result, wanted)
 
     def _bind_inputs(self, inputs: Sequence[Any]) -> dict[str, int]:
         nodes = self.graph.inputs
