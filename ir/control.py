@@ -101,7 +101,9 @@ def bound_by(node: Node) -> set[str]:
         return set()
     if node.op.name == "sizes":
         return set(node.attributes["symbols"])
-    return {name for type in tensor_types(node.type) for name in map(symbol_name, type.shape) if name is not None}
+    strides = node.attributes.get("strides", ())
+    dims = (*(type.shape for type in tensor_types(node.type)), *(each for each in strides if each is not None))
+    return {name for shape in dims for name in map(symbol_name, shape) if name is not None}
 
 
 def has_effect(node: Node) -> bool:
@@ -117,8 +119,7 @@ def require(node: Node, operands: Sequence[Any], bindings: Mapping[str, int]) ->
         return
     left, right = (evaluate(node.attributes[side], bindings) for side in ("left", "right"))
     if not RELATIONS[node.attributes["relation"]](left, right):
-        told = ", ".join(f"{name} is {bindings[name]}" for name in sorted(symbols_of(node)))
-        raise CheckError(f"{node.attributes['message']} ({told})", location=node.location)
+        raise CheckError(f"{node.attributes['message']}: {left} and {right}", location=node.location)
 
 
 def bind(node: Node, results: Sequence[Any], bindings: dict[str, int]) -> None:
@@ -133,6 +134,10 @@ def bind(node: Node, results: Sequence[Any], bindings: dict[str, int]) -> None:
             bindings[name] = size
         return
     types = node.type.elements if isinstance(node.type, TupleType) else (node.type,)
+    for strides, result in zip(node.attributes.get("strides", ()), results):
+        for name, step in zip(map(symbol_name, strides or ()), _steps(result) if strides else ()):
+            if name is not None:
+                bindings.setdefault(name, step)
     for type, result in zip(types, results):
         if not isinstance(type, TensorType):
             continue
@@ -146,6 +151,15 @@ def bind(node: Node, results: Sequence[Any], bindings: dict[str, int]) -> None:
                 fits &= evaluate(dim, bindings) == size
         if not fits:
             raise LaunchError(f"{node.op.name} gave {list(shape)} where {type} was expected", location=node.location)
+
+
+def _steps(result: Any) -> tuple[int, ...]:
+    """Strides in elements, of a tensor of torch's or an array."""
+    return (
+        tuple(result.stride())
+        if callable(getattr(result, "stride", None))
+        else tuple(step // result.itemsize for step in result.strides)
+    )
 
 
 def used_symbols(value: Any) -> Iterator[str]:

@@ -14,7 +14,7 @@ from dlcompiler.frontends.fx_types import dim_from_torch
 from dlcompiler.frontends.fx_view import expand, reshape
 from dlcompiler.ir.expression import Dim, product
 from dlcompiler.ir.graph import Node
-from dlcompiler.ir.types import boolean, i64
+from dlcompiler.ir.types import boolean, i64, u8
 
 
 def numbered(i: Any, mask: Node) -> Node:
@@ -103,3 +103,59 @@ def _bincount(i, x, weights=None, minlength=0):
 def told_size(i: Any, result: int, axis: int = 0) -> Dim:
     """A size of one of the results of the operator at hand."""
     return dim_from_torch(i.meta[result].shape[axis])
+
+
+# -- what differs from what is before it -------------------------------------------------------------------------------------------
+
+
+def _distinct(i: Any, line: Node, order: Node | None, shape: tuple[Dim, ...]) -> tuple[Node | None, Node | None, Node | None]:
+    """(values, which of them each element is, how often each occurs) of a line whose equal elements stand together.
+
+    order   the place that each element of the line had before it was sorted, among elements of that shape
+    """
+    b, (length,) = i.b, line.shape
+    at = b.iota(size=length)
+    before = b.index(line, b.maximum(b.sub(at, i.number(1, i64)), i.number(0, i64)), axes=(0,))
+    is_new = b.bitwise_or(b.eq(at, i.number(0, i64)), b.ne(line, before))
+    count = told_size(i, 0)
+    values = b.index(line, places(i, is_new, count), axes=(0,))
+    which = counts = None
+    if i.uses(1) or i.uses(2):
+        rank = b.sub(b.scan(i.cast(is_new, i64), axis=0, kind="add", exclusive=False, reverse=False), i.number(1, i64))
+        which = rank if order is None else b.index_update(i.number(0, i64), rank, order, axes=(0,), kind="set", shape=(length,))
+        which = _of_its_size(i, 1, reshape(i, which, shape))
+        ones = expand(i, i.number(1, i64), (length,))
+        counted = b.index_update(i.number(0, i64), ones, rank, axes=(0,), kind="add", shape=(count,))
+        counts = _of_its_size(i, 2, counted)
+    return values, which, counts
+
+
+def _of_its_size(i: Any, result: int, value: Node) -> Node:
+    """The value, or nothing where the caller has not asked for it."""
+    wanted = i.type_of(i.meta[result]).shape
+    return value if wanted == value.shape else expand(i, i.number(0, i64), wanted)
+
+
+def _line_of(i: Any, x: Node) -> Node:
+    length = x.tensor.numel
+    if not isinstance(length, int) or not length or x.dtype.is_narrow:
+        raise NoRule("different elements of what may have none")
+    line = reshape(i, x, (length,))
+    return i.cast(line, u8) if x.dtype is boolean else line
+
+
+@rule("_unique2.default")
+def _unique(i, x, sorted=True, return_inverse=False, return_counts=False):
+    """Of equal elements, which stand together once they are sorted, the first; each NaN is an element of its own."""
+    both = i.b.sort(_line_of(i, x), descending=False)
+    line, order = (i.b("tuple.get", both, index=k) for k in range(2))
+    values, *others = _distinct(i, line, order, x.shape)
+    return i.cast(values, x.dtype), *others
+
+
+@rule("unique_consecutive.default")
+def _unique_consecutive(i, x, return_inverse=False, return_counts=False, dim=None):
+    if dim is not None and x.tensor.rank > 1:
+        raise NoRule("different rows")
+    values, *others = _distinct(i, _line_of(i, x), None, x.shape)
+    return i.cast(values, x.dtype), *others

@@ -26,7 +26,7 @@ from dlcompiler.ir.errors import UnsupportedError
 from dlcompiler.ir.expression import Expression, symbol, symbol_name, symbols
 from dlcompiler.ir.graph import Graph, Node
 from dlcompiler.ir.ops import lookup
-from dlcompiler.ir.types import TensorType, TupleType, boolean, i64
+from dlcompiler.ir.types import TensorType, TupleType, boolean, f64, i64
 
 ENDLESS = 2**63 - 1
 
@@ -72,16 +72,40 @@ class Region:
         """The graph. What is handed through gets memory of its own, as in torch's."""
         b, given = self.inner.b, []
         for output in outputs:
-            node = output if isinstance(output, Node) else self.inner.number(output, i64)
+            node = output if isinstance(output, Node) else self.inner.number_result(output)
             given.append(b.copy(node) if root_of(node).op.name in ("input", "constant") else node)
         return b.finish(given)
 
 
 def _results(i: Any, op: str, operands: Sequence[Node], attributes: dict[str, Any]) -> tuple[Node, ...]:
-    if not all(isinstance(m, torch.Tensor) for m in i.meta):
-        raise _refused(i, f"{op} that gives more than tensors")
-    node = i.b.make(lookup(op), tuple(operands), attributes, TupleType(tuple(type_of_fake(m) for m in i.meta)), op)
-    return tuple(i.b("tuple.get", node, index=k) for k in range(len(i.meta)))
+    """The results, numbers among them read as torch's symbols for them."""
+    types = tuple(type_of_fake(m) if isinstance(m, torch.Tensor) else _type_of_number(i, op, m) for m in i.meta)
+    node = i.b.make(lookup(op), tuple(operands), attributes, TupleType(types), op)
+    i.told.note(node)
+    results = [i.b("tuple.get", node, index=k) for k in range(len(i.meta))]
+    return tuple(r if isinstance(m, torch.Tensor) else i.told.read(r, m) for r, m in zip(results, i.meta))
+
+
+def _type_of_number(i: Any, op: str, example: Any) -> TensorType:
+    if isinstance(example, bool | torch.SymBool):
+        return TensorType(boolean, ())
+    if isinstance(example, int | torch.SymInt):
+        return TensorType(i64, ())
+    if isinstance(example, float | torch.SymFloat):
+        return TensorType(f64, ())
+    raise _refused(i, f"{op} that gives a {type(example).__name__}")
+
+
+def _fits(i: Any, result: Any, example: Any) -> bool:
+    """Whether what a region gives is what torch says, but for sizes that only the region tells."""
+    if not isinstance(example, torch.Tensor):
+        return not isinstance(result, Node)
+    expected = type_of_fake(example)
+    if not isinstance(result, Node) or result.dtype is not expected.dtype or result.tensor.rank != expected.rank:
+        return False
+    return all(
+        own == size or (symbol_name(size) and not i.told.is_known(size)) for own, size in zip(result.shape, expected.shape)
+    )
 
 
 def _require_types(i: Any, given: Sequence[Any], wanted: Sequence[Any]) -> None:
@@ -100,24 +124,30 @@ def _cond(i: Any, condition: Any, then: Any, other: Any, operands: Sequence[Any]
     outputs = [region.inner.inline(module, region.values) for region, module in zip(regions, (then, other))]
     for results in outputs:
         for result, example in zip(results, i.meta):
-            if not isinstance(result, Node) or result.type != type_of_fake(example):
+            if not _fits(i, result, example):
                 raise _refused(i, "cond whose branches give different types")
     attributes = {name: region.close(results) for name, region, results in zip(("then", "else"), regions, outputs)}
     return _results(i, "if", (condition, *regions[0].operands), attributes)
 
 
 def _while_loop(i: Any, condition: Any, body: Any, carried: Sequence[Any], others: Sequence[Any] = ()) -> Any:
-    if not all(isinstance(c, Node) for c in carried):
-        raise _refused(i, "while_loop that carries a Python number")
+    carried = [c if isinstance(c, Node) else i.number_result(c) for c in carried]
+
+    def run(importer: Any, module: Any, state: Sequence[Any], rest: Sequence[Any]) -> list[Any]:
+        """A body's results, in which numbers that are carried as tensors are numbers again."""
+        examples = [n.meta.get("val") for n in module.graph.nodes if n.op == "placeholder"]
+        is_number = [isinstance(e, int | float | torch.SymInt | torch.SymFloat | torch.SymBool) for e in examples]
+        given = [importer.told.read(s, e) if number else s for s, e, number in zip(state, examples, is_number)]
+        return importer.inline(module, [*given, *rest])
 
     def going(importer: Any, state: Sequence[Any], rest: Sequence[Any]) -> Node:
-        (result,) = importer.inline(condition, [*state, *rest])
-        if not isinstance(result, Node):
-            raise _refused(i, "while_loop whose condition is no tensor")
+        with importer.told.apart(n.meta.get("val") for n in condition.graph.nodes if n.op == "placeholder"):
+            (result,) = run(importer, condition, state, rest)
+        result = result if isinstance(result, Node) else importer.number(result, boolean)
         return importer.b.reshape(importer.cast(result, boolean), shape=())
 
     def step(importer: Any, iteration: Node, state: Sequence[Any], rest: Sequence[Any]) -> list[Any]:
-        after = importer.inline(body, [*state, *rest])
+        after = [x if isinstance(x, Node) else importer.number_result(x) for x in run(importer, body, state, rest)]
         _require_types(i, after, state)
         return [going(importer, after, rest), *after]
 

@@ -341,6 +341,8 @@ class Importer:
             raise UnsupportedError(f"{target} gives more than tensors", items=(target,), location=self.b.location)
         types = tuple(None if m is None else type_of_fake(m) for m in results)
         whole = self.b.make(op, operands, attributes, TupleType(types), short)
+        if tells:
+            self.told.note(whole)
         if isinstance(self.meta, torch.Tensor):
             return self.b("tuple.get", whole, index=0)
         if len(results) == len(self.meta):
@@ -503,7 +505,7 @@ class Importer:
                 owners.claim(value, example)
             else:
                 strides.append(None)
-                value = value.node if isinstance(value, WeakNumber) else self._number_result(value)
+                value = self.number_result(value)
             outputs.append(value)
         self._require_bound()
         graph = self.b.finish(outputs, writebacks=writebacks, output_strides=tuple(strides))
@@ -516,7 +518,10 @@ class Importer:
         if target is not value:
             self.writebacks[target] = value
 
-    def _number_result(self, value: Any) -> Node:
+    def number_result(self, value: Any) -> Node:
+        """A number that is a result, as a 0-d tensor."""
+        if isinstance(value, WeakNumber):
+            return value.node
         return self.number(value, f64 if isinstance(value, float) else boolean if isinstance(value, bool) else i64)
 
     def _require_bound(self) -> None:

@@ -112,6 +112,8 @@ def integer_of_sizes(importer: Importer, expression: Any, environment: Any) -> N
             chosen = truth_of_sizes(importer, condition, environment)
             result = b.where(chosen, integer_of_sizes(importer, value, environment), result)
         return result
+    if kind == "Abs":
+        return b.abs(integer_of_sizes(importer, expression.args[0], environment))
     if kind in _OF_INTEGERS:
         first, *rest = (integer_of_sizes(importer, x, environment) for x in expression.args)
         for each in rest:

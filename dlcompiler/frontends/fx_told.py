@@ -10,13 +10,15 @@ What nothing reads as a size stays a 0-d tensor, so that a graph which only comp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dlcompiler.frontends.fx_numbers import integer_of_sizes, relation_of_sizes, truth_of_sizes
 from dlcompiler.frontends.fx_types import WeakNumber, dim_from_sympy, dim_from_torch, is_told_by_data, stand_in
+from dlcompiler.ir.control import bound_by
 from dlcompiler.ir.errors import UnsupportedError
 from dlcompiler.ir.expression import Dim, is_non_negative, symbol, symbol_name, symbols
 from dlcompiler.ir.graph import Node
@@ -50,7 +52,9 @@ def unite_equal_sizes(module: torch.fx.GraphModule) -> None:
     That is asked where the second is read (`Told.tell`).
     """
     for node in module.graph.nodes:
-        asserted = node.args[0].meta.get("val") if str(node.target) == CHECKS[1] and isinstance(node.args[0], torch.fx.Node) else 0
+        asserted = (
+            node.args[0].meta.get("val") if str(node.target) == CHECKS[1] and isinstance(node.args[0], torch.fx.Node) else 0
+        )
         if not isinstance(asserted, torch.SymBool) or type(asserted.node.expr).__name__ != "Equality":
             continue
         environment, pair = asserted.node.shape_env, asserted.node.expr.args
@@ -76,6 +80,7 @@ class Told:
         self._numbers: dict[Dim, Node] = {}
         self._bound: dict[str, Node] = {}
         self._is_any = False
+        self._made = 0
 
     def __bool__(self) -> bool:
         """Whether anything was told, here or around this region."""
@@ -123,9 +128,7 @@ class Told:
         except UnsupportedError:
             expression, environment = size.node.expr, size.node.shape_env
             number = integer_of_sizes(self.importer, expression, environment)
-            fresh = f"told.{len(self._bound)}"
-            is_positive = bool(environment.bound_sympy(expression).lower >= 0)
-            dim = symbol(fresh) if is_positive else symbol(f"{fresh}.plus") - symbol(f"{fresh}.minus")
+            dim = self._fresh(expression, environment)
             stand_in(environment, expression, dim)
             self.tell(number, dim)
             return dim
@@ -161,14 +164,49 @@ class Told:
             self._numbers[dim] = number
             self._bind_signed(positive, negative, number)
             return
-        fresh = f"told.{len(self._bound)}"
+        self._made += 1
+        fresh = f"told.{self._made}"
         if is_non_negative(dim):
             read: Dim = symbol(fresh)
             self._bind((fresh,), number)
         else:
             read = symbol(f"{fresh}.plus") - symbol(f"{fresh}.minus")
             self._bind_signed(f"{fresh}.plus", f"{fresh}.minus", number)
-        self._append_check("eq", read, dim, f"a number that the model reads is not {dim}")
+        self._append_check("eq", read, dim, f"a number that is read == {dim} does not hold")
+
+    @contextmanager
+    def apart(self, examples: Iterable[Any]) -> Iterator[None]:
+        """While this holds, torch's symbols among `examples` are other numbers than before and after, as in a loop's condition."""
+        before = []
+        for example in examples:
+            if isinstance(example, torch.SymInt) and example.node.expr.is_Symbol and _is_told(example.node.expr):
+                expression, environment = example.node.expr, example.node.shape_env
+                before.append((environment, expression, stand_in(environment, expression, self._fresh(expression, environment))))
+        try:
+            yield
+        finally:
+            for environment, expression, dim in before:
+                stand_in(environment, expression, dim)
+
+    def _fresh(self, expression: Any, environment: Any) -> Dim:
+        """A size of its own, or the difference of two where it may be negative."""
+        self._made += 1
+        name = f"told.{self._made}"
+        if bool(environment.bound_sympy(expression).lower >= 0):
+            return symbol(name)
+        return symbol(f"{name}.plus") - symbol(f"{name}.minus")
+
+    def note(self, node: Node) -> None:
+        """Remember what a barrier's result binds."""
+        self._bound.update((name, node) for name in bound_by(node) if not self._is_bound(name))
+
+    def is_of(self, dim: Dim) -> bool:
+        """Whether a number was told, or is made of one that was."""
+        return any(is_told_by_data(name.partition(".")[0]) or name.startswith("told.") for name in symbols(dim))
+
+    def is_known(self, dim: Dim) -> bool:
+        """Whether every size in it is bound by what came before."""
+        return all(self._is_bound(name) for name in symbols(dim))
 
     def _signed(self, dim: Dim) -> tuple[str | None, str | None]:
         """The names in u0.plus - u0.minus, where neither is bound."""
@@ -231,9 +269,7 @@ class Told:
             self._append_check(relation, left, right, f"{words}{left} {_SIGNS[relation]} {right} does not hold")
             return
         truth = truth_of_sizes(self.importer, expression, environment)
-        self.importer.b.make(
-            lookup("check"), (truth,), {"message": f"{words}{expression} does not hold"}, TupleType(()), "check"
-        )
+        self.importer.b.make(lookup("check"), (truth,), {"message": f"{words}{expression} does not hold"}, TupleType(()), "check")
 
     def _append_check(self, relation: str, left: Dim, right: Dim, message: str) -> None:
         if not _always_holds(relation, left, right):
@@ -259,4 +295,3 @@ def _always_holds(relation: str, left: Dim, right: Dim) -> bool:
         case "lt":
             return is_non_negative(right - left - 1)
     return False
-

@@ -135,9 +135,13 @@ def _category(dtype: torch.dtype) -> int:
 _stand_ins: WeakKeyDictionary[Any, dict[Any, Dim]] = WeakKeyDictionary()
 
 
-def stand_in(environment: Any, expression: Any, dim: Dim) -> None:
-    """Let a sympy expression be that dimension from here on."""
-    _stand_ins.setdefault(environment, {})[expression] = dim
+def stand_in(environment: Any, expression: Any, dim: Dim | None) -> Dim | None:
+    """Let a sympy expression be that dimension from here on, or what it says (None); what it was before."""
+    known = _stand_ins.setdefault(environment, {})
+    before = known.pop(expression, None)
+    if dim is not None:
+        known[expression] = dim
+    return before
 
 
 def is_told_by_data(name: str) -> bool:

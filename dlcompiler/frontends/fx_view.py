@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from dlcompiler.frontends.fx_rules import NoRule, moving
-from dlcompiler.ir.expression import Dim
+from dlcompiler.frontends.fx_told import tells_sizes
+from dlcompiler.ir.expression import Dim, is_non_negative
 from dlcompiler.ir.graph import Node
 from dlcompiler.ir.types import bf16, boolean, f16, i64
 
@@ -93,10 +94,13 @@ def _expand(i, x, size, implicit=False):
 def clamped(i: Any, position: Dim | None, size: Dim, default: Dim) -> Dim:
     """A slice bound as Python counts it: from the end if negative, and kept inside.
 
-    Which case it is, the size at capture tells: torch has guarded on it.
+    Which case it is, the size at capture tells: torch has guarded on it. What data tells is inside, or torch would not know of how
+    many elements the slice is.
     """
     if position is None:
         return default
+    if i.told.is_of(position) and is_non_negative(position):
+        return position
     if i.hint(position) < 0:
         position = position + size
         if i.hint(position) < 0:
@@ -117,13 +121,35 @@ def _slice(i, x, dim=0, start=None, end=None, step=1):
     axis = axis_of(dim, x.tensor.rank)
     if not isinstance(step, int):
         raise NoRule("a slice whose step is not known at compile time")
+    if tells_sizes(i.node):
+        return _told_slice(i, x, axis, start, end, step)
     first, limit = slice_bounds(i, x.shape[axis], i.shape[axis], start, step)
     return cut(i, x, axis, first, limit, step)
+
+
+def _told_slice(i: Any, x: Node, axis: int, start: Dim | None, end: Dim | None, step: int) -> Node:
+    """x[start:end] with bounds that may lie anywhere: how many elements there are is computed and told."""
+    b, size = i.b, i.size(x.shape[axis])
+
+    def bound(position: Dim | None, default: Node) -> Node:
+        if position is None:
+            return default
+        at = i.size(position)
+        return b.minimum(b.maximum(b.where(b.lt(at, i.number(0, i64)), b.add(at, size), at), i.number(0, i64)), size)
+
+    first, last = bound(start, i.number(0, i64)), bound(end, size)
+    count = b.floor_div(b.add(b.sub(last, first), i.number(step - 1, i64)), i.number(step, i64))
+    i.told.tell(b.maximum(count, i.number(0, i64)), i.shape[axis])
+    line = b.mul(b.iota(size=i.shape[axis]), i.number(step, i64))
+    return b.index(x, b.add(first, line), axes=(axis,))
 
 
 @moving("select.int", "select_copy.int")
 def _select(i, x, dim, index):
     axis = axis_of(dim, x.tensor.rank)
+    if i.told.is_of(index):
+        at, size = i.size(index), i.size(x.shape[axis])
+        return i.b.index(x, i.b.where(i.b.lt(at, i.number(0, i64)), i.b.add(at, size), at), axes=(axis,))
     at = index + x.shape[axis] if i.hint(index) < 0 else index
     return reshape(i, cut(i, x, axis, at, at + 1), i.shape)
 
