@@ -3,9 +3,9 @@
     %k = host.call(%x); %t = tuple.get(%k); %y = exp(%t); %z = neg(%x)  -->  piece {neg}, barrier host.call, piece {exp}
 
 A node belongs to the first piece in which its operands and sizes are known, so that there are as few pieces as barriers that wait
-for each other. Constants and sizes are not handed over: each piece has its own. What is asserted of sizes is asked as soon as they
-are known. What the whole graph writes into an input is written by the piece that computes it, unless something later still reads
-what was there. A piece owns what nothing after it reads: values of earlier pieces, and inputs that the call owns.
+for each other. Constants and sizes are not handed over: each piece has its own. What is asserted of sizes is asked as soon as
+they are known. What the whole graph writes into an input is written by the piece that computes it, unless something later still
+reads what was there. A piece owns what nothing after it reads: values of earlier pieces, and inputs that the call owns.
 """
 
 from __future__ import annotations

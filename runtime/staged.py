@@ -1,7 +1,7 @@
 """A graph with barriers as a callable: programs one after the other, and between them control flow, the host, and new sizes.
 
-Values live from the stage that makes them to the last that reads them, which owns them. A region of an `if` or a `loop` is an executable of its
-own, which is called once for each time it runs.
+Values live from the stage that makes them to the last that reads them, which owns them. A region of an `if` or a `loop` is an
+executable of its own, which is called once for each time it runs.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ class StagedExecutable:
 
 
 def _expected(position: int, node: Node) -> tuple[int, torch.dtype | None, int, tuple[int, ...] | None]:
-    """(position, dtype, rank, shape) of an input: no dtype of what is no tensor, no shape where a size is known only when called."""
+    """(position, dtype, rank, shape) of an input: no dtype of what is no tensor, no shape where a call tells a size."""
     if node.op.name == "size" or not isinstance(node.type, TensorType):
         return position, None, 0, None
     type = node.tensor

@@ -88,7 +88,9 @@ class Record:
 
 RECORDS: dict[str, Record] = {}
 # ops that no sample can hold: sources that only a graph has, ops run by ATen or the host, control flow (tests/ir/test_control.py)
-WITHOUT_RECORD = frozenset({"input", "size", "aten.call", "tuple.get", "host.call", "if", "loop", "sizes", "random_seed"})
+WITHOUT_RECORD = frozenset(
+    {"input", "size", "aten.call", "tuple.get", "host.call", "if", "loop", "sizes", "check", "random_seed"}
+)
 
 
 def samples(name: str) -> list[Sample]:

@@ -105,7 +105,7 @@ def told_size(i: Any, result: int, axis: int = 0) -> Dim:
     return dim_from_torch(i.meta[result].shape[axis])
 
 
-# -- what differs from what is before it -------------------------------------------------------------------------------------------
+# -- what differs from what is before it -------------------------------------------------------------------------------------
 
 
 def _distinct(i: Any, line: Node, order: Node | None, shape: tuple[Dim, ...]) -> tuple[Node | None, Node | None, Node | None]:

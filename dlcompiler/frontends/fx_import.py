@@ -185,7 +185,9 @@ class Importer:
             example = non_negative(example)
             dim = dim_from_torch(example)
             # specialised to a number, or made of other sizes: it still takes its place in the call, and nothing reads it
-            self.b.size_input(name, symbol_name(dim) or f"unused_{name}")
+            number = self.b.size_input(name, symbol_name(dim) or f"unused_{name}")
+            if symbol_name(dim) is None and self.told.is_of(dim):  # it may be negative, as no size can
+                self.told.tell(number, dim)
             self._derived.append(dim)
             return dim
         raise UnsupportedError(f"an argument of type {type_name(example)}", items=(type_name(example),), location=f"input {name}")
@@ -533,11 +535,11 @@ class Importer:
                 for dim in node.shape:
                     bound.add(symbol_name(dim) or "")
                     used |= symbols(dim)
-        missing = used - bound
+        late: set[str] = set()
         for node in self.b.nodes if self.told else ():
-            if node.op.name != "aten.call":  # a call may give sizes that its data tells
-                bound |= bound_by(node)
-                missing |= symbols_of(node) - bound
+            bound |= bound_by(node)
+            late |= symbols_of(node) - bound
+        missing = (used - bound) | late
         if missing:
             raise UnsupportedError(f"no input has the size {', '.join(sorted(missing))} itself", items=("derived size",))
 

@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from dlcompiler.frontends.fx_import import Importer
 
 READ = "aten._local_scalar_dense.default"
+ASSERT = "aten._assert_scalar.default"
 # assertions: those on sizes of inputs are guards, or the runtime's own check of its inputs
 CHECKS = (
     "aten._assert_tensor_metadata.default",
-    "aten._assert_scalar.default",
+    ASSERT,
     "aten.sym_constrain_range.default",
     "aten.sym_constrain_range_for_size.default",
 )
@@ -52,9 +53,8 @@ def unite_equal_sizes(module: torch.fx.GraphModule) -> None:
     That is asked where the second is read (`Told.tell`).
     """
     for node in module.graph.nodes:
-        asserted = (
-            node.args[0].meta.get("val") if str(node.target) == CHECKS[1] and isinstance(node.args[0], torch.fx.Node) else 0
-        )
+        is_check = str(node.target) == ASSERT and isinstance(node.args[0], torch.fx.Node)
+        asserted = node.args[0].meta.get("val") if is_check else None
         if not isinstance(asserted, torch.SymBool) or type(asserted.node.expr).__name__ != "Equality":
             continue
         environment, pair = asserted.node.shape_env, asserted.node.expr.args
@@ -176,7 +176,7 @@ class Told:
 
     @contextmanager
     def apart(self, examples: Iterable[Any]) -> Iterator[None]:
-        """While this holds, torch's symbols among `examples` are other numbers than before and after, as in a loop's condition."""
+        """While this holds, torch's symbols among `examples` are numbers of their own, as in a loop's condition."""
         before = []
         for example in examples:
             if isinstance(example, torch.SymInt) and example.node.expr.is_Symbol and _is_told(example.node.expr):
@@ -246,7 +246,7 @@ class Told:
         if target == "aten._assert_tensor_metadata.default":
             return
         asserted = args[0].meta.get("val") if isinstance(args[0], torch.fx.Node) else args[0]
-        if target == "aten._assert_scalar.default":
+        if target == ASSERT:
             if isinstance(asserted, torch.SymBool):
                 words = "" if str(args[1]).startswith(_GENERIC) else f"{args[1]}: "
                 self._assert(asserted.node.expr, asserted.node.shape_env, words)

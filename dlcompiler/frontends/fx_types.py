@@ -154,8 +154,9 @@ def dim_from_sympy(expression: Any, environment: Any = None) -> Dim:
 
     Taken: integers, symbols, sums, products, integer powers, FloorDiv, CleanDiv, Mod, PythonMod, ModularIndexing, Max, Min.
 
-    environment   torch's ShapeEnv. What `stand_in` says of its expressions is taken first. A number that data tells, and that it does not know to be no less than zero, is the difference
-                  of two sizes, u0.plus - u0.minus, since symbols of ours are never negative
+    environment   torch's ShapeEnv. What `stand_in` says of its expressions is taken first. A number that data tells, and that it
+                  does not know to be no less than zero, is the difference of two sizes, u0.plus - u0.minus, since symbols of
+                  ours are never negative
     """
     if expression.is_Integer:
         return int(expression)

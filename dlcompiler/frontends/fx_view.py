@@ -94,8 +94,8 @@ def _expand(i, x, size, implicit=False):
 def clamped(i: Any, position: Dim | None, size: Dim, default: Dim) -> Dim:
     """A slice bound as Python counts it: from the end if negative, and kept inside.
 
-    Which case it is, the size at capture tells: torch has guarded on it. What data tells is inside, or torch would not know of how
-    many elements the slice is.
+    Which case it is, the size at capture tells: torch has guarded on it. What data tells is inside, or torch would not know how
+    long the slice is.
     """
     if position is None:
         return default

@@ -29,6 +29,6 @@ def _infer_sizes(types, attributes):
 # The numbers in a vector, none negative, as sizes. attributes: symbols, a name for each. Result: the operand.
 register("sizes", _infer_sizes, Trait.EXTERN, Trait.BARRIER, evaluate=lambda operands, attributes: operands[0])
 
-# An assertion: of a bool, or of two sizes. attributes: message; without an operand relation (eq, ne, lt, le, gt, ge), left, right.
-# A call for which it does not hold raises an error.
+# An assertion: of a bool, or of two sizes. attributes: message; without an operand relation (eq, ne, lt, le, gt, ge), left and
+# right. A call for which it does not hold raises an error.
 register("check", lambda types, attributes: TupleType(()), Trait.EXTERN, Trait.BARRIER, evaluate=lambda operands, attributes: ())
