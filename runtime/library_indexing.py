@@ -118,11 +118,28 @@ def _index_update(call: Call) -> Routine:
     return run
 
 
+def _places(call: Call) -> Routine:
+    """Into a target that is one longer: there go the places that the mask does not hold, or for which there is no room."""
+    mask, out = call.reads[0].position, call.writes[0].position
+    (count,) = call.writes[0].shape
+
+    def run(tensors: Sequence[Tensor]) -> None:
+        held = tensors[mask]
+        number = torch.cumsum(held, 0) - 1
+        at = torch.where(held & (number < count), number, count)
+        longer = number.new_zeros(count + 1)
+        longer.scatter_(0, at, torch.arange(held.shape[0], device=held.device))
+        tensors[out].copy_(longer[:count])
+
+    return run
+
+
 ROUTINES: dict[str, Callable[[Call], Routine]] = {
     "scan": _scan,
     "running_extreme": _running_extreme,
     "sort": _sort,
     "topk": _topk,
+    "places": _places,
     "scatter": _scatter,
     "index_update": _index_update,
 }

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from dlcompiler.ir.errors import CompilerError, DTypeError, ShapeError
 from dlcompiler.ir.graph import Builder, Graph, Node
+from dlcompiler.ir.ops.compaction import BLOCK
 from dlcompiler.ir.scalar import SCALARS
 from dlcompiler.ir.types import (
     FLOATS,
@@ -726,6 +727,17 @@ def _():
     for dtype in (f32, bf16, i64, boolean):
         for k, largest in ((5, True), (40, False), (0, True)):
             yield Sample("topk", (array(dtype, 3, 40, special=True),), {"k": k, "largest": largest})
+
+
+@record("places", ((T(boolean, 5), T(i64, 2)), {"count": 3}, ShapeError), ((T(i64, 5), T(i64, 1)), {"count": 3}, DTypeError))
+def _():
+    for length in (0, 5, 1024, 3000):
+        mask = array(boolean, length)
+        counts = np.add.reduceat(mask, np.arange(0, length, BLOCK), dtype=np.int64) if length else np.zeros(0, np.int64)
+        begins = np.cumsum(counts) - counts
+        for count in (int(mask.sum()), int(mask.sum()) // 2, int(mask.sum()) + 3):
+            if length or not count:
+                yield Sample("places", (mask, begins), {"count": count})
 
 
 _SCATTER = {"axis": 0, "kind": "add", "shape": (5, 3)}

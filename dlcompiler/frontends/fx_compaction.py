@@ -1,6 +1,6 @@
 """Rules for operators whose results are as long as data says: the places of a mask, what lies there, repeated elements, counts.
 
-    nonzero(mask)  -->  number = exclusive sums of the mask; u0 = their end; places[number[k]] = k where mask[k]
+    nonzero(mask)  -->  begins = exclusive sums of counts of the mask's blocks; u0 = their end; places(mask, begins) {count = u0}
 
 How many there are is computed and read first (`fx_told`), so that what follows is planned as any other program.
 """
@@ -14,6 +14,7 @@ from dlcompiler.frontends.fx_types import dim_from_torch
 from dlcompiler.frontends.fx_view import expand, reshape
 from dlcompiler.ir.expression import Dim, product
 from dlcompiler.ir.graph import Node
+from dlcompiler.ir.ops.compaction import BLOCK, blocks_of
 from dlcompiler.ir.types import boolean, i64, u8
 
 
@@ -25,11 +26,13 @@ def numbered(i: Any, mask: Node) -> Node:
 
 def places(i: Any, mask: Node, count: Dim) -> Node:
     """Where a mask holds, flattened, in order: `count` numbers, which is told here."""
-    length = mask.tensor.numel
+    b, length = i.b, mask.tensor.numel
     flat = reshape(i, mask, (length,))
-    i.told.tell(i.b.reduce_sum(i.cast(flat, i64), axes=(0,)), count)
-    target = i.b.where(flat, numbered(i, mask), i.number(-1, i64))
-    return i.b.index_update(i.number(0, i64), i.b.iota(size=length), target, axes=(0,), kind="set", shape=(count,))
+    blocks = blocks_of(length)
+    whole = flat if blocks * BLOCK == length else b.pad(flat, low=(0,), high=(blocks * BLOCK - length,), value=False)
+    counts = b.reduce_sum(i.cast(reshape(i, whole, (blocks, BLOCK)), i64), axes=(1,))
+    i.told.tell(b.reduce_sum(counts, axes=(0,)), count)
+    return b.places(flat, b.scan(counts, axis=0, kind="add", exclusive=True, reverse=False), count=count)
 
 
 def _truth(i: Any, x: Node) -> Node:

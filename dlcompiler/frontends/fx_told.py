@@ -94,9 +94,10 @@ class Told:
 
     def forget(self, names: Any) -> None:
         """Keep only what was made of nodes with these names."""
-        for each in (self.floats, self.truths, self._numbers, self._bound):
-            for key in [key for key, node in each.items() if node.name not in names]:
-                del each[key]
+        tables: tuple[dict[Any, Node], ...] = (self.floats, self.truths, self._numbers, self._bound)
+        for table in tables:
+            for key in [key for key, node in table.items() if node.name not in names]:
+                del table[key]
 
     # -- reading ---------------------------------------------------------------------------------------------------------------
 
@@ -126,6 +127,7 @@ class Told:
         try:
             return dim_from_torch(size)
         except UnsupportedError:
+            assert isinstance(size, torch.SymInt)
             expression, environment = size.node.expr, size.node.shape_env
             number = integer_of_sizes(self.importer, expression, environment)
             dim = self._fresh(expression, environment)

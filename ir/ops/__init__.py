@@ -96,6 +96,7 @@ def _fill_table() -> None:
     from dlcompiler.ir.ops import (  # noqa: F401
         attention_training,
         block_scaled,
+        compaction,
         composite,
         contraction,
         control,

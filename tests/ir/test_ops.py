@@ -16,7 +16,7 @@ OPS = sorted(RECORDS)
 # an op without an element form cannot be a kernel
 WITHOUT_KERNEL = frozenset(
     "lstm gru rnn lstm_scan gru_scan rnn_scan lstm_scan_keeping gru_scan_keeping rnn_scan_keeping "
-    "lstm_scan_backward gru_scan_backward rnn_scan_backward running_extreme sort topk scatter index_update "
+    "lstm_scan_backward gru_scan_backward rnn_scan_backward running_extreme sort topk places scatter index_update "
     "attention_with_logsumexp attention_backward block_linear linear_logsumexp".split()
 )
 # relative to the largest element, for sums that may be ordered otherwise

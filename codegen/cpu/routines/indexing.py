@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from dlcompiler.codegen.cpu.routines import Routine
 from dlcompiler.codegen.cpu.routines.order import SortRoutine, TopRoutine
+from dlcompiler.codegen.cpu.routines.places import PlacesRoutine
 from dlcompiler.codegen.cpu.routines.scan import ScanRoutine
 from dlcompiler.codegen.cpu.routines.scatter import UpdateRoutine
 
@@ -14,6 +15,7 @@ INDEXING: Mapping[str, Routine] = {
     "running_extreme": ScanRoutine(),
     "sort": SortRoutine(),
     "topk": TopRoutine(),
+    "places": PlacesRoutine(),
     "scatter": UpdateRoutine(),
     "index_update": UpdateRoutine(),
 }

@@ -34,7 +34,7 @@ from dlcompiler.ir.types import (
 )
 
 from tests.codegen.cpu.run import assert_close, machines, strided
-from tests.samples import array
+from tests.samples import array, samples
 
 every_machine = pytest.mark.parametrize("described", machines(), ids=lambda m: m.name)
 Strides = tuple[int, ...]
@@ -173,6 +173,16 @@ def test_scatters(described):
     inputs = [array(f32), array(f32, 11, 37, seed=1), shared]
     attributes = {"axis": 0, "kind": "add", "shape": (5, 37)}
     check("scatter", inputs, attributes, described, strides=[None, None, (1, 0)])
+
+
+@every_machine
+def test_places(described):
+    for sample in samples("places"):
+        check("places", list(sample.inputs), dict(sample.attributes), described)
+    mask = array(boolean, 3000)
+    mask[100:2100] = False
+    begins = np.array([int(mask[:k].sum()) for k in (0, 1024, 2048)])
+    check("places", [mask, begins], {"count": int(mask.sum())}, described, strides=[(2,)])
 
 
 @every_machine
