@@ -76,6 +76,7 @@ def _write(call: RoutineCall, rows: int, piece: int, aligned: frozenset[str]) ->
     target = place if not a["exclusive"] else f"({length} - 2 - position)" if a["reverse"] else "(position + 1)"
     steps = [index_text(v.strides[axis], {}) for v in (x, y)]
     starts = [offset_text("row", shape, [v.strides[d] for d in rest]) for v in (x, y)]
+    starts = [start if "row" in start else f"{start} + row * 0" for start in starts]  # of one row alone, too, a column
     stored = scalars.type_name(y.dtype)
     lines = [
         f"row = tl.program_id(0){wide} * ROWS + tl.arange(0, ROWS)[:, None]",
@@ -86,9 +87,7 @@ def _write(call: RoutineCall, rows: int, piece: int, aligned: frozenset[str]) ->
     ]
     if a["exclusive"]:
         begin = f"({length} - 1)" if a["reverse"] else "0"
-        lines.append(
-            f"tl.store(y0 + start_y + row * 0 + {begin} * ({steps[1]}), before.to({stored}), row_inside & ({length} > 0))"
-        )
+        lines.append(f"tl.store(y0 + start_y + {begin} * ({steps[1]}), before.to({stored}), row_inside & ({length} > 0))")
     lines += [
         f"for start in range(0, {length}, PIECE):",
         f"    position = start + tl.arange(0, PIECE){wide}[None, :]",

@@ -15,7 +15,7 @@ from dlcompiler.frontends.fx_view import expand, reshape
 from dlcompiler.ir.expression import Dim, product
 from dlcompiler.ir.graph import Node
 from dlcompiler.ir.ops.compaction import BLOCK, blocks_of
-from dlcompiler.ir.types import boolean, i64, u8
+from dlcompiler.ir.types import boolean, compute_dtype, i64, u8
 
 
 def numbered(i: Any, mask: Node) -> Node:
@@ -101,6 +101,23 @@ def _bincount(i, x, weights=None, minlength=0):
     i.told.tell(i.b.maximum(most, i.number(minlength, i64)), i.shape[0])
     added = expand(i, i.number(1, i.dtype), (length,)) if weights is None else i.cast(weights, i.dtype)
     return i.b.index_update(i.number(0, i.dtype), added, at, axes=(0,), kind="add", shape=i.shape)
+
+
+@rule("histc.default")
+def _histc(i, x, bins=100, min=0, max=0):
+    """How many elements lie in each of `bins` equal parts of [min, max]; those outside, and NaN, in none."""
+    if min >= max or not x.dtype.is_float:
+        raise NoRule("a histogram whose range depends on data, or of integers")
+    b, dtype = i.b, compute_dtype(x.dtype)
+    line = i.cast(reshape(i, x, (x.tensor.numel,)), dtype)
+    low, high = (i.number(float(bound), dtype) for bound in (min, max))
+    part = b.div(b.mul(b.sub(line, low), i.number(bins, dtype)), i.number(float(max) - float(min), dtype))
+    at = b.minimum(i.cast(b.trunc(part), i64), i.number(bins - 1, i64))
+    inside = b.bitwise_and(b.ge(line, low), b.le(line, high))
+    ones = expand(i, i.number(1, i64), line.shape)
+    at = b.where(inside, at, i.number(-1, i64))
+    counts = b.index_update(i.number(0, i64), ones, at, axes=(0,), kind="add", shape=i.shape)
+    return i.cast(counts, i.dtype)
 
 
 def told_size(i: Any, result: int, axis: int = 0) -> Dim:

@@ -69,7 +69,8 @@ def put(x: Tensor, y: Tensor) -> Any:
 
 def count(x: Tensor, n: Tensor) -> Any:
     n = n % 4
-    return torch.repeat_interleave(x, n, dim=0) + 1, torch.bincount(n), torch.bincount(n, minlength=9)
+    parts = torch.histc(x, 7, -1.0, 1.5)
+    return torch.repeat_interleave(x, n, dim=0) + 1, torch.bincount(n), torch.bincount(n, minlength=9), parts
 
 
 def distinct(x: Tensor) -> Any:
@@ -250,3 +251,49 @@ def test_inputs_are_written_as_in_eager(entry: str) -> None:
     for seed in (0, 3):
         check(function, (random_tensor(5, 4, seed=seed), random_tensor(5, 4, seed=9).abs()), compiled=compiled)
     assert all(report.target != "torch" for report in dlcompiler.reports())
+
+
+class Masked(torch.nn.Module):
+    """Rows chosen by a mask and a branch chosen by data, with statistics that a call changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.out, self.norm = torch.nn.Linear(4, 8), torch.nn.Linear(8, 3), torch.nn.BatchNorm1d(8)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        chosen = self.norm(self.into(x).tanh())[mask]
+        return torch.cond(x.sum() > 0, lambda h: self.out(h), lambda h: self.out(h * 2) + 1, (chosen,))
+
+
+def test_a_training_step_with_masks_and_branches_is_eagers() -> None:
+    def loss_of(model: torch.nn.Module, batch: Any) -> Tensor:
+        return (model(*batch) ** 2).mean()
+
+    torch.manual_seed(0)
+    model = Masked()
+    reference = Masked()
+    reference.load_state_dict(model.state_dict())
+    batches = [(random_tensor(9, 4, seed=k), random_tensor(9, seed=k) > 0) for k in range(4)]
+    optimizer, own = (torch.optim.AdamW(m.parameters(), lr=1e-2) for m in (model, reference))
+    step = dlcompiler.train_step(model, loss_of, optimizer, batches[0])
+    for batch in batches:
+        own.zero_grad()
+        wanted = loss_of(reference, batch)
+        wanted.backward()
+        own.step()
+        torch.testing.assert_close(step(batch), wanted.detach())
+    for name, tensor in reference.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_programs_with_told_sizes_are_saved_and_simulated(tmp_path: Any) -> None:
+    def function(x: Tensor) -> Any:
+        return torch.nonzero(x > 0) * 2, torch.unique(x.round(), dim=0) + 1
+
+    compiled = dlcompiler.compile(function, (x54,))
+    assert [call.name for call in compiled.report().host] == ["aten.unique_dim.default"]
+    compiled.save(tmp_path / "told.dlc")
+    for x in (x54, -x54):
+        torch.testing.assert_close(dlcompiler.load(tmp_path / "told.dlc")(x), function(x))
+    on_gpu = dlcompiler.compile(lambda x: x[x > 0] * 2, (x54,), target="cuda:sm_90")
+    torch.testing.assert_close(on_gpu.simulate(-x54), -x54[x54 < 0] * 2)
