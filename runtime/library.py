@@ -240,9 +240,14 @@ def _convolution(call: Call) -> Routine:
     convolution = torch.ops.aten.convolution.default
     i, w, o = x.position, weight.position, out.position
     b = bias[0].position if bias else None
+    # of integers ATen convolves with dilations, and transposed, only the widest; modulo their size all give the same
+    widened = not (x.dtype.is_floating_point or x.dtype.is_complex) and (call.attributes["transposed"] or max(attributes["dilations"]) > 1)
 
     def run(tensors: Sequence[Tensor]) -> None:
-        tensors[o].copy_(convolution(tensors[i], tensors[w], None if b is None else tensors[b], *arguments))
+        given = [tensors[i], tensors[w], None if b is None else tensors[b]]
+        if widened:
+            given = [None if t is None else t.to(torch.int64) for t in given]
+        tensors[o].copy_(convolution(*given, *arguments))
 
     return run
 

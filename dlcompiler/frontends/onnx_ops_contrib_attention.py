@@ -107,32 +107,37 @@ def _cached(call: Call, past: Node | None, new: Node) -> Node:
 def packed_attention(call: Call) -> tuple[Node | None, ...]:
     """Queries, keys and values are one product of the input with packed weights; `past` and `present` hold keys and values."""
     x, weights, bias = call.require_rank(0, 3, 3), call.require_rank(1, 2, 2), call.get(2)
-    heads = call.attribute("num_heads")
     if call.flag("do_rotary") or call.flag("past_present_share_buffer"):
         call.unsupported("rotary positions or a shared cache")
     packed = call.b.matmul(x, weights)
     packed = packed if bias is None else call.b.add(packed, bias)
-    hidden = weights.shape[1]
+    return attention_of_packed(call, packed, mask=call.get(3), past=call.get(4), bias=call.get(5))
+
+
+def attention_of_packed(
+    call: Call, packed: Node, *, mask: Node | None, past: Node | None, bias: Node | None
+) -> tuple[Node | None, ...]:
+    """The result and `present` of queries, keys and values that lie side by side in `packed` [batch, length, q + k + v]."""
+    batch, _, hidden = packed.shape
     sizes = call.attribute("qkv_hidden_sizes") or (hidden // 3,) * 3
     parts: list[Node] = []
     start: Dim = 0
     for size in sizes:
-        parts.append(_split(call, call.slice(packed, 2, start, start + size), heads))
+        parts.append(_split(call, call.slice(packed, 2, start, start + size), call.attribute("num_heads")))
         start += size
     q, k, v = parts
-    past = call.get(4)
     if past is not None:
         before = [call.reshape(call.slice(past, 0, n, n + 1), past.shape[1:]) for n in range(2)]
         k, v = call.concat([before[0], k], 2), call.concat([before[1], v], 2)
     present = None
     if len(call.outputs) > 1 and call.outputs[1]:
         present = call.concat([call.reshape(n, (1, *n.shape)) for n in (k, v)], 0)
-    mask = _Mask(call)
-    if call.get(3) is not None:
-        _padding(call, mask, call[3], x.shape[0], k.shape[-2])
-    if call.get(5) is not None:
-        mask.add(call[5])
-    return _joined(call, _attend(call, q, k, v, mask, call.flag("unidirectional"))), present
+    hidden_keys = _Mask(call)
+    if mask is not None:
+        _padding(call, hidden_keys, mask, batch, k.shape[-2])
+    if bias is not None:
+        hidden_keys.add(bias)
+    return _joined(call, _attend(call, q, k, v, hidden_keys, call.flag("unidirectional"))), present
 
 
 @operator("MultiHeadAttention", domain=MICROSOFT)

@@ -11,7 +11,7 @@ from dlcompiler.ir.narrow import INTEGERS, MINIFLOATS
 from dlcompiler.ir.types import DType, compute_dtype
 
 
-def _spread(call: Call, x: Node, parameter: Node) -> Node:
+def spread(call: Call, x: Node, parameter: Node) -> Node:
     """A scale or zero point shaped to broadcast over `x`: one number, one along `axis`, or one for each block along it."""
     if parameter.tensor.rank == 0 or parameter.shape == (1,):
         return call.reshape(parameter, ())
@@ -35,7 +35,7 @@ def _range(dtype: DType) -> tuple[int, int]:
     return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
 
 
-def _saturated(call: Call, wide: Node, zero: Node | None, dtype: DType) -> Node:
+def saturated(call: Call, wide: Node, zero: Node | None, dtype: DType) -> Node:
     """Rounded to the nearest, ties to even, moved by the zero point and clipped to the dtype's range."""
     if dtype.name in MINIFLOATS:
         moved = wide if zero is None else call.b.add(wide, call.cast(zero, wide.dtype))
@@ -57,8 +57,8 @@ def quantize_linear(call: Call) -> Node:
     dtype = zero.dtype if zero is not None else element_type(code) if code else element_type(2)
     precision = element_type(call.attribute("precision", 0) or 1)
     wide = precision if precision.bits > 32 else compute_dtype(scale.dtype)
-    quotient = call.b.div(call.cast(x, wide), call.cast(_spread(call, x, scale), wide))
-    return _saturated(call, quotient, None if zero is None else _spread(call, x, zero), dtype)
+    quotient = call.b.div(call.cast(x, wide), call.cast(spread(call, x, scale), wide))
+    return saturated(call, quotient, None if zero is None else spread(call, x, zero), dtype)
 
 
 @operator("DequantizeLinear")
@@ -67,20 +67,20 @@ def dequantize_linear(call: Call) -> Node:
     wide = compute_dtype(scale.dtype)
     moved = call.cast(x, wide)
     if zero is not None:
-        moved = call.b.sub(moved, call.cast(_spread(call, x, zero), wide))
+        moved = call.b.sub(moved, call.cast(spread(call, x, zero), wide))
     code = call.attribute("output_dtype", 0)
-    result = call.b.mul(moved, call.cast(_spread(call, x, scale), wide))
+    result = call.b.mul(moved, call.cast(spread(call, x, scale), wide))
     return call.cast(result, element_type(code) if code else scale.dtype)
 
 
-def _last(call: Call, parameter: Node, rank: int, axis: int) -> Node:
+def last(call: Call, parameter: Node, rank: int, axis: int) -> Node:
     """A scale for each row or column, shaped to broadcast; a single one as a number."""
     if parameter.tensor.rank == 0 or parameter.shape == (1,):
         return call.reshape(parameter, ())
     return call.along(parameter, axis % rank, rank) if parameter.tensor.rank == 1 else parameter
 
 
-def _requantized(call: Call, total: Node, scales: tuple[Node, Node, Node], zero: Node) -> Node:
+def requantized(call: Call, total: Node, scales: tuple[Node, Node, Node], zero: Node) -> Node:
     """Exact sums times both scales over the output's, rounded into the output's dtype.
 
     Sums of bytes are multiplied in float32 by the three scales made into one number, as ONNX's reference makes it, and as ONNX
@@ -89,7 +89,7 @@ def _requantized(call: Call, total: Node, scales: tuple[Node, Node, Node], zero:
     wide = "f32" if total.dtype.is_integer else "f64"
     a, b, y = (call.b.cast(s, dtype=wide) for s in scales)
     scaled = call.b.mul(call.b.cast(total, dtype=wide), call.b.div(call.b.mul(a, b), y))
-    return _saturated(call, scaled, zero, zero.dtype)
+    return saturated(call, scaled, zero, zero.dtype)
 
 
 @operator("QLinearMatMul")
@@ -97,12 +97,12 @@ def quantized_matmul(call: Call) -> Node:
     a, b = call.require_rank(0, 1), call.require_rank(3, 1)
     total = product_of_integers(call, (a, call[2]), (b, call[5]))
     rank = max(total.tensor.rank, 1)
-    scales = (_last(call, call[1], rank, -2), _last(call, call[4], rank, -1), call.reshape(call[6], ()))
-    return _requantized(call, total, scales, call.reshape(call[7], ()))
+    scales = (last(call, call[1], rank, -2), last(call, call[4], rank, -1), call.reshape(call[6], ()))
+    return requantized(call, total, scales, call.reshape(call[7], ()))
 
 
 @operator("QLinearConv")
 def quantized_conv(call: Call) -> Node:
     total = convolution_of_integers(call, (call.require_rank(0, 3), call[2]), (call[3], call[5]), call.get(8))
-    scales = (call.reshape(call[1], ()), _last(call, call[4], total.tensor.rank, 1), call.reshape(call[6], ()))
-    return _requantized(call, total, scales, call.reshape(call[7], ()))
+    scales = (call.reshape(call[1], ()), last(call, call[4], total.tensor.rank, 1), call.reshape(call[6], ()))
+    return requantized(call, total, scales, call.reshape(call[7], ()))

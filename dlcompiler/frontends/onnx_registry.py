@@ -8,8 +8,8 @@ of `call.version`, the version of the operator's schema (its `since_version`), n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -27,6 +27,8 @@ Entry = Callable[["Call"], Any]
 
 # (domain, operator) -> entry; the default domain is ""
 OPERATORS: dict[tuple[str, str], Entry] = {}
+# a version of an operator that none is newer than
+NEWEST = 1 << 30
 # entries that also take values which are no tensors of numbers
 TAKES_HOST_VALUES = frozenset({"Identity", "OptionalHasElement", "OptionalGetElement"})
 
@@ -233,6 +235,10 @@ class Call:
     def attribute(self, name: str, default: Any = None) -> Any:
         return self.attributes.get(name, default)
 
+    def chosen(self, *names: str) -> dict[str, Any]:
+        """Those of some attributes that are given."""
+        return {name: self.attributes[name] for name in names if name in self.attributes}
+
     def flag(self, name: str, default: int = 0) -> bool:
         return bool(self.attributes.get(name, default))
 
@@ -262,6 +268,27 @@ class Call:
         if len(values) != length:
             self.invalid(f"attribute {name} has {len(values)} numbers, not {length}")
         return tuple(values)
+
+    # -- other operators -------------------------------------------------------------------------------------------------
+
+    def apply(self, name: str, *inputs: Node | None, version: int = NEWEST, given: Mapping[str, Any] | None = None) -> Node:
+        """The first result of another operator of the default domain, as a part of this node; `given` are its attributes."""
+        result = self.apply_all(name, *inputs, version=version, given=given, outputs=self.outputs[:1])
+        return result[0] if isinstance(result, tuple) else result
+
+    def apply_all(
+        self,
+        name: str,
+        *inputs: Node | None,
+        version: int = NEWEST,
+        given: Mapping[str, Any] | None = None,
+        outputs: tuple[str, ...] | None = None,
+    ) -> Any:
+        """The same, all results, for `outputs`: this node's where they are not given."""
+        wanted = self.outputs if outputs is None else outputs
+        attributes = dict(given or {})
+        call = replace(self, op_type=name, version=version, inputs=list(inputs), attributes=attributes, outputs=wanted)
+        return OPERATORS[("", name)](call)
 
     # -- failing ---------------------------------------------------------------------------------------------------------
 
