@@ -26,29 +26,46 @@ operator("QuantizeLinear", domain=MICROSOFT)(quantize_linear)
 operator("DequantizeLinear", domain=MICROSOFT)(dequantize_linear)
 
 
+def _moved(call: Call, index: int) -> Node:
+    """The quantised input at `index` less its zero point, which is two inputs later, as float32."""
+    zero, wide = call.get(index + 2), call.cast(call[index], f32)
+    return wide if zero is None else call.b.sub(wide, call.cast(call.reshape(zero, ()), f32))
+
+
+def _scale(call: Call, index: int) -> Node:
+    return call.reshape(call[index], ())
+
+
 def _floats(call: Call, index: int) -> Node:
     """The quantised input at `index`, whose scale and zero point are the next two, as float32."""
-    x, scale, zero = call[index], call.reshape(call[index + 1], ()), call.get(index + 2)
-    wide = call.cast(x, f32)
-    if zero is not None:
-        wide = call.b.sub(wide, call.cast(call.reshape(zero, ()), f32))
-    return call.b.mul(wide, scale)
+    return call.b.mul(_moved(call, index), _scale(call, index + 1))
+
+
+def _rounded(call: Call, x: Node, index: int, like: Node) -> Node:
+    """`x`, already over its scale, moved by the zero point at `index` and rounded, in the dtype of `like`."""
+    zero = call.get(index)
+    return saturated(call, x, None if zero is None else call.reshape(zero, ()), like.dtype)
 
 
 def _bytes(call: Call, x: Node, index: int, like: Node) -> Node:
     """`x` with the scale at `index` and the zero point after it, in the dtype of `like`."""
-    zero = call.get(index + 1)
-    quotient = call.b.div(x, call.reshape(call[index], ()))
-    return saturated(call, quotient, None if zero is None else call.reshape(zero, ()), like.dtype)
+    return _rounded(call, call.b.div(x, _scale(call, index)), index + 1, like)
 
 
 # -- element by element, and windows -----------------------------------------------------------------------------------------
 
 
-@operator("QLinearAdd", "QLinearMul", domain=MICROSOFT)
-def quantized_pair(call: Call) -> Node:
-    name = "add" if call.op_type == "QLinearAdd" else "mul"
-    return _bytes(call, call.b(name, _floats(call, 0), _floats(call, 3)), 6, call[0])
+@operator("QLinearAdd", domain=MICROSOFT)
+def quantized_add(call: Call) -> Node:
+    """a * (a_scale / c_scale) + b * (b_scale / c_scale): what falls between two bytes falls as in ONNX Runtime, nearly always."""
+    a, b = (call.b.mul(_moved(call, k), call.b.div(_scale(call, k + 1), _scale(call, 6))) for k in (0, 3))
+    return _rounded(call, call.b.add(a, b), 7, call[0])
+
+
+@operator("QLinearMul", domain=MICROSOFT)
+def quantized_mul(call: Call) -> Node:
+    scale = call.b.div(call.b.mul(_scale(call, 1), _scale(call, 4)), _scale(call, 6))
+    return _rounded(call, call.b.mul(call.b.mul(_moved(call, 0), _moved(call, 3)), scale), 7, call[0])
 
 
 def _unary(call: Call, compute: Callable[[Node], Node]) -> Node:

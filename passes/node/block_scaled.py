@@ -104,12 +104,15 @@ def _narrow_rows(b: GraphRewriter, node: Node) -> Node | None:
 
     def spread(part: Blocks) -> Node:
         numbers = part.numbers.astype(np.float32)
-        taken = b.constant(numbers[0]) if numbers.shape[0] == 1 else b.index(b.constant(numbers), rows, axes=(0,))
-        count = numbers.shape[1]
+        held, count = numbers.shape
+        each = known(table.shape[0]) // held
+        at = rows if each == 1 or held == 1 else b.floor_div(rows, b.constant(np.asarray(each, rows.dtype.numpy)))
+        taken = b.constant(numbers[0]) if held == 1 else b.index(b.constant(numbers), at, axes=(0,))
         wide = b.expand(b.reshape(taken, shape=(*taken.shape, 1)), shape=(*shape, count, width // count))
         return b.reshape(wide, shape=(*shape, width))
 
-    if any(width % part.numbers.shape[1] for part in (weight.scale, weight.zero) if part is not None):
+    parts = [part.numbers.shape for part in (weight.scale, weight.zero) if part is not None]
+    if any(known(table.shape[0]) % held or width % count for held, count in parts):
         return None
     less = 1 << (weight.bits - 1) if weight.is_signed else 0
     wide = b.cast(b.index(b.constant(weight.codes), rows, axes=(0,)), dtype="f32")
