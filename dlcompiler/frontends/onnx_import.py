@@ -28,6 +28,7 @@ from dlcompiler.frontends.onnx_fold import FoldingBuilder, Limits
 from dlcompiler.frontends.onnx_host import host_attributes, is_implemented
 from dlcompiler.frontends.onnx_host_call import call_host, own_operator
 from dlcompiler.frontends.onnx_interface import Interface
+from dlcompiler.frontends.onnx_join import SizesToJoin, sizes_to_join
 from dlcompiler.frontends.onnx_load import TensorReader, check_header, newest_opset, opset_versions, printable, read_model
 from dlcompiler.frontends.onnx_order import ordered
 from dlcompiler.frontends.onnx_registry import (
@@ -82,11 +83,15 @@ def import_onnx(
         model = read_model(model)
     reader = TensorReader(folder)
     limits: Limits = {}
+    joined: dict[str, str] = {}
     while True:
-        importer = _Importer(model, shown, reader, input_shapes or {}, input_values or {}, limits)
+        importer = _Importer(model, shown, reader, input_shapes or {}, input_values or {}, limits, joined)
         importer.baked.rewrite = fix_batch
         try:
             graph = importer.run()
+        except SizesToJoin as found:
+            joined = {**joined, **found.joined}
+            continue
         finally:
             if inventory is not None:
                 inventory[:] = importer.inventory()
@@ -163,11 +168,12 @@ class _Importer:
         input_shapes: Mapping[str, Sequence[int | str]],
         input_values: Mapping[str, np.ndarray],
         limits: Limits,
+        joined: Mapping[str, str],
     ) -> None:
         self.model, self.shown, self.reader, self.input_values = model, shown, reader, input_values
         self.b = FoldingBuilder(model.graph.name or "main", limits)
         self.unstated = dict(limits)
-        self.interface = Interface(model.graph, input_shapes)
+        self.interface = Interface(model.graph, input_shapes, joined)
         self.functions: dict[tuple[str, str, str], FunctionProto] = {}
         for function in model.functions:
             self.functions[(_domain(function.domain), function.name, function.overload)] = function
@@ -402,6 +408,8 @@ class _Importer:
                 results = call_host(self, node, scope, inputs, schema, location, error.message)
             if results is not None:
                 return results
+            if joined := sizes_to_join(node, inputs, self._sizes_of_inputs()):
+                raise SizesToJoin(joined) from None
             if open_sizes:
                 self._problem(f"{described}: {error.message} (symbolic sizes; fix them with input shapes)", location)
                 return missing

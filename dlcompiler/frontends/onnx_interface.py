@@ -14,9 +14,14 @@ from dlcompiler.ir.errors import CompilerError, InputError, InvalidModelError, U
 from dlcompiler.ir.expression import Dim, size_name, symbol
 from dlcompiler.ir.types import HostType, TensorType
 
+NO_NAMES = frozenset({"", "?", "*", "_", "-1", "None", "none", "unk", "unknown"})
+
 
 def declared_dims(info: ValueInfoProto) -> list[int | str | None] | None:
-    """The dimensions as the file gives them: a number, a name, or None for neither. None if there is no shape at all."""
+    """The dimensions as the file gives them: a number, a name, or None for neither. None if there is no shape at all.
+
+    What exporters write for any size whatever, `?` say, is no name: dimensions that are called so are not all of one size.
+    """
     tensor = info.type.tensor_type
     if not info.type.HasField("tensor_type") or not tensor.HasField("shape"):
         return None
@@ -24,7 +29,7 @@ def declared_dims(info: ValueInfoProto) -> list[int | str | None] | None:
     for dim in tensor.shape.dim:
         if dim.HasField("dim_value") and dim.dim_value >= 0:
             dims.append(dim.dim_value)
-        elif dim.HasField("dim_param") and dim.dim_param:
+        elif dim.HasField("dim_param") and dim.dim_param not in NO_NAMES:
             dims.append(dim.dim_param)
         else:
             dims.append(None)
@@ -34,7 +39,10 @@ def declared_dims(info: ValueInfoProto) -> list[int | str | None] | None:
 class Interface:
     """The inputs that a call must give (initializers, which old files list among the inputs, are not), with their types."""
 
-    def __init__(self, graph: GraphProto, given: Mapping[str, Sequence[int | str]]) -> None:
+    def __init__(
+        self, graph: GraphProto, given: Mapping[str, Sequence[int | str]], joined: Mapping[str, str] | None = None
+    ) -> None:
+        """`joined`: names of sizes, each with the one that it is to be equal to."""
         initialized = {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
         self.inputs = [i for i in graph.input if i.name not in initialized]
         for info in self.inputs:
@@ -42,6 +50,7 @@ class Interface:
                 raise InvalidModelError("an input of the graph has no name")
         # a size given by the user overrides the file, so what the file says of other tensors no longer counts
         self.declared = {} if given else {i.name: i for i in (*graph.value_info, *graph.output)}
+        self._joined = dict(joined or {})
         self._given = {name: tuple(shape) for name, shape in given.items()}
         self._symbols: dict[str, Dim] = {}
         self._taken: set[str] = set()
@@ -135,6 +144,8 @@ class Interface:
         while name in self._taken:
             name, count = size_name(f"{hint}_{count}"), count + 1
         self._taken.add(name)
+        while name in self._joined:
+            name = self._joined[name]
         return symbol(name)
 
 
