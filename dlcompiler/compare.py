@@ -98,9 +98,17 @@ def compare_all(names: Sequence[str], expected: Sequence[Any], actual: Sequence[
 
 
 def arrays_in(names: Sequence[str], values: Sequence[Any]) -> Iterator[tuple[str, np.ndarray]]:
-    """Each array with its name: those of a sequence as `name[0]` and so on, an optional that holds nothing not at all."""
+    """Each array with its name: those of a sequence as `name[0]` and so on, an optional that holds nothing not at all.
+
+    A dictionary is its keys, in order, and its values; numbers of Python in it are float32 in the model.
+    """
     for name, value in zip(names, values):
-        if isinstance(value, list | tuple):
+        if isinstance(value, Mapping):
+            keys = sorted(value)
+            held = np.array([value[key] for key in keys])
+            yield f"{name}.keys", np.array(keys, dtype=object)
+            yield f"{name}.values", held.astype(np.float32) if held.dtype.kind == "f" else held
+        elif isinstance(value, list | tuple):
             yield from arrays_in([f"{name}[{k}]" for k in range(len(value))], value)
         elif value is not None:
             yield name, np.asarray(value)

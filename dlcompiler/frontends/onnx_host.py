@@ -22,8 +22,9 @@ from dlcompiler.frontends.onnx_registry import ELEMENT_TYPES
 from dlcompiler.ir.errors import InputError, UnsupportedError
 from dlcompiler.ir.types import HostType
 
-# what the evaluator answers otherwise than the operators' text and ONNX Runtime in some cases: pools with padding, say
-OTHERWISE = frozenset({"MaxPool", "AveragePool", "LpPool", "ConvTranspose", "GRU", "RNN"})
+# what the evaluator answers otherwise than the operators' text and ONNX Runtime in some cases: pools with padding, say, and
+# recurrent layers whose sequences have lengths
+OTHERWISE = frozenset({"MaxPool", "AveragePool", "LpPool", "ConvTranspose", "LSTM", "GRU", "RNN"})
 # where the reference evaluator has each domain's operators
 _PACKAGES = {"": "ops", "ai.onnx.ml": "ops.aionnxml", "ai.onnx.preview.training": "ops.aionnx_preview_training"}
 _CODES = {name.lower(): code for name, code in TensorProto.DataType.items()}
@@ -153,16 +154,21 @@ def _operator(attributes: Mapping[str, Any]) -> Callable[[Sequence[Any]], list[A
     if own is None:
         key = {name: attributes[name] for name in ("operator", "domain", "version", "given", "results", "attributes")}
         evaluator, names = _evaluator(json.dumps(key))
-        return lambda operands: list(evaluator.run(None, dict(zip(names, operands))))
+        return lambda operands: [_with_texts(value) for value in evaluator.run(None, dict(zip(names, operands)))]
     is_ours = defined is None
     named = {key: _plain_value(value) for key, value in attributes["attributes"].items() if key != "type" or not is_ours}
 
     def run(operands: Sequence[Any]) -> list[Any]:
         given = iter(operands)
         result = own(*(next(given) if is_given else None for is_given in attributes["given"]), **named)
-        return [result] if is_ours or not isinstance(result, tuple) else list(result)
+        return list(result) if isinstance(result, tuple) else [result]  # a sequence is a list
 
     return run
+
+
+def _with_texts(value: Any) -> Any:
+    """A result of the evaluator; texts are objects, as they are everywhere else."""
+    return value.astype(object) if isinstance(value, np.ndarray) and value.dtype.kind == "U" else value
 
 
 # -- types -------------------------------------------------------------------------------------------------------------------

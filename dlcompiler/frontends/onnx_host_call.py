@@ -33,7 +33,7 @@ def call_host(
     types = infer_types(resolved, schema, inputs, scope.versions, importer.b, importer.interface.fresh)
     if types is None:
         return None
-    return _append(importer, resolved, schema.version, inputs, types, location, reason)
+    return append_call(importer, resolved, schema.version, inputs, types, location, reason)
 
 
 def own_operator(
@@ -46,7 +46,7 @@ def own_operator(
         types = _own_types(importer, definition, inputs, attributes)
         resolved = _resolved(node, scope)
         version = scope.versions["" if node.domain == "ai.onnx" else node.domain]
-        return _append(importer, resolved, version, inputs, types, location, "defined by the user")
+        return append_call(importer, resolved, version, inputs, types, location, "defined by the user")
     result = definition.build(importer.b, inputs, attributes)
     results = result if isinstance(result, tuple) else (result,)
     if len(results) < len(node.output) or not all(isinstance(each, Node) or each is None for each in results):
@@ -79,9 +79,10 @@ def _resolved(node: NodeProto, scope: Scope) -> NodeProto:
     return resolved
 
 
-def _append(
+def append_call(
     importer: _Importer, node: NodeProto, version: int, inputs: Sequence[Any], types: Types, location: str, reason: str
 ) -> tuple[Node | None, ...]:
+    """The results, of `types`, of a node that the host runs. Raises UnsupportedError where it has more of them."""
     while node.output and not node.output[-1]:
         del node.output[-1]
     if len(types) < len(node.output):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dlcompiler.frontends.onnx_host_ml import OWN_ML
 from dlcompiler.ir.errors import InputError
 
 INT64 = 7  # TensorProto.INT64
@@ -101,6 +102,21 @@ def multinomial(x: np.ndarray, *, dtype: int = 6, sample_size: int = 1, seed: fl
     return drawn.astype(np.int64 if dtype == INT64 else np.int32)
 
 
+def unique(x: np.ndarray, *, axis: int | None = None, sorted: int = 1) -> tuple[np.ndarray, ...]:
+    """Distinct elements, or slices along an axis, where each is found first, which each is, and how many there are of each.
+
+    They are in ascending order or, if they are not to be sorted, in the order in which they are found.
+    """
+    values, first, inverse, counts = np.unique(x, return_index=True, return_inverse=True, return_counts=True, axis=axis)
+    inverse = inverse.reshape(-1)
+    if not sorted:
+        order = np.argsort(first, kind="stable")
+        values = values[order] if axis is None else np.take(values, order, axis=axis)
+        first, counts = first[order], counts[order]
+        inverse = np.argsort(order, kind="stable")[inverse]
+    return values, *(each.astype(np.int64) for each in (first, inverse, counts))
+
+
 def _optional(value: Any = None, **attributes: Any) -> Any:
     return value
 
@@ -110,7 +126,9 @@ OWN: Mapping[tuple[str, str], Callable[..., Any]] = {
     ("", "NonMaxSuppression"): non_max_suppression,
     ("", "MaxRoiPool"): max_roi_pool,
     ("", "Multinomial"): multinomial,
+    ("", "Unique"): unique,
     ("", "Slice"): slices,
+    **OWN_ML,
     ("", "Optional"): _optional,
     ("", "OptionalGetElement"): _optional,
     ("", "OptionalHasElement"): lambda value=None: np.asarray(value is not None),

@@ -26,9 +26,9 @@ from dlcompiler.frontends.onnx_contrib_schema import check_contrib
 from dlcompiler.frontends.onnx_control import ControlFlow
 from dlcompiler.frontends.onnx_fold import FoldingBuilder, Limits
 from dlcompiler.frontends.onnx_host import host_attributes, is_implemented
-from dlcompiler.frontends.onnx_host_call import call_host, own_operator
+from dlcompiler.frontends.onnx_host_call import append_call, call_host, own_operator
 from dlcompiler.frontends.onnx_interface import Interface
-from dlcompiler.frontends.onnx_join import SizesToJoin, sizes_to_join
+from dlcompiler.frontends.onnx_join import Joined, SizesToJoin, sizes_to_join
 from dlcompiler.frontends.onnx_load import TensorReader, check_header, newest_opset, opset_versions, printable, read_model
 from dlcompiler.frontends.onnx_order import ordered
 from dlcompiler.frontends.onnx_registry import (
@@ -83,7 +83,7 @@ def import_onnx(
         model = read_model(model)
     reader = TensorReader(folder)
     limits: Limits = {}
-    joined: dict[str, str] = {}
+    joined: Joined = {}
     while True:
         importer = _Importer(model, shown, reader, input_shapes or {}, input_values or {}, limits, joined)
         importer.baked.rewrite = fix_batch
@@ -168,7 +168,7 @@ class _Importer:
         input_shapes: Mapping[str, Sequence[int | str]],
         input_values: Mapping[str, np.ndarray],
         limits: Limits,
-        joined: Mapping[str, str],
+        joined: Joined,
     ) -> None:
         self.model, self.shown, self.reader, self.input_values = model, shown, reader, input_values
         self.b = FoldingBuilder(model.graph.name or "main", limits)
@@ -408,8 +408,8 @@ class _Importer:
                 results = call_host(self, node, scope, inputs, schema, location, error.message)
             if results is not None:
                 return results
-            if joined := sizes_to_join(node, inputs, self._sizes_of_inputs()):
-                raise SizesToJoin(joined) from None
+            if equal := sizes_to_join(node, inputs, self._sizes_of_inputs()):
+                raise SizesToJoin(equal) from None
             if open_sizes:
                 self._problem(f"{described}: {error.message} (symbolic sizes; fix them with input shapes)", location)
                 return missing
@@ -433,6 +433,7 @@ class _Importer:
         version = schema.version if schema is not None else scope.versions[domain]
         call = Call(node.op_type, version, inputs, attributes, tuple(node.output), self.b, location, self.interface.fresh)
         call.baked = self.baked
+        call.host = lambda *made: append_call(self, *made[:4], location, made[4])
         try:
             if mapped and (not on_host or node.op_type in TAKES_HOST_VALUES):
                 result = OPERATORS[(domain, node.op_type)](call)

@@ -13,6 +13,7 @@ from dlcompiler.frontends.onnx_ops_contrib_attention import attention_of_packed
 from dlcompiler.frontends.onnx_ops_contrib_fused import WINDOWS, channels_first, channels_last, in_layout
 from dlcompiler.frontends.onnx_ops_quantize import (
     dequantize_linear,
+    dynamic_bytes,
     last,
     quantize_linear,
     requantized,
@@ -20,7 +21,7 @@ from dlcompiler.frontends.onnx_ops_quantize import (
 )
 from dlcompiler.frontends.onnx_registry import Call, operator
 from dlcompiler.ir.graph import Node
-from dlcompiler.ir.types import f32, i32, u8
+from dlcompiler.ir.types import f32, i32
 
 operator("QuantizeLinear", domain=MICROSOFT)(quantize_linear)
 operator("DequantizeLinear", domain=MICROSOFT)(dequantize_linear)
@@ -168,21 +169,6 @@ def _scaled(
 @operator("MatMulIntegerToFloat", domain=MICROSOFT)
 def integers_to_floats(call: Call) -> Node:
     return _scaled(call, (call[0], call.get(4)), (call[1], call.get(5)), (call[2], call[3]), call.get(6))
-
-
-def dynamic_bytes(call: Call, x: Node) -> tuple[Node, Node, Node]:
-    """`x` as u8 with the scale and the zero point that its own range, made to hold 0, asks for; as ONNX's DynamicQuantizeLinear.
-
-    The scale of what is 0 everywhere is 1.
-    """
-    axes = tuple(range(x.tensor.rank))
-    low = call.b.minimum(call.b.reduce_min(x, axes=axes, keepdims=False), 0.0)
-    high = call.b.maximum(call.b.reduce_max(x, axes=axes, keepdims=False), 0.0)
-    width = call.b.sub(high, low)
-    one = call.number(1, width)
-    scale = call.b.where(call.b.gt(width, call.number(0, width)), call.b.div(width, call.number(255, width)), one)
-    zero = saturated(call, call.b.neg(call.b.div(low, scale)), None, u8)
-    return saturated(call, call.b.div(x, scale), zero, u8), scale, zero
 
 
 @operator("DynamicQuantizeMatMul", domain=MICROSOFT)

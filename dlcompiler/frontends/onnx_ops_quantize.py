@@ -8,7 +8,7 @@ from dlcompiler.frontends.onnx_registry import Call, element_type, operator
 from dlcompiler.ir.expression import floor_div
 from dlcompiler.ir.graph import Node
 from dlcompiler.ir.narrow import INTEGERS, MINIFLOATS
-from dlcompiler.ir.types import DType, compute_dtype
+from dlcompiler.ir.types import DType, compute_dtype, u8
 
 
 def spread(call: Call, x: Node, parameter: Node) -> Node:
@@ -71,6 +71,26 @@ def dequantize_linear(call: Call) -> Node:
     code = call.attribute("output_dtype", 0)
     result = call.b.mul(moved, call.cast(spread(call, x, scale), wide))
     return call.cast(result, element_type(code) if code else scale.dtype)
+
+
+def dynamic_bytes(call: Call, x: Node) -> tuple[Node, Node, Node]:
+    """`x` as u8 with the scale and the zero point that its own range, made to hold 0, asks for.
+
+    The scale of what is 0 everywhere is 1.
+    """
+    axes = tuple(range(x.tensor.rank))
+    low = call.b.minimum(call.b.reduce_min(x, axes=axes, keepdims=False), 0.0)
+    high = call.b.maximum(call.b.reduce_max(x, axes=axes, keepdims=False), 0.0)
+    width = call.b.sub(high, low)
+    one = call.number(1, width)
+    scale = call.b.where(call.b.gt(width, call.number(0, width)), call.b.div(width, call.number(255, width)), one)
+    zero = saturated(call, call.b.neg(call.b.div(low, scale)), None, u8)
+    return saturated(call, call.b.div(x, scale), zero, u8), scale, zero
+
+
+@operator("DynamicQuantizeLinear")
+def dynamic_quantize_linear(call: Call) -> tuple[Node, Node, Node]:
+    return dynamic_bytes(call, call[0])
 
 
 def last(call: Call, parameter: Node, rank: int, axis: int) -> Node:

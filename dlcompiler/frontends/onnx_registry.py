@@ -139,6 +139,8 @@ class Call:
     # makes a symbol for a size that only data tells
     fresh: Callable[[str], Dim]
     baked: BakedSizes = field(default_factory=lambda: BakedSizes())
+    # (node, version of its operator, inputs, types of results, reason) -> results: a call of the host
+    host: Callable[..., tuple[Node, ...]] = lambda *_: ()
 
     # -- inputs ----------------------------------------------------------------------------------------------------------
 
