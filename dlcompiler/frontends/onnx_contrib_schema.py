@@ -102,6 +102,20 @@ _MADE: Mapping[str, Formal] = {
     ),
 }
 
+# what exporters write for operators that the default domain has, or had not yet
+_PLAIN: Mapping[str, Formal] = {
+    "CDist": Formal(2, 2, {"metric": STRING}, ("f2", "f2")),
+    "ExpandDims": Formal(2, 2, {}, ("*", "i01")),
+    "GatherND": Formal(2, 2, {}, ("*", "i")),
+    "GridSample": Formal(2, 2, {"align_corners": INT, "mode": STRING, "padding_mode": STRING}, ("f4", "f4")),
+    "Inverse": Formal(1, 1, {}, ("f",)),
+    "Pad": Formal(2, 3, {"mode": STRING}, ("*", "i1", "*01")),
+    "Range": Formal(2, 3, {}, ("*01", "*01", "*01")),
+    "RelativePositionBias": Formal(3, 3, {"is_bidirectional": INT, "max_distance": COUNT}, ("f2", "i01", "i01")),
+    "Trilu": Formal(1, 2, {"upper": INT}, ("*", "i01")),
+    "Unique": Formal(1, 1, {}, ("*1",)),
+}
+
 # what is laid out in blocks of channels
 _BLOCKED: Mapping[str, Formal] = {
     "ReorderInput": Formal(1, 1, {"channels_last": INT}, ("f4",)),
@@ -116,6 +130,11 @@ _BLOCKED: Mapping[str, Formal] = {
 
 FORMALS: Mapping[str, Formal] = {
     **_MADE,
+    **_PLAIN,
+    "Tokenizer": Formal(
+        1, 1,
+        {"mark": INT, "pad_value": STRING, "mincharnum": INT, "separators": STRINGS, "tokenexp": STRING, "stopwords": STRINGS},
+    ),
     "FastGelu": Formal(1, 2, {}, ("f", "f")),
     "BiasGelu": Formal(2, 2, {}, ("f", "f")),
     "Gelu": Formal(1, 1, {}, ("f",)),

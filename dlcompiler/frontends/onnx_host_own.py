@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -117,6 +118,35 @@ def unique(x: np.ndarray, *, axis: int | None = None, sorted: int = 1) -> tuple[
     return values, *(each.astype(np.int64) for each in (first, inverse, counts))
 
 
+def first_come(x: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Distinct numbers in the order in which they come, which each is, and how many there are of each."""
+    values, _, inverse, counts = unique(x, sorted=0)
+    return values, inverse, counts
+
+
+def tokens(
+    texts: np.ndarray, *, mark: int, pad_value: str, mincharnum: int = 1, separators: Sequence[str] = (), tokenexp: str = ""
+) -> np.ndarray:
+    """[..., texts, most tokens] of texts [..., texts]: what lies between separators, or what an expression matches.
+
+    Without either each letter is a token. With `mark` a text begins with U+0002 and ends with U+0003.
+    """
+    if tokenexp:
+        found = [[m.group(0) for m in re.finditer(tokenexp, text)] for text in texts.ravel()]
+    elif any(separators):
+        between = re.compile("|".join(f"(?:{each})" for each in separators))
+        found = [between.split(text) for text in texts.ravel()]
+    else:
+        found = [list(text) for text in texts.ravel()]
+    rows = [[token for token in row if len(token) >= max(mincharnum, 1)] for row in found]
+    rows = [["\x02", *row, "\x03"] for row in rows] if mark else rows
+    width = max(map(len, rows), default=0)
+    result = np.full((len(rows), width), pad_value, dtype=object)
+    for k, row in enumerate(rows):
+        result[k, : len(row)] = row
+    return result.reshape(*texts.shape, width)
+
+
 def _optional(value: Any = None, **attributes: Any) -> Any:
     return value
 
@@ -128,6 +158,9 @@ OWN: Mapping[tuple[str, str], Callable[..., Any]] = {
     ("", "Multinomial"): multinomial,
     ("", "Unique"): unique,
     ("", "Slice"): slices,
+    ("com.microsoft", "Inverse"): np.linalg.inv,
+    ("com.microsoft", "Tokenizer"): tokens,
+    ("com.microsoft", "Unique"): first_come,
     **OWN_ML,
     ("", "Optional"): _optional,
     ("", "OptionalGetElement"): _optional,

@@ -11,6 +11,8 @@ from dlcompiler.frontends import (  # noqa: F401
     onnx_ops_contrib_blocked,
     onnx_ops_contrib_blocks,
     onnx_ops_contrib_fused,
+    onnx_ops_contrib_host,
+    onnx_ops_contrib_plain,
     onnx_ops_contrib_quantize,
     onnx_ops_elementwise,
     onnx_ops_fourier,

@@ -30,7 +30,7 @@ OPERATORS: dict[tuple[str, str], Entry] = {}
 # a version of an operator that none is newer than
 NEWEST = 1 << 30
 # entries that also take values which are no tensors of numbers
-TAKES_HOST_VALUES = frozenset({"Identity", "OptionalHasElement", "OptionalGetElement"})
+TAKES_HOST_VALUES = frozenset({"Identity", "OptionalHasElement", "OptionalGetElement", "Tokenizer"})
 
 
 def _newer_types() -> dict[int, DType]:
