@@ -28,7 +28,7 @@ from dlcompiler.frontends.onnx_fold import FoldingBuilder, Limits
 from dlcompiler.frontends.onnx_host import host_attributes, is_implemented
 from dlcompiler.frontends.onnx_host_call import append_call, call_host, own_operator
 from dlcompiler.frontends.onnx_interface import Interface
-from dlcompiler.frontends.onnx_join import Joined, SizesToJoin, sizes_to_join
+from dlcompiler.frontends.onnx_join import Joined, SizesToJoin, sizes_to_join, with_joined
 from dlcompiler.frontends.onnx_load import TensorReader, check_header, newest_opset, opset_versions, printable, read_model
 from dlcompiler.frontends.onnx_order import ordered
 from dlcompiler.frontends.onnx_registry import (
@@ -90,7 +90,7 @@ def import_onnx(
         try:
             graph = importer.run()
         except SizesToJoin as found:
-            joined = {**joined, **found.joined}
+            joined = with_joined(joined, found.joined)
             continue
         finally:
             if inventory is not None:
@@ -408,7 +408,7 @@ class _Importer:
                 results = call_host(self, node, scope, inputs, schema, location, error.message)
             if results is not None:
                 return results
-            if equal := sizes_to_join(node, inputs, self._sizes_of_inputs()):
+            if equal := sizes_to_join(node, inputs, self.b, self._sizes_of_inputs()):
                 raise SizesToJoin(equal) from None
             if open_sizes:
                 self._problem(f"{described}: {error.message} (symbolic sizes; fix them with input shapes)", location)

@@ -9,7 +9,7 @@ from onnx import GraphProto, TensorProto, ValueInfoProto
 
 from dlcompiler.frontends.onnx_fold import MOST_DIMENSIONS
 from dlcompiler.frontends.onnx_host import host_type
-from dlcompiler.frontends.onnx_join import Joined, joined_size
+from dlcompiler.frontends.onnx_join import Joined
 from dlcompiler.frontends.onnx_registry import element_type
 from dlcompiler.ir.errors import CompilerError, InputError, InvalidModelError, UnsupportedError
 from dlcompiler.ir.expression import Dim, size_name, symbol
@@ -41,7 +41,7 @@ class Interface:
     """The inputs that a call must give (initializers, which old files list among the inputs, are not), with their types."""
 
     def __init__(self, graph: GraphProto, given: Mapping[str, Sequence[int | str]], joined: Joined | None = None) -> None:
-        """`joined`: names of sizes, each with the one, or the number, that it is to be equal to."""
+        """`joined`: names of sizes, each with what it is to be equal to."""
         initialized = {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
         self.inputs = [i for i in graph.input if i.name not in initialized]
         for info in self.inputs:
@@ -143,8 +143,7 @@ class Interface:
         while name in self._taken:
             name, count = size_name(f"{hint}_{count}"), count + 1
         self._taken.add(name)
-        size = joined_size(self._joined, name)
-        return size if isinstance(size, int) else symbol(size or name)
+        return self._joined.get(name, symbol(name))
 
 
 def _may_be(declared: Sequence[int | str | None], actual: tuple[Dim, ...]) -> bool:
