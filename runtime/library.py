@@ -241,7 +241,8 @@ def _convolution(call: Call) -> Routine:
     i, w, o = x.position, weight.position, out.position
     b = bias[0].position if bias else None
     # of integers ATen convolves with dilations, and transposed, only the widest; modulo their size all give the same
-    widened = not (x.dtype.is_floating_point or x.dtype.is_complex) and (call.attributes["transposed"] or max(attributes["dilations"]) > 1)
+    whole = not (x.dtype.is_floating_point or x.dtype.is_complex)
+    widened = whole and (call.attributes["transposed"] or max(attributes["dilations"]) > 1)
 
     def run(tensors: Sequence[Tensor]) -> None:
         given = [tensors[i], tensors[w], None if b is None else tensors[b]]

@@ -40,6 +40,7 @@ from dlcompiler.frontends.onnx_registry import (
     ToFunctionBody,
 )
 from dlcompiler.frontends.onnx_schema import Schema, check_node, check_types, first_schema, function_body, schema_of
+from dlcompiler.frontends.onnx_seen import SeenNode
 from dlcompiler.ir.control import needed, tensor_types
 from dlcompiler.ir.errors import DTypeError, InputError, InvalidModelError, ShapeError, UnsupportedError
 from dlcompiler.ir.expression import symbols
@@ -101,22 +102,6 @@ def import_onnx(
             return graph
         # the inputs, made first, must state what the rest turned out to rely on
         limits = importer.b.limits
-
-
-@dataclass(frozen=True)
-class SeenNode:
-    """One node of the file: `version` of its operator set, `dtypes` of its inputs, and why it cannot be imported, if so.
-
-    `inlined`: it calls a function of the model, whose nodes follow.
-    """
-
-    op: str
-    domain: str
-    version: int
-    dtypes: tuple[str, ...]
-    location: str
-    problem: str | None = None
-    inlined: bool = False
 
 
 @dataclass(frozen=True)
@@ -185,6 +170,7 @@ class _Importer:
         self.active: list[tuple[str, str, str]] = []
         self.control = ControlFlow(self)
         self.baked = BakedSizes()
+        self.joined = joined
         self.imported = 0
         self.warnings = 0
 
@@ -400,20 +386,35 @@ class _Importer:
             self._problem(f"{described}: {error.message}", location)
             return missing
         except ShapeError as error:
-            open_sizes = _open_sizes(i for i in inputs if isinstance(i, Node))
-            # what data tells may fit or broadcast once it is known
-            told = open_sizes - self._sizes_of_inputs()
-            results = None
-            if told and by_host and schema is not None:
-                results = call_host(self, node, scope, inputs, schema, location, error.message)
+            results = self._misfit(node, inputs, schema if by_host else None, described, location, error, scope)
+            return missing if results is None else results
+
+    def _misfit(
+        self,
+        node: NodeProto,
+        inputs: list[Value],
+        by_host: Schema | None,
+        described: str,
+        location: str,
+        error: ShapeError,
+        scope: Scope,
+    ) -> tuple[Value, ...] | None:
+        """What a node gives whose inputs do not fit, or are not known to: None where a problem is noted.
+
+        Raises SizesToJoin where they fit if open sizes are equal, and InvalidModelError where they cannot fit.
+        """
+        open_sizes = _open_sizes(i for i in inputs if isinstance(i, Node))
+        # what data tells may fit or broadcast once it is known
+        if by_host is not None and open_sizes - self._sizes_of_inputs():
+            results = call_host(self, node, scope, inputs, by_host, location, error.message)
             if results is not None:
                 return results
-            if equal := sizes_to_join(node, inputs, self.b, self._sizes_of_inputs()):
-                raise SizesToJoin(equal) from None
-            if open_sizes:
-                self._problem(f"{described}: {error.message} (symbolic sizes; fix them with input shapes)", location)
-                return missing
-            raise InvalidModelError(f"{self.shown}: {node.op_type}: {error.message}", location=location) from None
+        if equal := sizes_to_join(node, inputs, self.b, self._sizes_of_inputs()):
+            raise SizesToJoin(equal) from None
+        if open_sizes or self.joined:  # with other sizes than those that were joined it may fit
+            self._problem(f"{described}: {error.message} (symbolic sizes; fix them with input shapes)", location)
+            return None
+        raise InvalidModelError(f"{self.shown}: {node.op_type}: {error.message}", location=location) from None
 
     def _described(self, node: NodeProto, domain: str, version: int, inputs: Iterable[Value]) -> str:
         dtypes = [i.type.name if isinstance(i.type, HostType) else i.dtype.name for i in inputs if isinstance(i, Node)]

@@ -158,7 +158,7 @@ def _equal_sizes(node: NodeProto, tensors: Sequence[Node | None], b: FoldingBuil
             yield from zip(first[-3::-1], second[-3::-1])
     elif node.op_type == "Reshape":
         target = b.dims(tensors[1]) if tensors[1] is not None else None
-        yield from zip(first[:1], (target or ())[:1])
+        yield from ((own, wanted) for own, wanted in zip(first[:1], target or ()) if not isinstance(wanted, int))
     elif node.op_type == "Attention" and len(first) == len(second) == 4:
         for other in shapes[2:3]:
             yield from zip(second[:3], other[:3])

@@ -158,7 +158,12 @@ def linear_classifier(call: Call) -> tuple[Node, Node]:
     count = len(call.attribute("coefficients") or ()) // width if isinstance(width, int) and width else len(labels)
     scores = _linear(call, x, count)
     if count == 1 and len(labels) == 2:
-        scores = both_classes(call, scores, rest_of_one=False)
-    elif count != len(labels) or count < 2:
+        signs = both_classes(call, scores, rest_of_one=False)
+        if call.attribute("post_transform", "NONE") == "LOGISTIC":
+            return classified(call, signs, labels, texts)
+        # as ONNX Runtime, which transforms a single score in no other way
+        place = call.b.argmax(signs, axes=(1,), keepdims=False)
+        return labelled(call, call.cast(place, i64), labels, texts), both_classes(call, scores, rest_of_one=True)
+    if count != len(labels) or count < 2:
         call.unsupported(f"{count} scores of {len(labels)} classes")
     return classified(call, scores, labels, texts, by=scores)

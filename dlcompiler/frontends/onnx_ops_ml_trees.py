@@ -75,13 +75,16 @@ def read_trees(call: Call, dtype: type) -> Trees:
 
 
 def _depth(call: Call, roots: np.ndarray, yes: np.ndarray, no: np.ndarray, inner: np.ndarray) -> int:
-    level, depth = roots[inner[roots]], 0
+    level, depth, found = roots[inner[roots]], 0, len(roots)
     while level.size:
         depth += 1
+        found += 2 * len(level)
         if depth > MOST_DEPTH:
             call.unsupported(f"a tree deeper than {MOST_DEPTH}")
         level = np.unique(np.concatenate([yes[level], no[level]]))
         level = level[inner[level]]
+    if found != len(inner):
+        call.invalid("some nodes are in no tree, or in several places of one")
     return depth
 
 

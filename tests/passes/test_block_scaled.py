@@ -119,14 +119,17 @@ def test_last_bits_may_not_change_under_eager_numerics() -> None:
     assert "block_linear" not in names(optimize(graph_of(columns_behind, "u4", True), CPU, DefaultOptions(numerics="eager")))
 
 
+@pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("dtype", sorted(RANGES))
-def test_rows_of_a_narrow_table(dtype: str) -> None:
+def test_rows_of_a_narrow_table(dtype: str, axis: int) -> None:
+    """Blocks along rows, or of rows: each row is scaled by the numbers of its own block."""
     b = Builder("table")
     rows = b.input("rows", TensorType(DTYPES["i64"], (2, 3)))
-    scale = b.constant(np.random.default_rng(2).random((COLUMNS, INNER // BLOCK), np.float32))
-    zero = quantized(b, dtype, COLUMNS, INNER // BLOCK, seed=1)
-    values = b.sub(wide(b, quantized(b, dtype, COLUMNS, INNER)), wide(b, spread(b, zero, INNER, 1)))
-    graph = b.finish([b.index(b.mul(values, spread(b, scale, INNER, 1)), rows, axes=(0,))])
+    shape, size = ((COLUMNS, INNER // BLOCK), INNER) if axis else ((COLUMNS // 8, INNER), COLUMNS)
+    scale = b.constant(np.random.default_rng(2).random(shape, np.float32))
+    zero = quantized(b, dtype, *shape, seed=1)
+    values = b.sub(wide(b, quantized(b, dtype, COLUMNS, INNER)), wide(b, spread(b, zero, size, axis)))
+    graph = b.finish([b.index(b.mul(values, spread(b, scale, size, axis)), rows, axes=(0,))])
     better = optimize(graph, CPU, DefaultOptions(numerics="eager"))
     assert all(node.tensor.numel < INNER * COLUMNS or node.op.name == "constant" for node in better.nodes)
     taken = np.array([[0, 5, 39], [7, 7, 1]])
