@@ -42,6 +42,8 @@ def _value(attribute: AttributeProto, reader: TensorReader, location: str) -> An
             return _text(attribute.s, location)
         case AttributeProto.TENSOR:
             return reader.array(attribute.t)
+        case AttributeProto.SPARSE_TENSOR:
+            return reader.dense(attribute.sparse_tensor)
         case AttributeProto.FLOATS:
             return tuple(attribute.floats)
         case AttributeProto.INTS:

@@ -32,7 +32,8 @@ def cast_map(x: Mapping[int, Any], *, cast_to: str = "TO_FLOAT", map_form: str =
     else:
         missing = "" if cast_to == "TO_STRING" else 0
         values = [kind(x.get(key, missing)) for key in range(max_map)]
-    return np.array([values], dtype=object if cast_to == "TO_STRING" else kind)
+    dtype: Any = object if cast_to == "TO_STRING" else kind
+    return np.array([values], dtype=dtype)
 
 
 def category_mapper(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, helper
 
 from dlcompiler import extend
 from dlcompiler.frontends import onnx_ops_all  # noqa: F401 - fills the table
@@ -131,7 +131,7 @@ class Scope:
 
     outer: Scope | None = None
     values: dict[str, Value] = field(default_factory=dict)
-    initializers: dict[str, TensorProto] = field(default_factory=dict)
+    initializers: dict[str, TensorProto | SparseTensorProto] = field(default_factory=dict)
     versions: Mapping[str, int] = field(default_factory=dict)
     # attributes of the function call, for `ref_attr_name`
     attributes: Mapping[str, AttributeProto] = field(default_factory=dict)
@@ -234,8 +234,9 @@ class _Importer:
                 raise InvalidModelError(f"{self.shown}: two initializers are called {tensor.name!r}")
             scope.initializers[tensor.name] = tensor
         for sparse in graph.sparse_initializer:
-            scope.values[sparse.values.name] = _Missing("a sparse initializer")
-            self._problem("sparse initializer", sparse.values.name)
+            if sparse.values.name in scope.initializers:
+                raise InvalidModelError(f"{self.shown}: two initializers are called {sparse.values.name!r}")
+            scope.initializers[sparse.values.name] = sparse
 
     # -- problems ----------------------------------------------------------------------------------------------------------
 
@@ -277,16 +278,18 @@ class _Importer:
             at = at.outer
         raise InvalidModelError(f"{self.shown}: {reader} read {name!r}, which nothing defines")
 
-    def _constant(self, tensor: TensorProto) -> Value:
-        if tensor.data_type == TensorProto.STRING:
+    def _constant(self, tensor: TensorProto | SparseTensorProto) -> Value:
+        is_dense = isinstance(tensor, TensorProto)
+        if is_dense and tensor.data_type == TensorProto.STRING:
             return self._text_constant(tensor)
+        name = tensor.name if is_dense else tensor.values.name
         try:
-            array = self.reader.array(tensor)
+            array = self.reader.array(tensor) if is_dense else self.reader.dense(tensor)
         except UnsupportedError as error:
-            self._problem(f"initializer of {error.items[0]}", tensor.name)
+            self._problem(f"initializer of {error.items[0]}", name)
             return _Missing(error.items[0])
-        self.b.location = tensor.name
-        return self.b.constant(array, name=tensor.name or "c")
+        self.b.location = name
+        return self.b.constant(array, name=name or "c")
 
     def _text_constant(self, tensor: TensorProto) -> Node:
         node = helper.make_node("Constant", [], ["y"], value=tensor)
@@ -434,7 +437,7 @@ class _Importer:
         version = schema.version if schema is not None else scope.versions[domain]
         call = Call(node.op_type, version, inputs, attributes, tuple(node.output), self.b, location, self.interface.fresh)
         call.baked = self.baked
-        call.host = lambda *made: append_call(self, *made[:4], location, made[4])
+        call.host = lambda made, since, given, types, reason: append_call(self, made, since, given, types, location, reason)
         try:
             if mapped and (not on_host or node.op_type in TAKES_HOST_VALUES):
                 result = OPERATORS[(domain, node.op_type)](call)

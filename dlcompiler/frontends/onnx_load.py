@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError, Message
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, SparseTensorProto, TensorProto
 
 from dlcompiler.frontends.onnx_fold import MOST_DIMENSIONS
 from dlcompiler.frontends.onnx_registry import element_type
@@ -23,6 +23,7 @@ from dlcompiler.ir.types import DType
 from dlcompiler.weights import map_file
 
 LARGEST_MESSAGE = 1 << 31  # bytes: protobuf's own limit
+LARGEST_DENSE = 1 << 28  # bytes that a sparse tensor may take with its zeros
 
 
 def printable(text: str) -> str:
@@ -176,6 +177,24 @@ class TensorReader:
         if numel and raw.ctypes.data % min(dtype.bytes, 8):
             raw = raw.copy()
         return raw.view(dtype.numpy).reshape(shape)
+
+    def dense(self, sparse: SparseTensorProto) -> np.ndarray:
+        """The elements of a sparse tensor, zeros included. Raises InvalidModelError, or UnsupportedError for one too large."""
+        values, places = self.array(sparse.values), self.array(sparse.indices)
+        name, shape = printable(sparse.values.name) or "a constant", tuple(sparse.dims)
+        numel = math.prod(shape)
+        flat = values.ndim == 1 and places.dtype == np.int64 and len(places) == len(values) and places.ndim in (1, 2)
+        if not shape or min(shape) < 0 or not flat or (places.ndim == 2 and places.shape[1] != len(shape)):
+            raise InvalidModelError(f"sparse tensor {name} {list(shape)} has values {values.shape} at {places.shape}")
+        if len(shape) > MOST_DIMENSIONS or numel * values.dtype.itemsize > LARGEST_DENSE:
+            what = f"a sparse tensor of {numel:,} elements"
+            raise UnsupportedError(what, items=(what,))
+        limits = np.array(shape if places.ndim == 2 else [numel])
+        if ((places < 0) | (places >= limits)).any():
+            raise InvalidModelError(f"sparse tensor {name} {list(shape)} has values outside it")
+        result = np.zeros(shape, values.dtype)
+        result[tuple(places.T) if places.ndim == 2 else np.unravel_index(places, shape)] = values
+        return result
 
     def inlined(self, tensor: TensorProto) -> TensorProto:
         """The tensor with its bytes in the message. Raises InvalidModelError as `array` does."""

@@ -7,8 +7,8 @@ scores = sum over trees of weight[at]                           [samples, classe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,13 +38,15 @@ class Trees(NamedTuple):
     number: Mapping[tuple[int, int], int]
 
 
-def read_trees(call: Call, dtype: type) -> Trees:
+def read_trees(call: Call, dtype: np.dtype[Any]) -> Trees:
     """The trees that the attributes `nodes_*` describe. Raises InvalidModelError for what are no trees."""
     ids = list(zip(call.attribute("nodes_treeids") or (), call.attribute("nodes_nodeids") or ()))
     count = len(ids)
     number = {key: k for k, key in enumerate(ids)}
     modes = list(call.attribute("nodes_modes") or ())
-    columns = {n: call.attribute(f"nodes_{n}") or () for n in ("featureids", "truenodeids", "falsenodeids")}
+    columns: dict[str, Sequence[int]] = {
+        n: call.attribute(f"nodes_{n}") or () for n in ("featureids", "truenodeids", "falsenodeids")
+    }
     values = call.attribute("nodes_values")
     values = call.attribute("nodes_values_as_tensor") if values is None else values
     values = np.asarray(values if values is not None else (), dtype).reshape(-1)

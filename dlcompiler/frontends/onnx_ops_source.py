@@ -18,7 +18,7 @@ def constant(call: Call) -> Node:
         call.invalid(f"needs exactly one attribute, not {len(call.attributes)}")
     ((name, value),) = call.attributes.items()
     match name:
-        case "value":
+        case "value" | "sparse_value":
             return call.b.constant(value)
         case "value_int" | "value_ints":
             return call.b.constant(np.asarray(value, dtype=np.int64))

@@ -140,7 +140,7 @@ class Call:
     fresh: Callable[[str], Dim]
     baked: BakedSizes = field(default_factory=lambda: BakedSizes())
     # (node, version of its operator, inputs, types of results, reason) -> results: a call of the host
-    host: Callable[..., tuple[Node, ...]] = lambda *_: ()
+    host: Callable[..., Any] = lambda *_: ()
 
     # -- inputs ----------------------------------------------------------------------------------------------------------
 
