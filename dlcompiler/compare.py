@@ -106,7 +106,7 @@ def arrays_in(names: Sequence[str], values: Sequence[Any]) -> Iterator[tuple[str
         if isinstance(value, Mapping):
             keys = sorted(value)
             held = np.array([value[key] for key in keys])
-            yield f"{name}.keys", np.array(keys, dtype=object)
+            yield f"{name}.keys", np.array(keys, dtype=object if keys and isinstance(keys[0], str) else None)
             yield f"{name}.values", held.astype(np.float32) if held.dtype.kind == "f" else held
         elif isinstance(value, list | tuple):
             yield from arrays_in([f"{name}[{k}]" for k in range(len(value))], value)

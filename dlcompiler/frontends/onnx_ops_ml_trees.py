@@ -44,13 +44,13 @@ def read_trees(call: Call, dtype: np.dtype[Any]) -> Trees:
     count = len(ids)
     number = {key: k for k, key in enumerate(ids)}
     modes = list(call.attribute("nodes_modes") or ())
-    columns: dict[str, Sequence[int]] = {
-        n: call.attribute(f"nodes_{n}") or () for n in ("featureids", "truenodeids", "falsenodeids")
-    }
+    names = ("featureids", "truenodeids", "falsenodeids")
+    columns: dict[str, Sequence[int]] = {name: call.attribute(f"nodes_{name}") or () for name in names}
     values = call.attribute("nodes_values")
     values = call.attribute("nodes_values_as_tensor") if values is None else values
     values = np.asarray(values if values is not None else (), dtype).reshape(-1)
-    if not count or len(number) != count or any(len(c) != count for c in (modes, values, *columns.values())):
+    lengths = {len(modes), len(values), *map(len, columns.values())}
+    if not count or len(number) != count or lengths != {count}:
         call.invalid("its nodes are not numbered one by one, or some have no values, children or modes")
     own = np.arange(count)
     children = []
