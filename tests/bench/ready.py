@@ -158,7 +158,7 @@ def cells(row: dict[str, Any], peers: dict[tuple[str, str], float]) -> list[str]
 def main() -> int:
     """Runs the chosen models and prints one table."""
     parser = harness.parser(__doc__.splitlines()[0], rounds=3)
-    parser.add_argument("--systems", default="inductor,dlcompiler,update_step,train_step", help="comma-separated systems to compare")
+    parser.add_argument("--systems", default="inductor,dlcompiler,update_step,train_step", help="comma-separated")
     parser.add_argument("--size", default="real", choices=("real", "tiny"), help="of the models")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--system", help=argparse.SUPPRESS)
