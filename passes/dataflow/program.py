@@ -301,6 +301,7 @@ class _Planner:
         key, named = signature(nodes, outputs, inlined, strides_of, self.trials.described)
         key = (key, tuple(map(strides_of, outputs)))
         name = f"kernel_{len(self.steps)}"
+        reads: Sequence[Node]
         if key in self.trials.lowered:
             kernel, positions = self.trials.lowered[key]
             kernel, reads = kernel.called(name, origin_of(nodes)), [named[position] for position in positions]
