@@ -16,6 +16,7 @@ _HOME = {
     "reset": "dlcompiler.api",
     "Compiled": "dlcompiler.api",
     "train_step": "dlcompiler.training.step",
+    "update_step": "dlcompiler.training.update",
     "reports": "dlcompiler.report",
     "Report": "dlcompiler.report",
     "Options": "dlcompiler.options",

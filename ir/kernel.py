@@ -253,6 +253,13 @@ class Kernel:
     def replace(self, **changes: Any) -> Kernel:
         return replace(self, **changes)
 
+    def called(self, name: str, origin: tuple[str, ...]) -> Kernel:
+        """The same kernel for other nodes, with what is known of its values."""
+        other = replace(self, name=name, origin=origin)
+        facts = ("values", "extents", "axes_of", "reduced_axes", "size_symbols")
+        other.__dict__.update({fact: self.__dict__[fact] for fact in facts if fact in self.__dict__})
+        return other
+
     def __str__(self) -> str:
         from dlcompiler.ir.text import print_kernel
 

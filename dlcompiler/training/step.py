@@ -14,7 +14,7 @@ import itertools
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,18 +22,18 @@ from torch import Tensor
 from torch.nn.modules.module import _global_backward_hooks, _global_backward_pre_hooks
 
 from dlcompiler.codegen.target import Target
-from dlcompiler.devices import target_here, target_of_devices
 from dlcompiler.frontends.fx_types import TO_TORCH
 from dlcompiler.garbage import collecting_later
 from dlcompiler.ir.errors import CompilerError, InputError, OptionError, UnsupportedError
 from dlcompiler.ir.graph import Graph
 from dlcompiler.options import Options
 from dlcompiler.report import Report, Timings
-from dlcompiler.training.ahead import ZerosAhead
 from dlcompiler.training.assemble import Assembler, Clipping
 from dlcompiler.training.hyperparameters import Division, Hyperparameters
 from dlcompiler.training.joint import Joint, joint_graph
-from dlcompiler.training.optimizers import RULES, new_state, unsupported
+from dlcompiler.training.optimizers import RULES
+from dlcompiler.training.programs import States, StepProgram, compile_step, zeros_ahead
+from dlcompiler.training.refusals import choose_target, parameters_of, reasons_against, refuse
 from dlcompiler.training.scaling import Scaling, refusals
 
 LossFunction = Callable[[Any, Any], Tensor]
@@ -79,40 +79,20 @@ def train_step(
     _refuse(model, optimizer, scaler)
     clipping = Clipping(clip_norm, clip_value)
     scaling = None if scaler is None else Scaling(scaler)
-    chosen = resolved.configure(_choose_target(target, optimizer))
+    chosen = resolved.configure(choose_target(target, optimizer))
     settings = _Settings(resolved, chosen, clipping, accumulate, scaling)
     step = TrainStep(model, loss_fn, optimizer, settings)
     step.prepare(example_batch)
     return step
 
 
-def _choose_target(text: str | None, optimizer: torch.optim.Optimizer) -> Target:
-    """Raises UnsupportedError for parameters on several devices, or on a GPU for a CPU's program."""
-    devices = {parameter.device for group in optimizer.param_groups for parameter in group["params"]}
-    own = target_of_devices(devices)
-    if text is None or (text == "cuda" and own.kind == "cuda"):
-        return own
-    chosen = target_here(text)
-    if chosen.kind == "cpu" and own.kind != "cpu":
-        (device,) = devices
-        raise UnsupportedError(f"a step for {chosen} of parameters on {device}", items=(str(device),), hint="leave out target")
-    return chosen
-
-
 def _refuse(model: Any, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None) -> None:
     """Raises UnsupportedError for what would make a compiled step differ from an eager one."""
-    reasons = list(unsupported(optimizer))
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = parameters_of(optimizer)
+    reasons = reasons_against(optimizer)
     reasons += [] if scaler is None else refusals(scaler, parameters)
-    for parameter in parameters:
-        if parameter.is_complex():
-            reasons.append("complex parameters")
-        if parameter.is_sparse or not parameter.is_floating_point():
-            reasons.append(f"parameters of {parameter.dtype} and layout {parameter.layout}")
-        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
-            reasons.append("hooks on parameters")
-        if type(parameter) not in (Tensor, torch.nn.Parameter):
-            reasons.append(f"parameters that are {type(parameter).__name__}")
+    if any(parameter._backward_hooks or parameter._post_accumulate_grad_hooks for parameter in parameters):
+        reasons.append("hooks on parameters")
     for module in model.modules() if isinstance(model, torch.nn.Module) else ():
         if getattr(module, "sparse", False) is True:
             reasons.append(f"sparse gradients of {type(module).__name__}")
@@ -122,13 +102,7 @@ def _refuse(model: Any, optimizer: torch.optim.Optimizer, scaler: torch.amp.Grad
             reasons.append("DistributedDataParallel, whose gradients are exchanged by hooks")
     if _global_backward_hooks or _global_backward_pre_hooks:
         reasons.append("backward hooks of all modules")
-    if reasons:
-        found = tuple(dict.fromkeys(reasons))
-        raise UnsupportedError(
-            f"a training step with {'; '.join(found)}",
-            items=found,
-            hint='compile the loss function alone with torch.compile(..., backend="dlcompiler")',
-        )
+    refuse("a training step", reasons, 'compile the loss function alone with torch.compile(..., backend="dlcompiler")')
 
 
 @dataclass(frozen=True)
@@ -154,7 +128,6 @@ class TrainStep:
         self.gradient_norm: Tensor | None = None
         self._calls = 0  # since the last update
         self._preparing = self._simulating = False
-        self.zeros = ZerosAhead()
 
         def loss_of(model: Any, batch: Any) -> Tensor:
             return loss_fn(model, batch)
@@ -162,18 +135,12 @@ class TrainStep:
         # Dynamo keeps what it compiled, and counts how often, with the code, and what sizes it has seen by the code's name: both
         # are of this step alone, lest another's batches make its sizes unknown
         loss_of.__code__ = loss_of.__code__.replace(co_name=f"loss_of_step_{next(_numbers)}")
+        self.zeros = zeros_ahead(optimizer, RULES[type(optimizer)])
         self._run = torch.compile(loss_of, backend=self._backend, fullgraph=True)
 
     def prepare(self, batch: Any) -> None:
         """Compile for a batch like this one without training on it."""
         self._preparing = True
-        rule = RULES[type(self.optimizer)]
-        self.zeros.start(
-            (parameter, len(rule.state(group)))
-            for group in self.optimizer.param_groups
-            for parameter in group["params"]
-            if parameter.requires_grad and parameter not in self.optimizer.state
-        )
         try:
             with collecting_later():
                 self._call(batch)
@@ -243,26 +210,6 @@ class TrainStep:
         return loss
 
 
-@dataclass
-class _Program:
-    """A compiled step, and the vectors of numbers that it reads: one for each class, where the program runs.
-
-    A CUDA graph remembers where they lie, so they are made once and filled again.
-    """
-
-    executable: Callable[[Sequence[Any]], list[Tensor]]
-    vectors: list[Tensor] = field(default_factory=list)
-    _filled: dict[int, tuple[float, ...]] = field(default_factory=dict)
-
-    def fill(self, numbers: Sequence[Mapping[str, float]]) -> None:
-        """Put numbers into the vectors. Nothing is waited for: what the host holds is copied aside before this returns."""
-        for k, (vector, values) in enumerate(zip(self.vectors, numbers)):
-            new = tuple(values.values())
-            if self._filled.get(k) != new:
-                vector.copy_(torch.tensor(new, dtype=vector.dtype), non_blocking=True)
-                self._filled[k] = new
-
-
 class _Captured:
     """One of Dynamo's graphs: the loss for batches of certain shapes, and the programs made of it."""
 
@@ -280,8 +227,8 @@ class _Captured:
             self.joint: Joint = joint_graph(module, inputs, candidates, name, scaled, numerics, scanned)
         self.trained = sorted(self.joint.gradients)
         self.hyperparameters = Hyperparameters(step.optimizer, [inputs[k] for k in self.trained])
-        self.rule = self.hyperparameters.rule
-        self.programs: dict[Division | None, _Program] = {}
+        self.states = States(self.hyperparameters, step.zeros)
+        self.programs: dict[Division | None, StepProgram] = {}
 
     # -- a call ----------------------------------------------------------------------------------------------------------------
 
@@ -292,9 +239,8 @@ class _Captured:
         sums = [torch.empty_like(p) for p in parameters] if self.settings.accumulate > 1 else []
         if sums:
             self._accumulating(sums)
-        names = self._names()
-        states = self._states(parameters, names, types_only=True)
-        self._updating(division, parameters, self._read(states, names), sums)
+        states = self.states.get(parameters, types_only=True)
+        self._updating(division, parameters, self.states.read(states), sums)
 
     def accumulate(self, arguments: Sequence[Any]) -> Tensor:
         """Add the gradients of one batch to `parameter.grad`; the loss."""
@@ -306,9 +252,8 @@ class _Captured:
         """Train on one batch; the loss, and the norm of the gradients if it is limited."""
         parameters = [arguments[k] for k in self.trained]
         division, numbers = self.hyperparameters.divide(parameters)
-        names = self._names()
-        states = self._states(parameters, names)
-        read = self._read(states, names)
+        states = self.states.get(parameters)
+        read = self.states.read(states)
         sums = self._sums(parameters) if self.settings.accumulate > 1 else []
         program = self._updating(division, parameters, read, sums)
         program.fill(numbers)
@@ -320,22 +265,13 @@ class _Captured:
         if scaling is not None:
             scaling.update(skipped)
         if not skipped:
-            self._keep(parameters, states)
-            self.step.zeros.forget()
-            self.hyperparameters.count(parameters)
+            self.states.keep(parameters, states)
         if sums:
             for parameter in parameters:
                 parameter.grad = None
         return results
 
-    def _keep(self, parameters: Sequence[Tensor], states: Sequence[dict[str, Tensor]]) -> None:
-        """Give the optimizer what was made for its first update, which has now been done."""
-        kept = self.step.optimizer.state
-        for parameter, state in zip(parameters, states):
-            if state and kept.get(parameter) is not state:
-                kept[parameter].update(state)
-
-    def _run(self, program: _Program, arguments: Sequence[Any]) -> list[Tensor]:
+    def _run(self, program: StepProgram, arguments: Sequence[Any]) -> list[Tensor]:
         if self.step._simulating:
             from dlcompiler.simulated import simulated
 
@@ -355,64 +291,31 @@ class _Captured:
                 parameter.grad = torch.zeros_like(parameter)
         return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
-    def _names(self) -> list[tuple[str, ...]]:
-        """For each group, what a program reads of a parameter's state."""
-        return [self.rule.state(group) for group in self.step.optimizer.param_groups]
-
-    def _read(self, states: Sequence[Mapping[str, Tensor]], names: Sequence[tuple[str, ...]]) -> list[dict[str, Tensor]]:
-        return [{name: state[name] for name in names[g]} for state, g in zip(states, self.hyperparameters.group_of)]
-
-    def _states(
-        self, parameters: Sequence[Tensor], names: Sequence[tuple[str, ...]], types_only: bool = False
-    ) -> list[dict[str, Tensor]]:
-        """The state of each parameter; what the optimizer does not have yet is made, as it would make it, and not kept there.
-
-        `types_only`: as tensors without memory.
-        """
-        optimizer = self.step.optimizer
-        found = []
-        for parameter, g in zip(parameters, self.hyperparameters.group_of):
-            state = optimizer.state.get(parameter, {})
-            if (self.rule.counts and "step" not in state) or any(state.get(name) is None for name in names[g]):
-                like = torch.empty_like(parameter, device="meta") if types_only else parameter
-                state = {**state, **new_state(optimizer.param_groups[g], like, self.rule, state, self.step.zeros.full_like)}
-            found.append(state)
-        return found
-
     # -- compiling -------------------------------------------------------------------------------------------------------------
 
-    def _accumulating(self, sums: Sequence[Tensor]) -> _Program:
+    def _accumulating(self, sums: Sequence[Tensor]) -> StepProgram:
         if None not in self.programs:
             self.programs[None] = self._compile(self._assembler().accumulating(sums))
         return self.programs[None]
 
     def _updating(
         self, division: Division, parameters: Sequence[Tensor], states: list[dict[str, Tensor]], sums: Sequence[Tensor]
-    ) -> _Program:
+    ) -> StepProgram:
         program = self.programs.get(division)
         if program is None:
-            graph = self._assembler().updating(self.rule, division, states, sums, self.settings.clipping)
+            graph = self._assembler().updating(self.hyperparameters.rule, division, states, sums, self.settings.clipping)
             program = self.programs[division] = self._compile(graph)
-            device = parameters[0].device
-            program.vectors = [
-                torch.zeros(len(each.names), dtype=torch.float64 if each.wide else torch.float32, device=device)
-                for each in division.classes
-            ]
+            program.make_vectors(division, parameters[0].device)
         return program
 
     def _assembler(self) -> Assembler:
         return Assembler(self.joint, self.trained, self.settings.accumulate)
 
-    def _compile(self, graph: Graph) -> _Program:
-        from torch._subclasses.fake_tensor import unset_fake_temporarily
-
-        from dlcompiler.recorded import compile_recorded
-
+    def _compile(self, graph: Graph) -> StepProgram:
         timings = Timings(self.timings.seconds)
-        with unset_fake_temporarily():
-            executable, report = compile_recorded(graph, self.settings.target, self.settings.options, timings=timings)
+        program, report = compile_step(graph, self.settings.target, self.settings.options, timings)
         self.step.reports.append(report)
-        return _Program(executable)
+        return program
 
 
 def _reason(error: Exception) -> str:

@@ -22,7 +22,7 @@ from dlcompiler.ir.kernel_builder import Refusal
 from dlcompiler.ir.ops import Trait
 from dlcompiler.ir.program import Program
 from dlcompiler.ir.types import TensorType, contiguous_strides
-from dlcompiler.passes.block.lower import lower_group
+from dlcompiler.passes.block.lower import lower_group, root_of, size_key
 from dlcompiler.passes.block.regroup import Regrouping
 from dlcompiler.passes.block.signature import Descriptions, signature
 from dlcompiler.passes.fixed import fixed_nodes
@@ -37,6 +37,8 @@ from dlcompiler.passes.strides import (
 
 # Bounds compile time: groups are lowered while they grow, so the work is linear in nodes times this.
 MAXIMUM_NODES = 64
+# A group of so many nodes is lowered when one more joins, however well that fits, so that none grows beyond a kernel's limits.
+MAXIMUM_WITHOUT_TRIAL = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +112,7 @@ class Trials:
 
     refused    of nodes together, why they are no kernel, or None, and the nodes by which they were first named
     tiled      of a sum of products, whether a kernel of ours computes it
+    lowered    of nodes and how everything lies, their kernel, and the positions among the nodes of the key of what it reads
     described  numbers of nodes, of which the keys of both are made
     last       the graph fused last, whose history may have grown since
     planned    the fusion planned last, and its program
@@ -117,6 +120,7 @@ class Trials:
 
     refused: dict[Hashable, tuple[str | None, tuple[Node, ...]]] = field(default_factory=dict)
     tiled: dict[Hashable, bool] = field(default_factory=dict)
+    lowered: dict[Hashable, tuple[Kernel, tuple[int, ...]]] = field(default_factory=dict)
     described: Descriptions = field(default_factory=Descriptions)
     last: Fusion | None = None
     planned: tuple[Fusion, Program] | None = None
@@ -402,14 +406,36 @@ class _Fuser:
         return (is_virtual(node) and node not in self.kept_views) or node in self.free
 
     def _obviously_fits(self, parts: Sequence[_Open]) -> bool:
-        """One pointwise node on top of one group without reductions, all of one shape and read directly: no trial needed."""
-        if len(parts) != 2 or parts[0].has_reduction or len(parts[1].nodes) != 1:
+        """One pointwise node on top of one group, read directly: no trial needed where there is no reduction and one shape, or
+        where the node goes on from one result.
+        """
+        if len(parts) != 2 or len(parts[1].nodes) != 1:
             return False
         group, (node,) = parts[0], parts[1].nodes
-        if not node.has(Trait.POINTWISE) or any(n.shape != node.shape or not n.has(Trait.POINTWISE) for n in group.nodes):
+        if not node.has(Trait.POINTWISE):
             return False
         members = set(group.nodes)
-        return all(i in members or not (set(self.bases.get(i, ())) & members) for i in node.inputs)
+        if any(i not in members and set(self.bases.get(i, ())) & members for i in node.inputs):
+            return False
+        if not group.has_reduction and all(n.shape == node.shape and n.has(Trait.POINTWISE) for n in group.nodes):
+            return True
+        return len(members) <= MAXIMUM_WITHOUT_TRIAL and self._goes_on(group.nodes, node)
+
+    def _goes_on(self, nodes: Sequence[Node], node: Node) -> bool:
+        """Whether a pointwise node reads one result of a kernel, element by element, and is stored where that was.
+
+        Then the kernel is as good with it: its axes and reductions stay, and no element is computed twice. The result must have
+        chosen the axes, or not be as large as the one that did, lest the new one chooses others.
+        """
+        read = {i for i in node.inputs if i in nodes}
+        if len(read) != 1 or not self.tiled.isdisjoint(nodes) or any(n.dtype.is_narrow for n in (node, *nodes)):
+            return False
+        (result,) = read
+        outputs = self._outputs(nodes)
+        if result.shape != node.shape or result not in outputs:
+            return False
+        widest = root_of(outputs)
+        return result is widest or size_key(result) < size_key(widest)
 
     def _outputs(self, nodes: Sequence[Node]) -> list[Node]:
         """Members that leave the group as it stands: results, and what a node outside reads directly or through views."""

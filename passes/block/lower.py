@@ -58,9 +58,9 @@ def lower_group(
     for number, node in enumerate(outputs):
         buffer = K.Buffer(f"y{number}", node.dtype, node.shape, strides_of(node), "out")
         stores.append(K.Store(buffer, indices[node], builder.store_value(values[node], node.dtype)))
-    origin = tuple(f"{n.op.name} %{n.name}" + (f" at {n.location}" if n.location else "") for n in nodes)
     loaded = tuple(buffers)
-    kernel = K.Kernel(name, tuple(builder.axes.values()), (*buffers.values(), *(s.buffer for s in stores)), tuple(stores), origin)
+    in_order = (*buffers.values(), *(s.buffer for s in stores))
+    kernel = K.Kernel(name, tuple(builder.axes.values()), in_order, tuple(stores), origin_of(nodes))
     kernel = _without_unused(kernel)
     _check(kernel, nodes, outputs)
     if cost_matters:
@@ -69,9 +69,14 @@ def lower_group(
     return kernel, tuple(n for n in loaded if buffers[n] in kept), tuple(outputs)
 
 
+def origin_of(nodes: Sequence[Node]) -> tuple[str, ...]:
+    """The nodes' names and source lines, for a kernel that computes them."""
+    return tuple(f"{n.op.name} %{n.name}" + (f" at {n.location}" if n.location else "") for n in nodes)
+
+
 def _pull_outputs(builder: KernelBuilder, nodes: Sequence[Node], outputs: Sequence[Node]):
     """Values and store indices of all outputs over one set of axes: the widest output chooses them, the others follow."""
-    root = max(enumerate(outputs), key=lambda item: (_size_key(item[1]), item[0]))[1]
+    root = root_of(outputs)
     values: dict[Node, K.Value] = {}
     indices: dict[Node, tuple[Dim, ...]] = {}
     index = tuple(builder.new_axis(size) for size in root.shape)
@@ -100,7 +105,12 @@ def _pull_outputs(builder: KernelBuilder, nodes: Sequence[Node], outputs: Sequen
     return values, indices
 
 
-def _size_key(node: Node) -> tuple[int, int]:
+def root_of(outputs: Sequence[Node]) -> Node:
+    """The output that chooses a kernel's axes: of the widest the last."""
+    return max(enumerate(outputs), key=lambda item: (size_key(item[1]), item[0]))[1]
+
+
+def size_key(node: Node) -> tuple[int, int]:
     """Orders outputs by how many elements they have; among symbolic sizes by how many axes."""
     numel = node.tensor.numel
     return (sum(1 for size in node.shape if size != 1), 1 << 62) if not isinstance(numel, int) else (0, numel)

@@ -24,7 +24,8 @@ from dlcompiler.ir.ops.view import view_strides
 from dlcompiler.ir.types import HostType, TensorType, TupleType, contiguous_strides
 from dlcompiler.ir.winograd import transform_panels
 from dlcompiler.passes.block.fuse import Fusion, Group, Trials, fixed_buffers, fuse, is_grouped
-from dlcompiler.passes.block.lower import lower_group
+from dlcompiler.passes.block.lower import lower_group, origin_of
+from dlcompiler.passes.block.signature import signature
 from dlcompiler.passes.dataflow.blocks import in_blocks
 from dlcompiler.passes.dataflow.bundle import bundle_launches
 from dlcompiler.passes.dataflow.in_place import find_aliases
@@ -39,8 +40,8 @@ from dlcompiler.passes.strides import Strides, channels_last_strides, images_of,
 
 
 class _Planner:
-    def __init__(self, fusion: Fusion, target: PlanTarget) -> None:
-        self.fusion, self.target = fusion, target
+    def __init__(self, fusion: Fusion, target: PlanTarget, trials: Trials) -> None:
+        self.fusion, self.target, self.trials = fusion, target, trials
         self.graph = fusion.graph
         self.layouts = assign_layouts(fusion)
         self.images = {image for node in self.graph.nodes for image in images_of(node)}
@@ -290,16 +291,25 @@ class _Planner:
     ) -> tuple[Kernel, Sequence[Node], tuple[P.View, ...]]:
         """The kernel of these nodes, what it reads and where; `given` operands lie in memory though they are views."""
         strides = {node: view.strides for node, view in (*given.items(), *zip(outputs, writes))}
-        kernel, reads, _ = lower_group(
-            f"kernel_{len(self.steps)}",
-            nodes,
-            outputs,
-            lambda node: self.fusion.inlined(node) and node not in given,
-            lambda node: strides[node] if node in strides else self.layouts[node],
-            cost_matters=False,
-        )
-        if is_grouped(nodes):
-            kernel = split_groups(kernel)
+
+        def inlined(node: Node) -> bool:
+            return self.fusion.inlined(node) and node not in given
+
+        def strides_of(node: Node) -> Strides:
+            return strides[node] if node in strides else self.layouts[node]
+
+        key, named = signature(nodes, outputs, inlined, strides_of, self.trials.described)
+        key = (key, tuple(map(strides_of, outputs)))
+        name = f"kernel_{len(self.steps)}"
+        reads: Sequence[Node]
+        if key in self.trials.lowered:
+            kernel, positions = self.trials.lowered[key]
+            kernel, reads = kernel.called(name, origin_of(nodes)), [named[position] for position in positions]
+        else:
+            kernel, reads, _ = lower_group(name, nodes, outputs, inlined, strides_of, cost_matters=False)
+            if is_grouped(nodes):
+                kernel = split_groups(kernel)
+            self.trials.lowered[key] = kernel, tuple(map(named.index, reads))
         return kernel, reads, tuple(given[node] if node in given else self.slot(node).view() for node in reads)
 
     def _pack(
@@ -495,9 +505,10 @@ def plan(fusion: Fusion, target: Any = None, options=None, trials: Trials | None
 
     `trials`: of the same target; if the same groups were planned last with it, this is that program.
     """
-    if trials is not None and trials.planned is not None and trials.planned[0].groups is fusion.groups:
+    trials = trials or Trials()
+    if trials.planned is not None and trials.planned[0].groups is fusion.groups:
         return trials.planned[1].replace(graph=fusion.graph, history=fusion.graph.history)
-    program = _Planner(fusion, target or WithoutRoutines()).run()
+    program = _Planner(fusion, target or WithoutRoutines(), trials).run()
     program = order_steps(write_in_place(program))
     if target is not None and target.shares_launches:
         program = bundle_launches(program, target)
@@ -505,8 +516,7 @@ def plan(fusion: Fusion, target: Any = None, options=None, trials: Trials | None
     program = program.replace(aliases=find_aliases(program))
     if not program.symbols:
         program = program.replace(placement=place(program, {}))
-    if trials is not None:
-        trials.planned = fusion, program
+    trials.planned = fusion, program
     return program
 
 

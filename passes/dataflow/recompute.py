@@ -62,7 +62,9 @@ def recompute(graph: Graph, context: Context) -> Graph:
     again = remove_dead_code(_rewrite(split, kept, context), Context(context.target, context.options))
     if not context.counts["recomputed"]:
         return graph
-    if _peak(fuse(again, context.target, context.options, context.trials), context) >= _peak(fusion, context):
+    before = _peak(fusion, context)
+    # planned last, so that it is not planned once more when the graph is compiled
+    if _peak(fuse(again, context.target, context.options, context.trials), context) >= before:
         context.counts.clear()
         return graph
     return again if context.spend("plan", graph.name) else graph

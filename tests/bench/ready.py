@@ -1,6 +1,6 @@
 """How long until the second training step is done, cold and warm, and what that time is spent on.
 
-python -m tests.bench.ready [--only bert] [--systems inductor,dlcompiler,train_step] [--rounds 3] [--size tiny]
+python -m tests.bench.ready [--only bert] [--systems inductor,dlcompiler,update_step,train_step] [--rounds 3] [--size tiny]
 
 Every run is a process of its own that has imported torch and what the model imports; its time begins before the model is
 built, as in `tests.bench.training`. Cold: no kernel in any cache on disk; warm: all of them. Parts are seconds of the main
@@ -158,7 +158,7 @@ def cells(row: dict[str, Any], peers: dict[tuple[str, str], float]) -> list[str]
 def main() -> int:
     """Runs the chosen models and prints one table."""
     parser = harness.parser(__doc__.splitlines()[0], rounds=3)
-    parser.add_argument("--systems", default="inductor,dlcompiler,train_step", help="comma-separated systems to compare")
+    parser.add_argument("--systems", default="inductor,dlcompiler,update_step,train_step", help="comma-separated")
     parser.add_argument("--size", default="real", choices=("real", "tiny"), help="of the models")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--system", help=argparse.SUPPRESS)

@@ -3,6 +3,7 @@
 eager       the loop as anyone writes it
 inductor    the loss function and the optimizer's step through torch.compile
 dlcompiler  the same with our backend
+update_step the loss function through torch.compile with our backend, and `dlcompiler.update_step`
 train_step  `dlcompiler.train_step`
 """
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from tests import training_zoo
 
 SYSTEMS = ("eager", "inductor", "dlcompiler", "train_step")
-OURS = ("dlcompiler", "train_step")
+OURS = ("dlcompiler", "update_step", "train_step")
 Step = Callable[[Any], Tensor]  # trains on a batch; the loss, detached
 
 
@@ -90,9 +91,15 @@ def _loop(system: str, model: Any, loss: Any, optimizer: torch.optim.Optimizer, 
     update: Any = optimizer.step
     if system != "eager":
         # RNN modules are left to eager by torch.compile unless asked; Inductor would unroll them for minutes
-        torch._dynamo.config.allow_rnn = system == "dlcompiler"
-        options: Any = {"inductor": None, "dlcompiler": {"numerics": setting.numerics}}[system]
-        loss, update = (torch.compile(f, backend=system, options=options) for f in (loss, optimizer.step))
+        torch._dynamo.config.allow_rnn = system in OURS
+        backend, options = ("inductor", None) if system == "inductor" else ("dlcompiler", {"numerics": setting.numerics})
+        loss = torch.compile(loss, backend=backend, options=options)
+        if system == "update_step":
+            import dlcompiler
+
+            update = dlcompiler.update_step(optimizer, options=options)
+        else:
+            update = torch.compile(optimizer.step, backend=backend, options=options)
 
     def loop(batch: Any) -> Tensor:
         optimizer.zero_grad()

@@ -10,6 +10,7 @@ from dlcompiler.codegen.target import Target
 from dlcompiler.ir.graph import Builder, Graph
 from dlcompiler.ir.interpret import interpret_graph
 from dlcompiler.ir.types import TensorType, f32
+from dlcompiler.passes.block import fuse
 from dlcompiler.passes.context import DefaultOptions
 from dlcompiler.passes.pipeline import optimize
 from hypothesis import given, settings
@@ -45,6 +46,29 @@ def test_fast_passes_keep_the_answer(graph):
             for old, new in zip(expected, interpret_graph(result, inputs)):
                 scale = np.max(np.abs(old), initial=1.0)
                 np.testing.assert_allclose(new, old, rtol=1e-9, atol=1e-10 * min(scale, 1e6))
+
+
+def test_what_joins_without_a_trial_would_pass_one(monkeypatch):
+    goes_on, seen = fuse._Fuser._goes_on, []
+
+    def checked(self, nodes, node):
+        found = goes_on(self, nodes, node)
+        if found:
+            together = sorted((*nodes, node), key=self.position.__getitem__)
+            seen.append(self._find_reason(together, self._outputs(together)))
+            assert seen[-1] is None
+        return found
+
+    monkeypatch.setattr(fuse._Fuser, "_goes_on", checked)
+
+    @settings(derandomize=True, deadline=None, max_examples=80)
+    @given(graph=graphs(calm=True, most=40))
+    def check(graph):
+        for target in (TARGET, Target("cuda", "sm_90")):
+            fuse.fuse(optimize(graph, target), target)
+
+    check()
+    assert len(seen) > 20
 
 
 def chain(length: int) -> Graph:
