@@ -22,6 +22,7 @@ from dlcompiler.arrays import array_from_tensor
 from dlcompiler.frontends.fx_alias import Owners, root_of
 from dlcompiler.frontends.fx_call import make_template, refuse_misdescribed, sees_strides
 from dlcompiler.frontends.fx_control import higher_order
+from dlcompiler.frontends.fx_guards import Limit
 from dlcompiler.frontends.fx_location import location_of
 from dlcompiler.frontends.fx_numbers import bool_of_sizes, float_of_sizes
 from dlcompiler.frontends.fx_random import number_draws
@@ -61,6 +62,7 @@ def import_fx(
     called: Sequence[str] = (),
     parameters: Collection[int] = (),
     marks: Mapping[int, Collection[str]] | None = None,
+    limits: Mapping[str, Collection[Limit]] | None = None,
 ) -> Graph:
     """The Graph of an ATen-level FX graph.
 
@@ -69,6 +71,7 @@ def import_fx(
     called     what the user calls each placeholder, for messages
     parameters positions of placeholders that are a module's own tensors, the same ones in nearly every call
     marks      positions of placeholders -> what is known of them, see `Builder.input`
+    limits     placeholders' names -> limits of sizes that a call must keep to
     mutations  results that are not outputs but new values of placeholders: position -> name (torch.export's signature)
 
     Results that are not tensors stand among the outputs as 0-d tensors (a SymInt as i64) or are left out (None): see
@@ -82,6 +85,7 @@ def import_fx(
         importer.called = dict(zip(placeholders, called))
     importer.parameters = frozenset(name for k, name in enumerate(placeholders) if k in parameters)
     importer.marks = {placeholders[k]: found for k, found in (marks or {}).items()}
+    importer.limits = limits or {}
     return importer.run(inputs)
 
 
@@ -101,6 +105,7 @@ class Importer:
         self.called: Mapping[str, str] = {}
         self.parameters: frozenset[str] = frozenset()
         self.marks: Mapping[str, Collection[str]] = {}
+        self.limits: Mapping[str, Collection[Limit]] = {}
         self.b = Builder(name)
         self.values: dict[torch.fx.Node, Any] = {}
         self.writebacks: dict[Node, Node] = {}
@@ -179,13 +184,14 @@ class Importer:
                 f"input {self.called.get(name, name)}",
                 is_parameter=name in self.parameters,
                 marks=self.marks.get(name, ()),
+                limits=self.limits.get(name, ()),
             )
         if isinstance(example, int | torch.SymInt) and not isinstance(example, bool):
             self._remember_hints((example,))
             example = non_negative(example)
             dim = dim_from_torch(example)
             # specialised to a number, or made of other sizes: it still takes its place in the call, and nothing reads it
-            number = self.b.size_input(name, symbol_name(dim) or f"unused_{name}")
+            number = self.b.size_input(name, symbol_name(dim) or f"unused_{name}", self.limits.get(name, ()))
             if symbol_name(dim) is None and self.told.is_of(dim):  # it may be negative, as no size can
                 self.told.tell(number, dim)
             self._derived.append(dim)
