@@ -27,7 +27,7 @@ from dlcompiler.frontends.fx_location import location_of
 from dlcompiler.frontends.fx_numbers import bool_of_sizes, float_of_sizes
 from dlcompiler.frontends.fx_random import number_draws
 from dlcompiler.frontends.fx_results import flat_results, result_kinds
-from dlcompiler.frontends.fx_rules import RULES, TAKES_NARROW, NoRule
+from dlcompiler.frontends.fx_rules import RULES, TAKES_COMPLEX, TAKES_NARROW, NoRule
 from dlcompiler.frontends.fx_told import CHECKS, READ, Told, tells_sizes, unite_equal_sizes
 from dlcompiler.frontends.fx_types import (
     WeakNumber,
@@ -284,7 +284,7 @@ class Importer:
         try:
             if rule is None:
                 raise NoRule(reason)
-            _refuse_values((*args, *kwargs.values(), self.meta), takes_narrow=target in TAKES_NARROW)
+            _refuse_values((*args, *kwargs.values(), self.meta), target in TAKES_NARROW, target in TAKES_COMPLEX)
             result = rule(self, *args, **kwargs)
             self._check(target, result)
             return result
@@ -317,7 +317,9 @@ class Importer:
         self.b.make(lookup("aten.call"), operands, attributes, TupleType(()), target.split(".")[1])
 
     def call(self, target: str, args: Sequence[Any], kwargs: Mapping[str, Any], reason: str) -> Any:
-        """Append an `aten.call`."""
+        """Append an `aten.call`. Raises UnsupportedError for one that writes to its operands, which a node never does."""
+        if target == str(self.node.target) and self.node.target._schema.is_mutable:
+            raise UnsupportedError(f"{target}, which writes to its operands ({reason})", items=(target,))
         refuse_misdescribed(target, args)
         return self._append_call(target, self.node.target, *make_template(args, kwargs), reason)
 
@@ -554,19 +556,19 @@ def type_name(value: Any) -> str:
     return type(value).__name__
 
 
-def _refuse_values(values: Iterable[Any], takes_narrow: bool) -> None:
-    """Raise NoRule for numbers that no rule takes: complex ones, and narrow floats unless it says that it does."""
+def _refuse_values(values: Iterable[Any], takes_narrow: bool, takes_complex: bool) -> None:
+    """Raise NoRule for numbers that a rule does not take unless it says that it does: complex ones, and narrow floats."""
     stack = list(values)
     while stack:
         value = stack.pop()
         if isinstance(value, list | tuple):
             stack.extend(value)
         elif isinstance(value, Node):
-            if isinstance(value.type, TensorType) and value.dtype.kind == "complex":
+            if not takes_complex and isinstance(value.type, TensorType) and value.dtype.kind == "complex":
                 raise NoRule("complex numbers")
             if not takes_narrow and isinstance(value.type, TensorType) and value.dtype.is_narrow:
                 raise NoRule(f"nothing is computed with {value.dtype}")
-        elif isinstance(value, complex) or (isinstance(value, torch.Tensor) and value.is_complex()):
+        elif not takes_complex and (isinstance(value, complex) or (isinstance(value, torch.Tensor) and value.is_complex())):
             raise NoRule("complex numbers")
 
 

@@ -116,8 +116,8 @@ class _Results:
             raise UnsupportedError(
                 f"a loss function whose call leaves {len(losses)} tensors",
                 items=("several results",),
-                hint="return the loss alone; a tensor that a module keeps in forward (self.state = x) is a result too, so that such "
-                "a model is to be compiled with torch.compile",
+                hint="return the loss alone; what a module keeps in forward (self.state = x) is a result too: such a model is "
+                "for torch.compile",
             )
         if not losses or not isinstance(losses[0], torch.fx.Node) or losses[0].meta["val"].numel() != 1:
             raise InputError("the loss function must return one tensor of one element")
