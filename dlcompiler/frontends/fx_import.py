@@ -116,6 +116,7 @@ class Importer:
         self._derived: list[Dim] = []  # integer arguments
         self._dims: dict[Dim, Node] = {}
         self.non_negative: dict[Node, bool] = {}
+        self.is_whole = True  # and no region, whose operators may not run
 
     # -- the walk ------------------------------------------------------------------------------------------------------------
 
@@ -141,7 +142,7 @@ class Importer:
     def part(self, name: str) -> Importer:
         """An importer with a builder of its own, for a region of what is being imported."""
         inner = Importer(self.module, name, {}, {})
-        inner._hints, inner.told = self._hints, self.told.inside(inner)
+        inner._hints, inner.told, inner.is_whole = self._hints, self.told.inside(inner), False
         return inner
 
     def inline(self, module: torch.fx.GraphModule, arguments: Iterable[Any]) -> list[Any]:
