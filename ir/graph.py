@@ -157,16 +157,17 @@ class Graph:
                     allowed = f"only {lowest}" if highest == lowest else allowed
                     raise InputError(f"the size {number} is {size}, but the model takes {allowed}", location=node.location)
 
-    def indices(self, number: Callable[[Dim], int]) -> tuple[tuple[int, int, int, int | None], ...]:
+    def indices(self, bindings: Mapping[str, int]) -> tuple[tuple[int, int, int, int | None], ...]:
         """Inputs whose elements are positions in a dimension: (which input, the lowest, the highest, one more that is allowed).
 
-        An input's attribute `positions` holds the last three; `number` says what a size is. Who runs the graph checks them: its
-        ops read the nearest element, or update none, where an index lies outside.
+        An input's attribute `positions` holds the last three. Who runs the graph checks them: its ops read the nearest element,
+        or update none, where an index lies outside.
         """
         return tuple(
-            (k, number(lowest), number(highest), allowed)
+            (k, evaluate(lowest, bindings), evaluate(highest, bindings), allowed)
             for k, node in enumerate(self.inputs)
             for lowest, highest, allowed in node.attributes.get("positions", ())
+            if symbols(highest) <= bindings.keys()
         )
 
     def replace(self, **changes: Any) -> Graph:
