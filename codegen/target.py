@@ -274,7 +274,7 @@ class Target:
     def spells(self, op: str, dtype: DType) -> bool:
         """Whether kernels for this target can compute the graph op on (or to) elements of `dtype`; a library has to otherwise."""
         if dtype.kind == "complex":
-            return False
+            return self.kind == "cpu" and op not in SCALARS  # which is what only moves them
         if op not in SCALARS or not SCALARS[op].accepts(dtype):
             return True  # made of loads, casts and scalar operations that are asked one by one, or the other side of a comparison
         if self.kind == "cpu":

@@ -7,14 +7,14 @@ graphs, `Rewriter` copies one with changes. Mutation of an input (batch-norm sta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
 from dlcompiler.ir.errors import CompilerError, InputError, VerifyError
-from dlcompiler.ir.expression import Dim, symbol_name, symbols
+from dlcompiler.ir.expression import Dim, evaluate, symbol_name, symbols
 from dlcompiler.ir.ops import Op, Trait, lookup
 from dlcompiler.ir.types import DType, TensorType, Type, dtype_of
 
@@ -145,14 +145,30 @@ class Graph:
     def check_limits(self, bindings: Mapping[str, int]) -> None:
         """Raise InputError for a size outside the limits that an input states.
 
-        An input's attribute `limits` holds (symbol, lowest, highest or None) for sizes that the graph relies on.
+        An input's attribute `limits` holds (number made of sizes, lowest, highest or None) for what the graph relies on.
         """
         for node in self.inputs:
-            for name, lowest, highest in node.attributes.get("limits", ()):
-                size = bindings.get(name, lowest)
+            for number, lowest, highest in node.attributes.get("limits", ()):
+                if not symbols(number) <= bindings.keys():
+                    continue
+                size = evaluate(number, bindings)
                 if size < lowest or (highest is not None and size > highest):
                     allowed = f"at least {lowest}" if highest is None else f"{lowest} to {highest}"
-                    raise InputError(f"the size {name} is {size}, but the model takes {allowed}", location=node.location)
+                    allowed = f"only {lowest}" if highest == lowest else allowed
+                    raise InputError(f"the size {number} is {size}, but the model takes {allowed}", location=node.location)
+
+    def indices(self, bindings: Mapping[str, int]) -> tuple[tuple[int, int, int, int | None], ...]:
+        """Inputs whose elements are positions in a dimension: (which input, the lowest, the highest, one more that is allowed).
+
+        An input's attribute `positions` holds the last three. Who runs the graph checks them: its ops read the nearest element,
+        or update none, where an index lies outside.
+        """
+        return tuple(
+            (k, evaluate(lowest, bindings), evaluate(highest, bindings), allowed)
+            for k, node in enumerate(self.inputs)
+            for lowest, highest, allowed in node.attributes.get("positions", ())
+            if symbols(highest) <= bindings.keys()
+        )
 
     def replace(self, **changes: Any) -> Graph:
         """A copy with these fields changed."""
@@ -194,24 +210,28 @@ class Builder:
         location: str | None = None,
         is_parameter: bool = False,
         marks: Iterable[str] = (),
+        limits: Collection[tuple[Dim, int, int | None]] = (),
     ) -> Node:
         """A tensor input; `strides` in elements, None for row major.
 
         A parameter is the same tensor in nearly every call. Other marks: what is `owned` belongs to the call, which may free or
-        overwrite it; what is `trained` is changed between this call and the next, after a backward pass.
+        overwrite it; what is `trained` is changed between this call and the next, after a backward pass. For `limits` see
+        `Graph.check_limits`.
         """
         attributes: dict[str, Any] = {} if strides is None else {"strides": tuple(strides)}
         if is_parameter:
             attributes["parameter"] = True
         attributes |= dict.fromkeys(marks, True)
+        if limits:
+            attributes["limits"] = tuple(limits)
         node = Node(lookup("input"), (), attributes, type, self.fresh_name(name), location)
         self.inputs.append(node)
         return node
 
-    def size_input(self, name: str, symbol: str) -> Node:
+    def size_input(self, name: str, symbol: str, limits: Collection[tuple[Dim, int, int | None]] = ()) -> Node:
         """An integer argument that binds the symbol; its value is a 0-d i64 tensor."""
         op = lookup("size")
-        attributes = {"symbol": symbol}
+        attributes: dict[str, Any] = {"symbol": symbol, **({"limits": tuple(limits)} if limits else {})}
         node = Node(op, (), attributes, op.infer((), attributes), self.fresh_name(name))
         self.inputs.append(node)
         return node

@@ -17,7 +17,7 @@ from dlcompiler.ir.program import Code, Placement, Program
 from dlcompiler.runtime.arena import ARENAS
 from dlcompiler.runtime.binding import Binder
 from dlcompiler.runtime.frame import Frame
-from dlcompiler.runtime.inputs import adapt, describe_mismatch, finish_writes
+from dlcompiler.runtime.inputs import adapt, check_indices, describe_mismatch, finish_writes
 from dlcompiler.runtime.plan import Plan, Result, Shared
 from dlcompiler.runtime.tensors import empty_strided, guard_like, picker
 from torch import Tensor
@@ -156,6 +156,8 @@ class _Runner:
 
     def __call__(self, inputs: Sequence[Any], times: list[tuple[int, float]] | None = None) -> list[Tensor]:
         """A call; with `times` one step at a time, and a time for each is added."""
+        if self.plan.indices:
+            check_indices(self.plan, inputs)
         frame = self._free_frame()
         arena = ARENAS.take(self._arena_bytes) if self._arena_bytes else None
         prepared = False

@@ -62,6 +62,7 @@ class _Freezer:
             self.placement.arena_bytes,
             self.prepared_bytes,
             len(self.program.constants),
+            self.program.graph.indices(self.number.bindings),
         )
 
     def _numbers(self, dims: Sequence[Any]) -> tuple[int, ...]:

@@ -33,6 +33,25 @@ def adapt(plan: Plan, position: int, tensor: Any) -> Tensor:
         return torch.empty_strided(layout.shape, layout.strides, dtype=layout.dtype, device=plan.device).copy_(tensor)
 
 
+def check_indices(plan: Plan, inputs: Sequence[Any]) -> None:
+    """Raises InputError for an input that is to hold positions in a dimension and holds another number."""
+    for position, lowest, highest, allowed in plan.indices:
+        tensor = inputs[position]
+        if not tensor.numel():
+            continue
+        least, most = (int(x) for x in tensor.aminmax())
+        if least >= lowest and most <= highest:
+            continue
+        wrong = (tensor < lowest) | (tensor > highest)
+        wrong = wrong if allowed is None else wrong & (tensor != allowed)
+        if wrong.any():
+            found = int(tensor[wrong][0])
+            raise InputError(
+                f"{_name(plan, position)} holds the index {found}, out of bounds for a dimension of size {highest + 1}",
+                location=plan.program.graph.inputs[position].location,
+            )
+
+
 def describe_mismatch(plan: Plan, inputs: Sequence[Any]) -> None:
     """Raise InputError for the first input that does not fit, if one does not."""
     for position, layout in enumerate(plan.inputs):

@@ -71,6 +71,7 @@ class KeptProgram:
     arena_bytes: int
     prepared_bytes: int
     constants: int
+    indices: tuple[tuple[int, int, int, int | None], ...] = ()  # see `Graph.indices`
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -91,9 +92,16 @@ class KeptProgram:
 
         results = tuple(KeptResult(k, at, tuple(sh), tuple(st), offset, d) for k, at, sh, st, offset, d in found["results"])
         numbers = (found[key] for key in ("arena_bytes", "prepared_bytes", "constants"))
-        functions = tuple(found["functions"])
+        functions, indices = tuple(found["functions"]), tuple(map(tuple, found["indices"]))
         return cls(
-            tensors("inputs"), tensors("outputs"), results, functions, launches("steps"), launches("preparation"), *numbers
+            tensors("inputs"),
+            tensors("outputs"),
+            results,
+            functions,
+            launches("steps"),
+            launches("preparation"),
+            *numbers,
+            indices,
         )
 
     def as_text(self) -> str:
@@ -127,10 +135,15 @@ class KeptExecutable:
         self._memory: Any = None
 
     def fits(self, arrays: Sequence[np.ndarray]) -> bool:
-        """Whether these are what the program takes, whatever their strides."""
+        """Whether these are what the program takes, whatever their strides; positions in a dimension lie within it."""
         inputs = self.program.inputs
-        return len(arrays) == len(inputs) and all(
+        if len(arrays) != len(inputs) or not all(
             array.dtype == dtype and array.shape == tensor.shape for array, tensor, dtype in zip(arrays, inputs, self._dtypes)
+        ):
+            return False
+        return all(
+            bool(np.all(((arrays[k] >= lowest) & (arrays[k] <= highest)) | (arrays[k] == allowed)))
+            for k, lowest, highest, allowed in self.program.indices
         )
 
     def __call__(self, arrays: Sequence[np.ndarray], threads: int) -> list[np.ndarray]:

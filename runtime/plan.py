@@ -173,6 +173,7 @@ class Plan:
         self.sources: tuple[int | Tensor, ...] = ()
         self.preparation = self._preparation()
         self.dropped = self._find_dropped()
+        self.indices = program.graph.indices(self.bindings)
         self.results = tuple(self._result(view) for view in program.outputs)
         self.uses_torch = any(not isinstance(s, Run | Change) for s in self.sections)
 

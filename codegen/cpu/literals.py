@@ -9,7 +9,9 @@ from typing import TypeAlias
 
 Number: TypeAlias = int | float | bool
 
-ELEMENT_BITS = {"f32": 32, "f64": 64, "f16": 16, "bf16": 16, "i1": 1, "i8": 8, "i16": 16, "i32": 32, "i64": 64, "ptr": 64}
+ELEMENT_BITS = {
+    "f32": 32, "f64": 64, "f16": 16, "bf16": 16, "i1": 1, "i8": 8, "i16": 16, "i32": 32, "i64": 64, "i128": 128, "ptr": 64,
+}  # fmt: skip
 FLOATS = ("f32", "f64", "f16", "bf16")
 PACK_CODE = {"f64": ("<d", "<Q"), "f32": ("<f", "<I"), "f16": ("<e", "<H")}
 

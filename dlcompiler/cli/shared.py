@@ -277,7 +277,7 @@ def _shapes(graph: Graph, names: Sequence[str], given: Mapping[str, Any], bindin
     for name, node in zip(names, graph.inputs):
         if name in given:
             continue
-        least = {symbol: lowest for symbol, lowest, _ in node.attributes.get("limits", ())}
+        least = {str(number): lowest for number, lowest, _ in node.attributes.get("limits", ())}
         if node.op.name == "size":
             _sized(node.attributes["symbol"], name, bindings, least)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from dlcompiler.frontends.fx_control import own_arguments
 from dlcompiler.frontends.fx_decompositions import decompositions
+from dlcompiler.frontends.fx_guards import limits_of
 from dlcompiler.frontends.fx_import import import_fx
 from dlcompiler.frontends.fx_results import flat_results
 from dlcompiler.ir.errors import InputError, InvalidModelError, UnsupportedError
@@ -101,14 +103,19 @@ class Captured:
 
 
 class _Function(torch.nn.Module):
-    """A module around a function, as torch.export wants one."""
+    """A module around a function, as torch.export wants one; its arguments are called as the function calls them."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
-        self.function = function
+        self.forward = function if _has_signature(function) else lambda *arguments, **keywords: function(*arguments, **keywords)
 
-    def forward(self, *arguments: Any, **keywords: Any) -> Any:
-        return self.function(*arguments, **keywords)
+
+def _has_signature(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function)
+    except ValueError:  # of a function written in C
+        return False
+    return True
 
 
 # torch.export keeps its tracing modes in process-wide state: two threads that trace at once undo each other's
@@ -155,12 +162,23 @@ def _export(model: Any, inputs: Any, dynamic_shapes: Any, keywords: Any) -> Expo
         raise InputError("a torch model needs example_inputs", hint="give a tuple of the arguments that the model is called with")
     inputs = (inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs)
     module = model if isinstance(model, torch.nn.Module) else _Function(model)
+    dynamic_shapes = _grouped(module.forward, inputs, dynamic_shapes)
     try:
         return torch.export.export(module, inputs, dict(keywords or {}), dynamic_shapes=dynamic_shapes, strict=False)
     except (torch._dynamo.exc.UserError, torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode) as error:
         raise InvalidModelError(
             f"torch.export cannot trace the model: {_first_line(error)}", hint="see torch.export.draft_export"
         ) from error
+
+
+def _grouped(forward: Callable[..., Any], inputs: tuple, shapes: Any) -> Any:
+    """Shapes of arguments that `forward` takes as `*rest` as one tuple, as torch.export wants them: (a, b, c) --> (a, (b, c))."""
+    kinds = [parameter.kind for parameter in inspect.signature(forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds or not isinstance(shapes, tuple | list) or len(shapes) != len(inputs):
+        return shapes
+    first = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+    rest = tuple(shapes[first:])
+    return shapes if any(isinstance(shape, tuple | list) for shape in rest) else (*shapes[:first], rest)
 
 
 def _first_line(error: BaseException) -> str:
@@ -197,7 +215,8 @@ def _import_program(program: ExportedProgram, name: str) -> Captured:
     mutations = {
         position: of_target[spec.target] for position, spec in enumerate(signature.output_specs) if spec.kind in _MUTATIONS
     }
-    graph = import_fx(program.graph_module, name=name, constants=constants, mutations=mutations)
+    limits = limits_of(program)
+    graph = import_fx(program.graph_module, name=name, constants=constants, mutations=mutations, limits=limits)
     results, numbers = _results(program)
     in_spec, out_spec = program.call_spec.in_spec, program.call_spec.out_spec
     return Captured(graph, tuple(state), in_spec, out_spec, tuple(fixed), results, numbers)

@@ -22,11 +22,12 @@ from dlcompiler.arrays import array_from_tensor
 from dlcompiler.frontends.fx_alias import Owners, root_of
 from dlcompiler.frontends.fx_call import make_template, refuse_misdescribed, sees_strides
 from dlcompiler.frontends.fx_control import higher_order
+from dlcompiler.frontends.fx_guards import Limit
 from dlcompiler.frontends.fx_location import location_of
 from dlcompiler.frontends.fx_numbers import bool_of_sizes, float_of_sizes
 from dlcompiler.frontends.fx_random import number_draws
 from dlcompiler.frontends.fx_results import flat_results, result_kinds
-from dlcompiler.frontends.fx_rules import RULES, TAKES_NARROW, NoRule
+from dlcompiler.frontends.fx_rules import RULES, TAKES_COMPLEX, TAKES_NARROW, NoRule
 from dlcompiler.frontends.fx_told import CHECKS, READ, Told, tells_sizes, unite_equal_sizes
 from dlcompiler.frontends.fx_types import (
     WeakNumber,
@@ -61,6 +62,7 @@ def import_fx(
     called: Sequence[str] = (),
     parameters: Collection[int] = (),
     marks: Mapping[int, Collection[str]] | None = None,
+    limits: Mapping[str, Collection[Limit]] | None = None,
 ) -> Graph:
     """The Graph of an ATen-level FX graph.
 
@@ -69,6 +71,7 @@ def import_fx(
     called     what the user calls each placeholder, for messages
     parameters positions of placeholders that are a module's own tensors, the same ones in nearly every call
     marks      positions of placeholders -> what is known of them, see `Builder.input`
+    limits     placeholders' names -> limits of sizes that a call must keep to
     mutations  results that are not outputs but new values of placeholders: position -> name (torch.export's signature)
 
     Results that are not tensors stand among the outputs as 0-d tensors (a SymInt as i64) or are left out (None): see
@@ -82,6 +85,7 @@ def import_fx(
         importer.called = dict(zip(placeholders, called))
     importer.parameters = frozenset(name for k, name in enumerate(placeholders) if k in parameters)
     importer.marks = {placeholders[k]: found for k, found in (marks or {}).items()}
+    importer.limits = limits or {}
     return importer.run(inputs)
 
 
@@ -101,6 +105,7 @@ class Importer:
         self.called: Mapping[str, str] = {}
         self.parameters: frozenset[str] = frozenset()
         self.marks: Mapping[str, Collection[str]] = {}
+        self.limits: Mapping[str, Collection[Limit]] = {}
         self.b = Builder(name)
         self.values: dict[torch.fx.Node, Any] = {}
         self.writebacks: dict[Node, Node] = {}
@@ -111,6 +116,7 @@ class Importer:
         self._derived: list[Dim] = []  # integer arguments
         self._dims: dict[Dim, Node] = {}
         self.non_negative: dict[Node, bool] = {}
+        self.is_whole = True  # and no region, whose operators may not run
 
     # -- the walk ------------------------------------------------------------------------------------------------------------
 
@@ -136,7 +142,7 @@ class Importer:
     def part(self, name: str) -> Importer:
         """An importer with a builder of its own, for a region of what is being imported."""
         inner = Importer(self.module, name, {}, {})
-        inner._hints, inner.told = self._hints, self.told.inside(inner)
+        inner._hints, inner.told, inner.is_whole = self._hints, self.told.inside(inner), False
         return inner
 
     def inline(self, module: torch.fx.GraphModule, arguments: Iterable[Any]) -> list[Any]:
@@ -179,13 +185,14 @@ class Importer:
                 f"input {self.called.get(name, name)}",
                 is_parameter=name in self.parameters,
                 marks=self.marks.get(name, ()),
+                limits=self.limits.get(name, ()),
             )
         if isinstance(example, int | torch.SymInt) and not isinstance(example, bool):
             self._remember_hints((example,))
             example = non_negative(example)
             dim = dim_from_torch(example)
             # specialised to a number, or made of other sizes: it still takes its place in the call, and nothing reads it
-            number = self.b.size_input(name, symbol_name(dim) or f"unused_{name}")
+            number = self.b.size_input(name, symbol_name(dim) or f"unused_{name}", self.limits.get(name, ()))
             if symbol_name(dim) is None and self.told.is_of(dim):  # it may be negative, as no size can
                 self.told.tell(number, dim)
             self._derived.append(dim)
@@ -278,7 +285,7 @@ class Importer:
         try:
             if rule is None:
                 raise NoRule(reason)
-            _refuse_values((*args, *kwargs.values(), self.meta), takes_narrow=target in TAKES_NARROW)
+            _refuse_values((*args, *kwargs.values(), self.meta), target in TAKES_NARROW, target in TAKES_COMPLEX)
             result = rule(self, *args, **kwargs)
             self._check(target, result)
             return result
@@ -311,7 +318,9 @@ class Importer:
         self.b.make(lookup("aten.call"), operands, attributes, TupleType(()), target.split(".")[1])
 
     def call(self, target: str, args: Sequence[Any], kwargs: Mapping[str, Any], reason: str) -> Any:
-        """Append an `aten.call`."""
+        """Append an `aten.call`. Raises UnsupportedError for one that writes to its operands, which a node never does."""
+        if target == str(self.node.target) and self.node.target._schema.is_mutable:
+            raise UnsupportedError(f"{target}, which writes to its operands ({reason})", items=(target,))
         refuse_misdescribed(target, args)
         return self._append_call(target, self.node.target, *make_template(args, kwargs), reason)
 
@@ -548,19 +557,19 @@ def type_name(value: Any) -> str:
     return type(value).__name__
 
 
-def _refuse_values(values: Iterable[Any], takes_narrow: bool) -> None:
-    """Raise NoRule for numbers that no rule takes: complex ones, and narrow floats unless it says that it does."""
+def _refuse_values(values: Iterable[Any], takes_narrow: bool, takes_complex: bool) -> None:
+    """Raise NoRule for numbers that a rule does not take unless it says that it does: complex ones, and narrow floats."""
     stack = list(values)
     while stack:
         value = stack.pop()
         if isinstance(value, list | tuple):
             stack.extend(value)
         elif isinstance(value, Node):
-            if isinstance(value.type, TensorType) and value.dtype.kind == "complex":
+            if not takes_complex and isinstance(value.type, TensorType) and value.dtype.kind == "complex":
                 raise NoRule("complex numbers")
             if not takes_narrow and isinstance(value.type, TensorType) and value.dtype.is_narrow:
                 raise NoRule(f"nothing is computed with {value.dtype}")
-        elif isinstance(value, complex) or (isinstance(value, torch.Tensor) and value.is_complex()):
+        elif not takes_complex and (isinstance(value, complex) or (isinstance(value, torch.Tensor) and value.is_complex())):
             raise NoRule("complex numbers")
 
 

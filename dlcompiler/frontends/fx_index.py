@@ -16,6 +16,8 @@ from dlcompiler.ir.types import boolean, i64
 # ops whose results are non-negative if their operands are
 _KEEP_SIGN = frozenset(("reshape", "expand", "permute", "slice", "cast", "add", "mul", "maximum", "concat", "copy"))
 _NON_NEGATIVE = frozenset(("iota", "dim", "size"))
+# ops whose results have all elements of their operand, and no others
+_KEEP_ELEMENTS = frozenset(("reshape", "expand", "permute", "cast", "copy"))
 
 
 def is_non_negative(i: Any, node: Node) -> bool:
@@ -40,8 +42,41 @@ def is_non_negative(i: Any, node: Node) -> bool:
     return known[node]
 
 
+def state_positions(i: Any, at: Node, size: Dim, *, from_end: bool = False) -> None:
+    """Let each call check that what it gives for `at` are positions in a dimension of that size, as eager does.
+
+    Only an input's own elements are checked, moved or not: token numbers, labels. Kernels stay within memory whatever they read.
+    """
+    source, allowed = _source(at)
+    if source.op.name == "input" and i.is_whole and source in i.b.inputs:
+        found = source.attributes.setdefault("positions", ())
+        stated = (-size if from_end else 0, size - 1, allowed)
+        source.attributes["positions"] = found if stated in found else (*found, stated)
+
+
+def _source(at: Node) -> tuple[Node, int | None]:
+    """What `at` has the elements of, and the number that it replaces: `where(x != -100, x, 0)` is (x, -100)."""
+    allowed = None
+    while at.op.name in _KEEP_ELEMENTS or (at.op.name == "where" and allowed is None):
+        if at.op.name == "where":
+            condition, kept, other = at.inputs
+            number = condition.inputs[1] if condition.op.name == "ne" else None
+            if number is None or kept not in condition.inputs or any(x.op.name != "constant" for x in (number, other)):
+                break
+            if number.attributes["value"].size != 1:
+                break
+            allowed = int(number.attributes["value"].reshape(()))
+            at = kept
+        elif at.dtype.is_integer and at.inputs[0].dtype.is_integer:
+            at = at.inputs[0]
+        else:
+            break
+    return at, allowed
+
+
 def wrapped(i: Any, at: Node, size: Dim) -> Node:
     """Positions that may count from the end: `where(at < 0, at + size, at)`."""
+    state_positions(i, at, size, from_end=True)
     if is_non_negative(i, at):
         return at
     return i.b.where(i.b.lt(at, i.number(0, at.dtype)), i.b.add(at, i.number(size, at.dtype)), at)
@@ -74,12 +109,14 @@ def _index_select(i, x, dim, index):
     if not x.tensor.rank:
         return reshape(i, x, i.shape)
     axis = axis_of(dim, x.tensor.rank)
+    state_positions(i, index, x.shape[axis])
     at = index if index.tensor.rank else reshape(i, index, (1,))
     return i.b.index(x, i.cast(at, i64), axes=(axis,))
 
 
 @moving("gather.default")
 def _gather(i, x, dim, index, sparse_grad=False):
+    state_positions(i, index, x.shape[axis_of(dim, x.tensor.rank)] if x.tensor.rank else 1)
     if not x.tensor.rank or not index.tensor.rank:
         # a 0-d tensor counts as one of one element
         source, at = (reshape(i, t, (1,)) if not t.tensor.rank else t for t in (x, index))
@@ -89,6 +126,7 @@ def _gather(i, x, dim, index, sparse_grad=False):
 
 @moving("embedding.default")
 def _embedding(i, weight, indices, padding_idx=-1, scale_grad_by_freq=False, sparse=False):
+    state_positions(i, indices, weight.shape[0])
     return i.b.index(weight, indices, axes=(0,))
 
 

@@ -367,11 +367,13 @@ def _copy(i, x, source, non_blocking=False):
     return broadcast(i, i.cast(source, x.dtype))
 
 
-@moving("copy_.default")
+@moving("copy_.default", takes_complex=True)
 def _copy_in_place(i, target, source, non_blocking=False):
     """The functionalised graph's last word on a mutated input."""
     if target not in i.b.inputs:
         raise NoRule("a mutation of something that is no input")
+    if target.dtype.kind == "complex" and source.type != target.type:
+        raise NoRule("complex numbers")
     value = broadcast(i, i.cast(source, target.dtype))
     i.writebacks[target] = value
     return value

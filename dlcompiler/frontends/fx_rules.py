@@ -10,16 +10,18 @@ Rule = Callable[..., Any]
 
 RULES: dict[str, Rule] = {}
 TAKES_NARROW: set[str] = set()  # operators of RULES
+TAKES_COMPLEX: set[str] = set()  # and of these
 
 
 class NoRule(Exception):
     """Raised by a rule that does not cover these arguments; ATen runs the operator, and the message is the reason."""
 
 
-def rule(*names: str, takes_narrow: bool = False) -> Callable[[Rule], Rule]:
+def rule(*names: str, takes_narrow: bool = False, takes_complex: bool = False) -> Callable[[Rule], Rule]:
     """Register a function for these operators: `rule("add.Tensor")` is for `aten.add.Tensor`; a name may say its namespace.
 
-    `takes_narrow`: also of floats of 8 bits and fewer, with which kernels do not compute; else such a call is ATen's.
+    `takes_narrow`: also of floats of 8 bits and fewer, with which kernels do not compute, `takes_complex`: of complex numbers;
+    else such a call is ATen's.
     """
 
     def apply(function: Rule) -> Rule:
@@ -29,6 +31,8 @@ def rule(*names: str, takes_narrow: bool = False) -> Callable[[Rule], Rule]:
             RULES[full] = function
             if takes_narrow:
                 TAKES_NARROW.add(full)
+            if takes_complex:
+                TAKES_COMPLEX.add(full)
         return function
 
     return apply

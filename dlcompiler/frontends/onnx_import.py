@@ -43,7 +43,7 @@ from dlcompiler.frontends.onnx_schema import Schema, check_node, check_types, fi
 from dlcompiler.frontends.onnx_seen import SeenNode
 from dlcompiler.ir.control import needed, tensor_types
 from dlcompiler.ir.errors import DTypeError, InputError, InvalidModelError, ShapeError, UnsupportedError
-from dlcompiler.ir.expression import symbols
+from dlcompiler.ir.expression import symbol, symbols
 from dlcompiler.ir.graph import Event, Graph, Node
 from dlcompiler.ir.ops import lookup
 from dlcompiler.ir.types import HostType, TensorType, TupleType
@@ -213,7 +213,7 @@ class _Importer:
         if isinstance(type, TensorType) and not type.is_addressable:
             raise InvalidModelError(f"input {name}: {type} takes more memory than can be addressed")
         own = sorted(name for name in frozenset().union(*map(symbols, dims)) if name in self.unstated)
-        limits = tuple((size, *self.unstated.pop(size)) for size in own)
+        limits = tuple((symbol(size), *self.unstated.pop(size)) for size in own)
         attributes = {"limits": limits} if limits else {}
         node = Node(lookup("input"), (), attributes, type, self.b.fresh_name(name), name)
         self.b.inputs.append(node)

@@ -112,7 +112,14 @@ class _Results:
                 mutated.append((names[descriptor.mutated_input.idx], result))
             elif result is not None:
                 raise UnsupportedError(f"a loss function that gives {descriptor}", items=(type(descriptor).__name__,))
-        if len(losses) != 1 or not isinstance(losses[0], torch.fx.Node) or losses[0].meta["val"].numel() != 1:
+        if len(losses) > 1:
+            raise UnsupportedError(
+                f"a loss function whose call leaves {len(losses)} tensors",
+                items=("several results",),
+                hint="return the loss alone; what a module keeps in forward (self.state = x) is a result too: such a model is "
+                "for torch.compile",
+            )
+        if not losses or not isinstance(losses[0], torch.fx.Node) or losses[0].meta["val"].numel() != 1:
             raise InputError("the loss function must return one tensor of one element")
         if not gradients:
             raise InputError("the loss does not depend on any parameter of the optimizer")

@@ -363,7 +363,8 @@ class _Planner:
         key = (str(pack.replace(name="pack", origin=())), reads)
         if key not in self.panels:
             is_fixed = is_fixed and all(isinstance(d, int) for d in out.shape)
-            name = f"{reads[0].slot.name}.panels{len(self.panels)}"
+            made_of = reads[0].slot.name if reads else "positions"  # of indices and numbers alone
+            name = f"{made_of}.panels{len(self.panels)}"
             slot = P.Slot(name, out.dtype, out.shape, out.strides, "prepared" if is_fixed else "intermediate")
             self.extra_slots.append(slot)
             launch = P.Launch(pack, (*reads, slot.view()), pack.origin)

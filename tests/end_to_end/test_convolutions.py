@@ -156,3 +156,18 @@ def test_gradients_without_aten() -> None:
     wide = [x.detach().double().requires_grad_() for x in images]
     for got, want in zip(found, gradients(run, layers.double(), wide), strict=True):
         assert (got - want).abs().max() < 1e-5 * want.abs().max() + 1e-9
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_weights_made_of_positions_alone(dynamic: bool) -> None:
+    """Panels of weights that read no tensor, since each of them is a function of where it lies."""
+
+    def run(x: torch.Tensor, image: torch.Tensor) -> list[torch.Tensor]:
+        columns = torch.cos(torch.arange(256.0 * 256)).view(256, 256).to(x.dtype)
+        filters = torch.sin(torch.arange(64.0 * 32 * 9)).view(64, 32, 3, 3).to(x.dtype)
+        return [x @ columns, torch.conv2d(image, filters)]
+
+    compiled = torch.compile(run, backend="dlcompiler", dynamic=dynamic)
+    for rows in (64, 65):
+        inputs = torch.randn(rows, 256), torch.randn(2, 32, 20, 20)
+        check(run, inputs, compiled=compiled)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from dlcompiler.ir.errors import InputError
 from torch import Tensor
+
+import dlcompiler
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(4, 6, 16, generator=GENERATOR)
@@ -159,7 +164,7 @@ def test_one_program_for_all_sizes() -> None:
 
 
 def test_an_update_outside_writes_nothing() -> None:
-    compiled = torch.compile(lambda x, i, s: x.index_add(0, i, s), backend="dlcompiler")
+    compiled = torch.compile(lambda x, i, s: x.index_add(0, i * 1, s), backend="dlcompiler")
     x, new = torch.zeros(4, 3), torch.ones(3, 3)
     result = compiled(x, torch.tensor([1, 4, 1 << 40]), new)
     assert result[1].eq(1).all() and result.sum() == 3
@@ -175,3 +180,38 @@ def test_a_library_takes_what_no_routine_does(monkeypatch: pytest.MonkeyPatch) -
     inputs = (X, AT, EACH, NEW)
     for got, want in zip(leaves(compiled(*inputs)), leaves(function(*inputs)), strict=True):
         torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize(
+    "function, right, wrong",
+    [
+        (lambda at: TABLE[at], [0, 19, -20], [20]),
+        (lambda at: TABLE[at], [1, -1], [-21]),
+        (lambda at: F.embedding(at, TABLE), [0, 19], [-1]),
+        (lambda at: TABLE.index_select(0, at), [0, 19], [20]),
+        (lambda at: TABLE.gather(1, at.view(-1, 1).expand(-1, 4)), [0, 7], [8]),
+        (lambda at: F.cross_entropy(TABLE[: len(at)], at), [0, 7, -100], [8]),
+        (lambda at: F.cross_entropy(TABLE[: len(at)], at), [3, -100], [-1, -100]),
+    ],
+)
+def test_indices_that_a_call_gives_are_checked(function: Callable[[Tensor], Tensor], right: list[int], wrong: list[int]) -> None:
+    """As in eager, a number outside its dimension is an error and not the nearest element; also in a file that NumPy runs."""
+    compiled = torch.compile(function, backend="dlcompiler")
+    torch.testing.assert_close(compiled(torch.tensor(right)), function(torch.tensor(right)))
+    with pytest.raises((IndexError, RuntimeError)):
+        function(torch.tensor(wrong + right[1:]))
+    with pytest.raises(InputError, match=f"holds the index {wrong[0]}, out of bounds"):
+        compiled(torch.tensor(wrong + right[1:]))
+
+
+def test_indices_are_checked_where_a_kept_program_runs(tmp_path: Path) -> None:
+    path = tmp_path / "table.dlc"
+    dlcompiler.compile(torch.nn.Embedding(5, 3), (torch.tensor([1, 2]),)).save(path)
+    dlcompiler.load(path)(np.array([4, 0]))
+    for array in (np.array([4, 0]), np.array([0, 5]), np.array([-1, 0])):
+        model = dlcompiler.load(path)
+        if array.min() >= 0 and array.max() < 5:
+            assert model(array).shape == (2, 3)
+        else:
+            with pytest.raises(InputError, match="out of bounds for a dimension of size 5"):
+                model(array)

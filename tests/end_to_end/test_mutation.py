@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import dlcompiler
 from tests.end_to_end.support import assert_identical, assert_near, check, compile_with, fresh, leaves, random_tensor
 
 
@@ -93,6 +94,21 @@ def test_version_counters_move_as_in_eager(function: Callable[..., Any]) -> None
     compile_with("torch.compile", function)(*our_inputs)
     moved = [(ours._version > 0, eager._version > 0) for ours, eager in zip(our_inputs, eager_inputs)]
     assert all(ours == eager for ours, eager in moved)
+
+
+def scale_parts(x: Tensor, y: Tensor) -> Tensor:
+    torch.view_as_real(x).mul_(2)
+    return y.real + 1
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
+@pytest.mark.parametrize("function", [add_in_place, write_after_read, swap, write_a_slice, scale_parts], ids=lambda f: f.__name__)
+def test_complex_inputs_are_written_as_in_eager(function: Callable[..., Any], dtype: torch.dtype) -> None:
+    x, y = (torch.complex(random_tensor(4, 9, seed=k), random_tensor(4, 9, seed=k + 2)).to(dtype) for k in range(2))
+    eager, ours = (x.clone()[:, 1::2], y.clone()[:, :4]), (x.clone()[:, 1::2], y.clone()[:, :4])
+    expected, found = function(*eager), torch.compile(function, backend="dlcompiler")(*ours)
+    torch.testing.assert_close((found, ours), (expected, eager))
+    assert dlcompiler.reports()[-1].target != "torch"
 
 
 def test_same_tensor_twice_while_one_is_written() -> None:

@@ -110,6 +110,35 @@ def test_sizes_that_are_known_only_when_called() -> None:
         assert number == expected_number
 
 
+@pytest.mark.parametrize(
+    "branch",
+    [
+        lambda x, y: x.shape[0] % 2 == 0,
+        lambda x, y: x.shape[0] <= 4,
+        lambda x, y: y.shape[0] != 7,
+        lambda x, y: y.shape[0] > x.shape[0] + 1,
+        lambda x, y: x.shape[0] * 2 == y.shape[0],
+    ],
+)
+def test_a_call_that_would_take_another_branch_is_refused(branch: Any) -> None:
+    """What torch.export relied on while it traced is asked of each call: numbers are never those of the other branch."""
+
+    def model(x: Tensor, y: Tensor) -> Tensor:
+        return x * 2 + y[0] if branch(x, y) else x - y[0]
+
+    free = torch.export.Dim.AUTO
+    captured = capture(model, (torch.zeros(4), torch.zeros(8)), ({0: free}, {0: free}))
+    refused = 0
+    for x, y in ((torch.ones(n), torch.ones(m)) for n in range(2, 9) for m in (6, 7, 8, 12)):
+        if branch(x, y):
+            torch.testing.assert_close(call(captured, x, y), model(x, y))
+        else:
+            refused += 1
+            with pytest.raises(InputError):
+                call(captured, x, y)
+    assert refused
+
+
 def test_functions_and_exported_programs_are_taken() -> None:
     def scaled(x: Tensor, y: Tensor) -> Tensor:
         return x * y.sum() + torch.arange(3)

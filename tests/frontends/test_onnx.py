@@ -376,7 +376,7 @@ def positions_model(rows: int) -> onnx.ModelProto:
 def test_sizes_that_the_graph_relies_on_are_stated_and_checked():
     """A table of 8 positions holds for lengths 1 to 8: a longer call is refused, not read out of bounds."""
     graph = import_onnx(positions_model(8))
-    assert graph.inputs[0].attributes["limits"] == (("length", 1, 8),)
+    assert graph.inputs[0].attributes["limits"] == ((symbol("length"), 1, 8),)
     table = np.arange(16, dtype=np.float32).reshape(8, 2)
     for length in (1, 5, 8):
         total, last = interpret(graph, {"x": np.ones((length, 2), np.float32)})
