@@ -483,7 +483,8 @@ class _Fuser:
                 return False
             return self._why_no_kernel(nodes, self._outputs(nodes)) is None
 
-        regrouping = Regrouping(self.graph, groups, self.bases, self._is_inlined, self._outputs, fits, self.fixed, self.tiled)
+        asked = self._is_inlined, self._outputs, fits, self.fixed, self.tiled, self.free, self._find_bases
+        regrouping = Regrouping(self.graph, groups, self.bases, *asked)
         left = regrouping.run()
         self.group_of = dict(regrouping.home)
         for group in left:

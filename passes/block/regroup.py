@@ -1,14 +1,17 @@
 """Groups revised once all are known: what moves fewer bytes, or takes fewer steps, than joining producers one node at a time.
 
     {%1 = linear(%x, %w); %2 = mul(%1, %a)}  stores both; {reduce_sum(%2)}  -->  {linear} stores %1; {mul, reduce_sum}
+    {%1 = linear(%x, %w); %2 = sub(%a, %b)}; {.. %2 ..}; {.. %2 ..}          -->  {linear}; both compute %2 from %a and %b
     {reduce_sum(%1)}; {reduce_sum(%2 = mul(%1, %b))}                        -->  {both}: one step, which reads %1 once
 
 Fusion takes nodes in order, so pointwise ops between a product and a reduction of its results join the product, and all of them
 that the reduction reads are stored. The first rule moves such a tail of a group to the group that alone reads it, if the two then
-read and write fewer bytes, or as many and write fewer of them. The second joins reductions of the same values that do not depend
-on each other.
+read and write fewer bytes, or as many and write fewer of them. The second does not store what a few pointwise ops make of values
+that are in memory anyway (a layer norm's input, normalised once more for its gradients): each reader computes it, if all together
+then move fewer bytes. The third joins reductions of the same values that do not depend on each other.
 
-Neither makes a cycle: the reader of a tail came after that group anyway, and siblings are joined only if nothing lies between.
+None makes a cycle: the reader of a tail, or of a value computed again, came after that group and all before it anyway, and siblings
+are joined only if nothing lies between.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ from dlcompiler.ir.types import TensorType
 
 # What a symbolic size is taken for where groupings are compared: a long side, as batches and sequences are.
 TYPICAL_SIZE = 256
+# Pointwise ops that each reader of a value does rather than reading it.
+MOST_AGAIN = 4
 
 
 class Part(Protocol):
@@ -41,7 +46,8 @@ class Regrouping(Generic[P]):
     """The parts of a graph, and what is asked about them.
 
     bases     nodes with memory or a part that a node reads, looking through views
-    inlined   whether a node has no memory, because each reader computes it
+    inlined   whether a node has no memory, because each reader computes it: views, and the nodes in `free`
+    rebase    finds the bases of a node anew, after those of its operands
     outputs   which of some nodes leave the kernel that they are
     fits      whether some nodes, in order, make one good kernel
     fixed     nodes computed once and kept; they share no kernel with others
@@ -56,6 +62,8 @@ class Regrouping(Generic[P]):
     fits: Callable[[Sequence[Node]], bool]
     fixed: Set[Node]
     tiled: Set[Node]
+    free: set[Node]
+    rebase: Callable[[Node], None]
     position: dict[Node, int] = field(init=False)
     home: dict[Node, P] = field(init=False)
 
@@ -68,6 +76,9 @@ class Regrouping(Generic[P]):
         for part in self.parts:
             if part.kind == "kernel":
                 self._give_away(part)
+        for part in self.parts:
+            if part.kind == "kernel":
+                self._leave_to_readers(part)
         self._join_siblings()
         return [part for part in self.parts if part.nodes]
 
@@ -113,6 +124,59 @@ class Regrouping(Generic[P]):
                 else:
                     found.add(user)
         return found
+
+    # -- values computed by each reader --------------------------------------------------------------------------------------
+
+    def _leave_to_readers(self, part: P) -> None:
+        """Store nothing that its readers make of what is stored anyway, where that saves bytes."""
+        for node in reversed(self.outputs(part.nodes)):
+            chain = self._chain(node, part)
+            readers = [self._readers(n) for n in chain]
+            homes = {self.home.get(r): None for found in readers for r in found or () if r not in chain}
+            if not chain or None in readers or not all(p is part or (p is not None and self._may_grow(p)) for p in homes):
+                continue
+            parts = [p for p in {part: None, **homes} if p is not None]
+            before = self._moved(*(p.nodes for p in parts))
+            self._set_free(chain, part)
+            after = self._moved(*(p.nodes for p in parts))
+            if after >= before or not all(self.fits(p.nodes) for p in parts if p.nodes):
+                self._set_free(chain, part, back=True)
+
+    def _chain(self, node: Node, part: P) -> set[Node]:
+        """The pointwise ops of a part that make a value of what others make; none if they are many, or something else is in it."""
+        chain: set[Node] = set()
+        stack = [node]
+        while stack:
+            current = stack.pop()
+            if current in chain or (current not in part.nodes and not self.inlined(current)):
+                continue
+            if current in part.nodes:
+                chain.add(current)
+                if not current.has(Trait.POINTWISE) or current in self.fixed or len(chain) > MOST_AGAIN:
+                    return set()
+            stack.extend(current.inputs)
+        return chain
+
+    def _set_free(self, chain: Set[Node], part: P, back: bool = False) -> None:
+        """Take some nodes out of a part, to be computed by whoever reads them; or put them back."""
+        if back:
+            self.free -= chain
+            part.nodes = self._in_order([*part.nodes, *chain])
+            self.home.update(dict.fromkeys(chain, part))
+        else:
+            self.free |= chain
+            part.nodes = [n for n in part.nodes if n not in chain]
+            for node in chain:
+                del self.home[node]
+        reached, stack = set(chain), list(chain)
+        while stack:
+            for user in self.graph.users[stack.pop()]:
+                if user not in reached:
+                    reached.add(user)
+                    if self.inlined(user):
+                        stack.append(user)
+        for node in self._in_order(list(reached)):
+            self.rebase(node)
 
     # -- siblings ------------------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,11 @@ from pathlib import Path
 
 PREFIXES = ("cu", "__cuda", "nccl", "nvshmem", "nvrtc", "nvJit")
 RETURNS = {"cudnnGetVersion": 91900}
-FIRST = {"cuDevicePrimaryCtxGetState": "movl $1,(%rdx)"}  # the third argument, whether there is a context: there is
+FIRST = {
+    "cuDevicePrimaryCtxGetState": "movl $1,(%rdx)",  # the third argument, whether there is a context: there is
+    # number 0, 1 or 2 of the version 9.19.0 goes where the second argument says
+    "cudnnGetProperty": ("movl $9,(%rsi)\ntestl %edi,%edi\nje 1f\nmovl $19,(%rsi)\ncmpl $1,%edi\nje 1f\nmovl $0,(%rsi)\n1:"),
+}
 # what torch asks for by name when it is used
 DRIVER = (
     "cuInit", "cuGetErrorString", "cuDevicePrimaryCtxGetState", "cuDevicePrimaryCtxRetain", "cuCtxGetCurrent", "cuCtxSetCurrent",
