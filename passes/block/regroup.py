@@ -10,8 +10,8 @@ read and write fewer bytes, or as many and write fewer of them. The second does 
 that are in memory anyway (a layer norm's input, normalised once more for its gradients): each reader computes it, if all together
 then move fewer bytes. The third joins reductions of the same values that do not depend on each other.
 
-None makes a cycle: the reader of a tail, or of a value computed again, came after that group and all before it anyway, and siblings
-are joined only if nothing lies between.
+None makes a cycle: the reader of a tail, or of a value computed again, came after that group and all before it anyway, and
+siblings are joined only if nothing lies between.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class Regrouping(Generic[P]):
                 self._set_free(chain, part, back=True)
 
     def _chain(self, node: Node, part: P) -> set[Node]:
-        """The pointwise ops of a part that make a value of what others make; none if they are many, or something else is in it."""
+        """The pointwise ops of a part that make a value of what others make; none if they are many or not all pointwise."""
         chain: set[Node] = set()
         stack = [node]
         while stack:

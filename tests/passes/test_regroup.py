@@ -92,3 +92,20 @@ def test_results_stay_where_they_are_made():
 
 def test_no_group_is_revised_on_a_cpu():
     assert not parse_target("cpu").counts_bytes
+
+
+def test_what_a_few_ops_make_of_stored_values_is_computed_by_each_reader():
+    """A normalised input that rows and columns of a gradient need, in the group of a product that it has nothing to do with."""
+    b = Builder()
+    g, w, x = (b.input(n, TensorType(f32, s)) for n, s in (("g", (64, 48)), ("w", (48, 32)), ("x", (64, 32))))
+    mean, weight = b.input("mean", TensorType(f32, (64, 1))), b.input("weight", TensorType(f32, (32,)))
+    gradient = b.add(b.matmul(g, w), b.input("more", TensorType(f32, (64, 32))))
+    normal = b.sub(x, mean)
+    scaled = b.mul(gradient, weight)
+    rows = b.sub(scaled, b.mul(normal, b.reduce_sum(b.mul(scaled, normal), axes=(1,), keepdims=True)))
+    graph = b.finish([rows, b.reduce_sum(b.mul(gradient, normal), axes=(0,), keepdims=False)])
+    found = fuse(graph, TARGET)
+    assert found.inlined(normal)
+    assert not fuse(graph, AS_FUSED).inlined(normal)
+    # `x` is read by both instead of being written once more
+    assert moved(found) <= moved(fuse(graph, AS_FUSED)) - normal.tensor.bytes

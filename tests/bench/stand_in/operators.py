@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -189,11 +190,13 @@ class Operators:
         self.run = RUN(lambda number: self.recorded[number]())
         self.table = torch.library.Library("aten", "IMPL", "CUDA")
         names = {n.removeprefix("aten::") for n in torch._C._dispatch_get_registrations_for_dispatch_key("CUDA") if "aten::" in n}
-        for name in sorted(names | _WRITTEN.keys()):
-            packet, _, overload = name.partition(".")
-            operator = getattr(getattr(aten, packet), overload or "default")
-            if self._computes(operator, packet):
-                self.table.impl(name, partial(self.call, _WRITTEN.get(name, operator)), allow_override=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that torch's own are replaced
+            for name in sorted(names | _WRITTEN.keys()):
+                packet, _, overload = name.partition(".")
+                operator = getattr(getattr(aten, packet), overload or "default")
+                if self._computes(operator, packet):
+                    self.table.impl(name, partial(self.call, _WRITTEN.get(name, operator)), allow_override=True)
 
     @staticmethod
     def _computes(operator: Any, packet: str) -> bool:
@@ -242,6 +245,8 @@ class Operators:
             return result
         for leaf, mine in zip(leaves, given):
             if mine is result:
+                if leaf.shape != mine.shape:  # given empty, to be made as large as it turns out to be
+                    host(leaf.resize_(mine.shape)).copy_(mine)
                 return leaf
         made = torch.empty_strided(result.shape, result.stride(), dtype=result.dtype, device="cuda")
         if result.numel():
