@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -28,8 +28,9 @@ from dlcompiler.frontends.fx import (
     result_kinds,
     share_memory,
 )
+from dlcompiler.frontends.fx_host import HostPart, take_host_part
 from dlcompiler.frontends.fx_location import input_names
-from dlcompiler.frontends.fx_partition import take_log_softmax_apart
+from dlcompiler.frontends.fx_partition import pad_again, take_log_softmax_apart
 from dlcompiler.frontends.fx_saved import leave_saved_results_open, report_strides, restrided
 from dlcompiler.garbage import collecting_later
 from dlcompiler.ir.errors import OptionError, UnsupportedError
@@ -112,9 +113,16 @@ class Backend:
                 is_training = frees and part == "forward"
                 mine, parameters = ((), ()) if is_backward else (called, _parameters(is_training))
                 own_key = f"{key}{suffix}" if key else None
-                return self._compile_part(
-                    module, inputs, _Part(part, name + suffix, own_key, mine, parameters, forwards), resolved
-                )
+                whole = _Part(part, name + suffix, own_key, mine, parameters, forwards)
+                host = None if part else take_host_part(module)
+                if host is None:
+                    return self._compile_part(module, inputs, whole, resolved)
+                alone = _Part("", f"{name}_host", None, (), (), forwards)
+                runs = [
+                    self._compile_part(host.host, inputs, alone, resolved),
+                    self._compile_part(host.device, inputs, _of_device(whole, host, len(inputs)), resolved),
+                ]
+                return _joined(host, *runs)
 
             return compile_part
 
@@ -126,7 +134,7 @@ class Backend:
             bw_compiler=compiler("backward"),
             inference_compiler=compiler(""),
             decompositions=decompositions(resolved.numerics),
-            partition_fn=partial(_partition, holds_all=holds_all),
+            partition_fn=partial(_partition, holds_all=holds_all, pads_again=not frees),
             keep_inference_input_mutations=True,
         )
         # tokens that order effects are made in the graph and not passed to it
@@ -154,6 +162,7 @@ class Backend:
                     called=part.called,
                     parameters=part.parameters,
                     marks=marks,
+                    numerics=options.numerics,
                 )
                 if marks is not None and is_backward:
                     _allow_another_backward()
@@ -201,9 +210,31 @@ class _Part:
     forwards: list[SettlingForward]
 
 
-def _partition(joint: torch.fx.GraphModule, inputs: Sequence[Any], *, holds_all: bool, **settings: Any) -> Any:
+def _of_device(whole: _Part, host: HostPart, count: int) -> _Part:
+    """What is known of a graph of so many inputs, of the part of it that the device runs."""
+    named = len(whole.called) == count
+    called = [whole.called[k] for k in host.device_inputs] + ["numbers of the host"] * host.rows if named else ()
+    parameters = [at for at, k in enumerate(host.device_inputs) if k in whole.parameters]
+    return replace(whole, called=called, parameters=parameters)
+
+
+def _joined(host: HostPart, on_host: Callable[[list[Any]], Any], on_device: Callable[[list[Any]], Any]) -> Callable[..., Any]:
+    """A boxed function of both parts of a graph: the host's first, whose numbers go to the device without waiting for it."""
+
+    def call(arguments: list[Any]) -> list[Any]:
+        given = [arguments[k] for k in host.device_inputs]
+        of_host = on_host([arguments[k] for k in host.host_inputs])
+        arguments.clear()
+        of_device = on_device(given + [rows.to(host.place, non_blocking=True) for rows in of_host[: host.rows]])
+        return [(of_host if is_host else of_device)[k] for is_host, k in host.results]
+
+    call._boxed_call = True  # type: ignore[attr-defined]
+    return call
+
+
+def _partition(joint: torch.fx.GraphModule, inputs: Sequence[Any], *, holds_all: bool, pads_again: bool, **settings: Any) -> Any:
     """The forward and the backward graph, which share the seed of their random numbers and not the numbers, logits of a loss and
-    not their softmax, and unless it `holds_all` what normalised values are made of.
+    not their softmax, if it `pads_again` images and not padded ones; unless it `holds_all`, what normalised values are made of.
     """
     from functorch.compile import min_cut_rematerialization_partition
 
@@ -211,6 +242,8 @@ def _partition(joint: torch.fx.GraphModule, inputs: Sequence[Any], *, holds_all:
     if not holds_all:
         compute_normalized_again(joint)
     take_log_softmax_apart(joint)
+    if pads_again:
+        pad_again(joint)
     return min_cut_rematerialization_partition(joint, inputs, **settings)
 
 

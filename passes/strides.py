@@ -57,9 +57,13 @@ def images_read(node: Node) -> tuple[int, ...]:
     return (0,) if wants_channels_last(node) else ()
 
 
-def images_of(node: Node) -> tuple[Node, ...]:
-    """What a kernel of ours that computes a sum of products reads with the channels innermost."""
-    return (image_of(node),) if wants_channels_last(node) else tuple(node.inputs[k] for k in images_read(node))
+def images_of(node: Node, through_pads: bool = False) -> tuple[Node, ...]:
+    """What a kernel of ours that computes a sum of products reads with the channels innermost.
+
+    through_pads   whether it pads images while it reads them
+    """
+    found = (image_of(node),) if wants_channels_last(node) else tuple(node.inputs[k] for k in images_read(node))
+    return tuple(map(_unpadded, found)) if through_pads else found
 
 
 def stored_source(node: Node) -> Node | None:
@@ -71,6 +75,11 @@ def image_of(convolution: Node) -> Node:
     """The image that a convolution of ours reads: of bytes that are widened and padded while they are read, those."""
     image = convolution.inputs[0]
     source = stored_source(image)
-    if source is None:
+    return image if source is None else _unpadded(source)
+
+
+def _unpadded(image: Node) -> Node:
+    """What an image is made of that has zeros beside it."""
+    if image.op.name != "pad" or any(image.attributes["low"][:2]) or any(image.attributes["high"][:2]):
         return image
-    return source.inputs[0] if source.op.name == "pad" and not any(source.attributes["low"][:2]) else source
+    return image.inputs[0] if image.attributes["value"] == 0 else image

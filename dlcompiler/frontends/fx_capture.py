@@ -148,7 +148,7 @@ def capture(
         )
         with own_arguments():
             program = program.run_decompositions(decompositions(numerics))
-    return _import_program(program, _name_of(model))
+    return _import_program(program, _name_of(model), numerics)
 
 
 def _name_of(model: Any) -> str:
@@ -185,7 +185,7 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _import_program(program: ExportedProgram, name: str) -> Captured:
+def _import_program(program: ExportedProgram, name: str, numerics: str) -> Captured:
     """The Graph of a decomposed program, its state and its conventions."""
     signature = program.graph_signature
     mutated = {spec.target for spec in signature.output_specs if spec.kind in _MUTATIONS}
@@ -216,7 +216,7 @@ def _import_program(program: ExportedProgram, name: str) -> Captured:
         position: of_target[spec.target] for position, spec in enumerate(signature.output_specs) if spec.kind in _MUTATIONS
     }
     limits = limits_of(program)
-    graph = import_fx(program.graph_module, name=name, constants=constants, mutations=mutations, limits=limits)
+    graph = import_fx(program.graph_module, name=name, constants=constants, mutations=mutations, limits=limits, numerics=numerics)
     results, numbers = _results(program)
     in_spec, out_spec = program.call_spec.in_spec, program.call_spec.out_spec
     return Captured(graph, tuple(state), in_spec, out_spec, tuple(fixed), results, numbers)

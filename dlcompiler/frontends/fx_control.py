@@ -258,7 +258,7 @@ def _flex_attention(i: Any, *args: Any) -> Any:
     mode = detect_fake_mode(examples)
     assert mode is not None, "an import has examples"
     with mode:
-        traced = make_fx(call, decomposition_table=decompositions("fast"))(*examples)
+        traced = make_fx(call, decomposition_table=decompositions(i.numerics))(*examples)
     return tuple(i.inline(traced, operands))
 
 

@@ -63,6 +63,7 @@ def import_fx(
     parameters: Collection[int] = (),
     marks: Mapping[int, Collection[str]] | None = None,
     limits: Mapping[str, Collection[Limit]] | None = None,
+    numerics: str = "fast",
 ) -> Graph:
     """The Graph of an ATen-level FX graph.
 
@@ -72,6 +73,7 @@ def import_fx(
     parameters positions of placeholders that are a module's own tensors, the same ones in nearly every call
     marks      positions of placeholders -> what is known of them, see `Builder.input`
     limits     placeholders' names -> limits of sizes that a call must keep to
+    numerics   eager: random numbers are drawn by ATen, also in what is traced while importing
     mutations  results that are not outputs but new values of placeholders: position -> name (torch.export's signature)
 
     Results that are not tensors stand among the outputs as 0-d tensors (a SymInt as i64) or are left out (None): see
@@ -86,6 +88,7 @@ def import_fx(
     importer.parameters = frozenset(name for k, name in enumerate(placeholders) if k in parameters)
     importer.marks = {placeholders[k]: found for k, found in (marks or {}).items()}
     importer.limits = limits or {}
+    importer.numerics = numerics
     return importer.run(inputs)
 
 
@@ -106,6 +109,7 @@ class Importer:
         self.parameters: frozenset[str] = frozenset()
         self.marks: Mapping[str, Collection[str]] = {}
         self.limits: Mapping[str, Collection[Limit]] = {}
+        self.numerics = "fast"
         self.b = Builder(name)
         self.values: dict[torch.fx.Node, Any] = {}
         self.writebacks: dict[Node, Node] = {}
@@ -142,6 +146,7 @@ class Importer:
     def part(self, name: str) -> Importer:
         """An importer with a builder of its own, for a region of what is being imported."""
         inner = Importer(self.module, name, {}, {})
+        inner.numerics = self.numerics
         inner._hints, inner.told, inner.is_whole = self._hints, self.told.inside(inner), False
         return inner
 

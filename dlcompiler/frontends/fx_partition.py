@@ -6,6 +6,11 @@
 The backward part of a loss reads the logarithms of a softmax, which are as large as the logits. Taken apart, they can be made
 again from the logits, which the product in front has stored anyway, and two numbers for each row: so the partitioner keeps those,
 and nobody stores the logarithms.
+
+    %padded = constant_pad_nd(%x, ...); convolution(%padded); backward: convolution_backward(.., %padded, ..)
+    -->  the backward part pads %x itself
+
+A padded image is index arithmetic for whoever reads it. Saved, it is one more image to write beside the one that it is made of.
 """
 
 from __future__ import annotations
@@ -14,9 +19,18 @@ from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
+from torch.utils.checkpoint import CheckpointPolicy
 
 _LOG_SOFTMAX = torch.ops.aten._log_softmax.default
 _CAST = torch.ops.prims.convert_element_type.default
+_PAD = torch.ops.aten.constant_pad_nd.default
+
+
+def pad_again(joint: GraphModule) -> None:
+    """Have the backward part of a joint graph pad images for itself, in place; what the user's checkpointing says goes first."""
+    for node in joint.graph.nodes:
+        if node.op == "call_function" and node.target is _PAD:
+            node.meta.setdefault("recompute", CheckpointPolicy.PREFER_RECOMPUTE)
 
 
 def take_log_softmax_apart(joint: GraphModule) -> None:

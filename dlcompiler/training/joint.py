@@ -68,6 +68,7 @@ def joint_graph(
         called=input_names(module),
         constants=found.constants,
         mutations=found.mutations,
+        numerics=numerics,
     )
     loss, *gradients = (_without_copy(node) for node in graph.outputs)
     return Joint(graph.replace(outputs=(loss,), output_strides=()), dict(zip(found.gradients, gradients, strict=True)), scaled)

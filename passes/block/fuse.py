@@ -57,6 +57,7 @@ class Fusion:
 
     stored  every node that has memory of its own
     fixed   nodes whose values stay the same between calls; no group has them beside others
+    pads    whether sums of products pad images while they read them
     """
 
     graph: Graph
@@ -64,6 +65,11 @@ class Fusion:
     stored: frozenset[Node]
     refusals: tuple[str, ...] = ()
     fixed: frozenset[Node] = frozenset()
+    pads: bool = False
+
+    def images_of(self, node: Node) -> tuple[Node, ...]:
+        """What a kernel for a sum of products reads with the channels innermost."""
+        return images_of(node, self.pads)
 
     def inlined(self, node: Node) -> bool:
         """Whether a node has no memory: each reader computes or re-indexes it."""
@@ -384,7 +390,7 @@ class _Fuser:
     def _trial(self, nodes: Sequence[Node], outputs: Sequence[Node], cost_matters: bool = True) -> tuple[Kernel, list[Node]]:
         """The kernel that these nodes would be, with values laid out as convolutions and attention want them."""
         images = {n for n in nodes if wants_channels_last(n)}
-        read = {image for n in nodes for image in images_of(n)} - set(nodes)
+        read = {image for n in nodes for image in images_of(n, self.target.counts_bytes)} - set(nodes)
 
         def strides(node: Node) -> tuple[Dim, ...]:
             if node in self.replacing:
@@ -473,7 +479,7 @@ class _Fuser:
             closed += self._close(group)
         for closed_group in closed:
             stored.update(closed_group.outputs)
-        return Fusion(self.graph, tuple(closed), frozenset(stored), tuple(self.refusals), self.fixed)
+        return Fusion(self.graph, tuple(closed), frozenset(stored), tuple(self.refusals), self.fixed, self.target.counts_bytes)
 
     def _regroup(self, groups: list[_Open]) -> list[_Open]:
         """Groups with nodes moved to where they save bytes or steps: see `regroup`."""

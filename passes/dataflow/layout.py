@@ -20,7 +20,6 @@ from dlcompiler.passes.strides import (
     channels_last_strides,
     heads_are_inside,
     heads_inside_strides,
-    image_of,
     images_read,
     is_channels_last,
     wants_channels_last,
@@ -87,9 +86,8 @@ def _images_of_convolutions(fusion: Fusion) -> set[Node]:
                 continue
             # a kernel that ends with something else writes that as an image
             found.update(n for n in group.outputs if n.shape == node.shape)
-            image = image_of(node) if fusion.inlined(node.inputs[0]) else node.inputs[0]
-            if image in fusion.stored and image.op.name not in ("input", "constant"):
-                found.add(image)
+            images = fusion.images_of(node) if fusion.inlined(node.inputs[0]) else node.inputs[:1]
+            found.update(image for image in images if image in fusion.stored and image.op.name not in ("input", "constant"))
     return found
 
 

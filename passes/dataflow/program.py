@@ -36,7 +36,7 @@ from dlcompiler.passes.dataflow.plan_target import PlanTarget, WithoutRoutines
 from dlcompiler.passes.dataflow.take_over import take_over
 from dlcompiler.passes.dataflow.write_back import write_in_place
 from dlcompiler.passes.fixed import is_fixed_source
-from dlcompiler.passes.strides import Strides, channels_last_strides, images_of, images_read
+from dlcompiler.passes.strides import Strides, channels_last_strides, images_read
 
 
 class _Planner:
@@ -44,7 +44,7 @@ class _Planner:
         self.fusion, self.target, self.trials = fusion, target, trials
         self.graph = fusion.graph
         self.layouts = assign_layouts(fusion)
-        self.images = {image for node in self.graph.nodes for image in images_of(node)}
+        self.images = {image for node in self.graph.nodes for image in self.fusion.images_of(node)}
         self.slots: dict[Node, P.Slot] = {}
         self.extra_slots: list[P.Slot] = []
         self.steps: list[P.Step] = []
@@ -254,7 +254,8 @@ class _Planner:
         return view
 
     def _launch(self, nodes: Sequence[Node], outputs: Sequence[Node], writes: Sequence[P.View]) -> None:
-        given = {image: self._window(image, True) for node in nodes for image in images_of(node) if image not in nodes}
+        read = [image for node in nodes for image in self.fusion.images_of(node) if image not in nodes]
+        given = {image: self._window(image, True) for image in read}
         kernel, reads, views = self._lower(nodes, outputs, writes, given)
         sums = [node for node in nodes if node.has(Trait.CONTRACTION) and node.op.name in self.target.library_ops]
         is_sum_of_parts = False
@@ -262,7 +263,7 @@ class _Planner:
             if not self._contracts(kernel, fixed_buffers(kernel, reads, self.prepared_nodes)):
                 # operands are not laid out as was expected when the sum was kept from the library
                 operands = [o for node in sums for o in node.inputs if self.fusion.inlined(o) and o not in given]
-                dropped = {image for node in sums if node.inputs[0] in operands for image in images_of(node)}
+                dropped = {image for node in sums if node.inputs[0] in operands for image in self.fusion.images_of(node)}
                 given = {image: view for image, view in given.items() if image not in dropped}
                 given |= {operand: self._copy(operand, contiguous_strides(operand.shape)) for operand in operands}
                 kernel, reads, views = self._lower(nodes, outputs, writes, given)

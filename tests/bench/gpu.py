@@ -67,15 +67,15 @@ class Setting:
 
     def __init__(self, chosen: argparse.Namespace) -> None:
         self.clock, self.output = Clock(chosen.seconds), Output(chosen.output)
-        self.quick, self.size, self.is_dry = chosen.quick, "tiny" if chosen.tiny else "real", chosen.dry_run
+        self.quick, self.size = chosen.quick, "tiny" if chosen.tiny else "real"
 
     def of(self, cases: Sequence[Any], few: int) -> Sequence[Any]:
         """All cases, the first few with --quick."""
         return cases[:few] if self.quick else cases
 
     def scaled(self, *sizes: int) -> tuple[int, ...]:
-        """Sizes of tensors: of a dry run a hundredth, but for what is small anyway."""
-        return tuple(max(min(size, 16), size // 128) for size in sizes) if self.is_dry else sizes
+        """Sizes of tensors: a hundredth for an interpreter, but for what is small anyway."""
+        return tuple(max(min(size, 16), size // 128) for size in sizes) if gpu().is_interpreted else sizes
 
     def row(self, name: str, function: Callable[..., Any], inputs: Sequence[Any], peers: Sequence[str]) -> Row:
         return Row(self.output, name, function, inputs, self.clock).run(peers)
@@ -161,7 +161,7 @@ def attention(setting: Setting) -> None:
     def rows() -> Iterator[Sequence[Any]]:
         for case in setting.of(TOKENS, 2):
             (tokens,) = setting.scaled(case)
-            batch = 1 if setting.is_dry else max(16384 // tokens, 1)
+            batch = 1 if gpu().is_interpreted else max(16384 // tokens, 1)
             q, k, v = (torch.randn(batch, 16, tokens, 128, device=gpu().name, dtype=torch.bfloat16) for _ in "qkv")
             row = setting.row(f"{tokens} tokens", attend, (q, k, v), peers)
             work = 4 * q.numel() * tokens
@@ -331,11 +331,11 @@ def run_parts(names: Sequence[str], chosen: argparse.Namespace) -> int:
     """Each part in a process of its own. The number of those that did not end well."""
     clock, output, failed = Clock(chosen.seconds), Output(chosen.output), 0
     models_follow = {"models", "training", "dtypes"} & set(names)
-    warm_up = WarmUp(chosen) if models_follow and not (chosen.dry_run or chosen.no_warm_up) else None
+    warm_up = WarmUp(chosen) if models_follow and not (gpu().is_interpreted or chosen.no_warm_up) else None
     if warm_up is not None and "first" not in names:
         warm_up.finish()
     for name in names:
-        share = PARTS[name] * (DRY_TIMES if chosen.dry_run else 0.4 if chosen.quick and name != "first" else 1.0)
+        share = PARTS[name] * (DRY_TIMES if gpu().is_interpreted else 0.4 if chosen.quick and name != "first" else 1.0)
         share = min(share, clock.left - KILL_AFTER)
         if share < 20:
             output.line(f"{name}: {NOT_MEASURED} (time)\n")
@@ -394,8 +394,9 @@ def main() -> int:
         parser.error(f"no parts: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     warnings.filterwarnings("ignore")
     if chosen.dry_run:
-        chosen.tiny, chosen.seconds = True, chosen.seconds if chosen.child else DRY_TIMES * chosen.seconds
         be_dry()
+    if gpu().is_interpreted:
+        chosen.tiny, chosen.seconds = True, chosen.seconds if chosen.child else DRY_TIMES * chosen.seconds
     elif not torch.cuda.is_available():
         print(f"no GPU on {platform.machine()}, torch {torch.__version__}: static evidence for an H200\n")
         without_gpu()

@@ -6,6 +6,7 @@ is slow.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
@@ -16,16 +17,20 @@ import torch
 
 
 class Gpu:
-    """What scripts ask of the device, and of torch for it. `name`: where tensors go; `target`: what `train_step` is given."""
+    """What scripts ask of the device, and of torch for it. `name`: where tensors go; `target`: what `train_step` is given.
+
+    is_interpreted   whether kernels run in Triton's interpreter: on the stand-in (`tests.bench.stand_in`), or in a dry run
+    """
 
     name, target, is_dry = "cuda", None, False
+    is_interpreted = os.environ.get("STAND_IN_INTERPRETS") == "1"
 
     def title(self) -> str:
         return torch.cuda.get_device_name()
 
     def size(self, real: int, dry: int) -> int:
         """A size of tensors; the interpreter is given a small one."""
-        return dry if self.is_dry else real
+        return dry if self.is_interpreted else real
 
     def synchronize(self) -> None:
         torch.cuda.synchronize()
@@ -59,6 +64,7 @@ class DryGpu(Gpu):
     """Kernels run in Triton's interpreter. Seconds are those of the CPU, and mean nothing."""
 
     name, target, is_dry = "cpu", "cuda:sm_90", True
+    is_interpreted = True
 
     def __init__(self) -> None:
         from tests.runtime.interpreted_device import InterpretedDevice

@@ -108,7 +108,7 @@ def reported(output: Output, what: str, found: list[Any]):
 
 def compiled(function: Callable[..., Any], peer: str) -> Callable[..., Any]:
     """A function as a system runs it. Call `torch._dynamo.reset()` between rows, not between systems: it forgets them all."""
-    if peer == "eager" or (gpu().is_dry and peer != "dlcompiler"):
+    if peer == "eager" or (gpu().is_interpreted and peer != "dlcompiler"):
         return function
     if peer == "dlcompiler":
         return torch.compile(function, backend=backend, dynamic=False)
@@ -119,11 +119,11 @@ def compiled(function: Callable[..., Any], peer: str) -> Callable[..., Any]:
 def seconds_of(functions: Sequence[Callable[[], Any]], rounds: int = ROUNDS) -> list[float]:
     """Median seconds of each on the GPU, in turns, after warming up (a CUDA graph is recorded in the second call)."""
     for function in functions:
-        for _ in range(1 if gpu().is_dry else 4):
+        for _ in range(1 if gpu().is_interpreted else 4):
             function()
     gpu().synchronize()
     spent: list[list[float]] = [[] for _ in functions]
-    for _ in range(1 if gpu().is_dry else rounds):
+    for _ in range(1 if gpu().is_interpreted else rounds):
         for k, function in enumerate(functions):
             spent[k].append(gpu().seconds(function))
     return [statistics.median(each) for each in spent]

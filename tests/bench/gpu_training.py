@@ -49,7 +49,7 @@ class Trained:
 
             self.step = step
         with torch._dynamo.config.patch(allow_rnn=True):
-            self.losses = [float(self()) for _ in range(gpu().size(CHECKED_STEPS, 1))]
+            self.losses = [float(self()) for _ in range(gpu().size(CHECKED_STEPS, 2))]
         gpu().synchronize()
         self.ready = time.monotonic() - began
         self.peak = gpu().peak_bytes(self)

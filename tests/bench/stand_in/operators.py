@@ -24,6 +24,9 @@ RUN = ctypes.CFUNCTYPE(None, ctypes.c_long)
 # what makes memory, or says where it is, and computes nothing
 _OF_MEMORY = ("set_", "resize_", "_resize_output_", "record_stream", "is_pinned", "_pin_memory", "resize_as_", "is_set_to")
 
+# what has one kernel for all devices, which starts another of the device's
+_FOR_ALL = ("copy_",)
+
 aten = torch.ops.aten
 
 
@@ -192,7 +195,7 @@ class Operators:
         names = {n.removeprefix("aten::") for n in torch._C._dispatch_get_registrations_for_dispatch_key("CUDA") if "aten::" in n}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that torch's own are replaced
-            for name in sorted(names | _WRITTEN.keys()):
+            for name in sorted({*names, *_WRITTEN, *_FOR_ALL}):
                 packet, _, overload = name.partition(".")
                 operator = getattr(getattr(aten, packet), overload or "default")
                 if self._computes(operator, packet):
