@@ -2,8 +2,9 @@
 
 A program multiplies a tile of `rows` x `depth` by one of `depth` x `columns` again and again, while `stages` such pairs are on
 their way to shared memory. The model counts, for every candidate, what one multiprocessor spends on multiplying, on the second
-cache and on waiting, times the waves of programs, and compares with what device memory takes. Rates are those of data sheets, so
-that the choice is the same on every machine; a tuner on a live GPU tries the first few of `candidates`.
+cache and on waiting, times the waves of programs, and compares with what device memory takes. Of a program that is alone on its
+multiprocessor, its first loads and what it does to its sums are added; of several, one multiplies meanwhile. Rates are those of
+data sheets, so that the choice is the same on every machine; a tuner on a live GPU tries the first few of `candidates`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ MOST_SUMS = 128
 MOST_SUMS_BESIDE_OPERANDS = 64
 # Seconds: a launch with its first loads and last stores; one load from the second cache and from device memory.
 START, CACHE_LATENCY, MEMORY_LATENCY = 2.5e-6, 0.3e-6, 0.7e-6
+# Instructions for each sum after the loop: to store it, and for each scalar operation (a short sequence on average).
+STORE_WORK, WORK = 4, 2
 # Parts of a sum are only made where they are expected to take at most this share of the time; and no more of them than take
 # so much longer than the best number: what they save is an estimate, what they write and read again is certain.
 WORTH_SPLITTING, AS_GOOD = 0.8, 1.25
@@ -187,18 +190,31 @@ def _work_after(form: Form) -> int:
 
 def _seconds(each: MatrixSchedule, form: Form, device: Device, parts: int = 1) -> float:
     """What a launch is expected to take, the sum made in so many parts by as many programs."""
-    return START + max(_busy(each, form, device, parts), minimal_bytes(form.kernel) / device.copy_bandwidth)
+    busy = _busy(each, form, device, parts) + _exposed(each, form, device)
+    return START + max(busy, minimal_bytes(form.kernel) / device.copy_bandwidth)
+
+
+def _exposed(each: MatrixSchedule, form: Form, device: Device) -> float:
+    """What programs do before and after multiplying, as far as no other program of the multiprocessor multiplies meanwhile."""
+    waves, here = _waves(each, form, device)
+    work = each.rows * each.columns * (STORE_WORK + WORK * _work_after(form))
+    once = MEMORY_LATENCY + work / (device.float32 / 2 / device.multiprocessors)
+    return (waves if here == 1 else 1) * once
+
+
+def _waves(each: MatrixSchedule, form: Form, device: Device, parts: int = 1) -> tuple[int, int]:
+    """How often multiprocessors are given programs, and how many at once."""
+    rows, columns, batch = (size_estimate(form.size(names)) for names in (form.rows, form.columns, form.batch))
+    tiles = batch * parts * -(-rows // each.rows) * -(-columns // each.columns)
+    here = min(_programs_at_once(each, form, device), -(-tiles // device.multiprocessors))
+    return -(-tiles // (device.multiprocessors * here)), here
 
 
 def _busy(each: MatrixSchedule, form: Form, device: Device, parts: int = 1) -> float:
     """How long multiprocessors are at work, whatever device memory gives."""
     rates = RATES[device.arch]
-    rows, columns, batch = (size_estimate(form.size(names)) for names in (form.rows, form.columns, form.batch))
     steps = -(-_steps(each, form) // parts)
-    tiles = batch * parts * -(-rows // each.rows) * -(-columns // each.columns)
-    at_once = _programs_at_once(each, form, device)
-    here = min(at_once, -(-tiles // device.multiprocessors))
-    waves = -(-tiles // (device.multiprocessors * here))
+    waves, here = _waves(each, form, device, parts)
     each_rate = (
         rate(device, form.dtype, each.precision or "ieee")
         / device.multiprocessors
