@@ -159,7 +159,9 @@ def _fitting(form: Form, device: Device, precision: str) -> Iterator[MatrixSched
     for height, width, warps in _SCALAR_TILES if is_scalar else _TENSOR_TILES:
         if height > max(16, power_of_two(rows)) or width > max(16, power_of_two(columns)):
             continue
-        for depth in (128, 64, 32) if form.dtype.bits == 8 else (64, 32) if narrow else (32, 16):
+        deepest = 1024 // form.dtype.bits
+        # few rows multiply little and wait for columns: twice as many of these on their way
+        for depth in (*((2 * deepest,) if height < 64 else ()), deepest, deepest // 2, *((32,) if form.dtype.bits == 8 else ())):
             flat = len(form.summed) <= 1 or not _walks(last, depth)
             for stages in (4, 3, 2):
                 each = MatrixSchedule(height, width, depth, warps, stages, flat=flat, precision="" if narrow else precision)
@@ -190,8 +192,18 @@ def _work_after(form: Form) -> int:
 
 def _seconds(each: MatrixSchedule, form: Form, device: Device, parts: int = 1) -> float:
     """What a launch is expected to take, the sum made in so many parts by as many programs."""
-    busy = _busy(each, form, device, parts) + _exposed(each, form, device)
-    return START + max(busy, minimal_bytes(form.kernel) / device.copy_bandwidth)
+    least = minimal_bytes(form.kernel)
+    busy = max(_busy(each, form, device, parts), _waiting(each, form, device, least)) + _exposed(each, form, device)
+    return START + max(busy, least / device.copy_bandwidth)
+
+
+def _waiting(each: MatrixSchedule, form: Form, device: Device, least: int) -> float:
+    """For loads, by which share of them comes from device memory: what other programs have read before is in the second cache."""
+    waves, _ = _waves(each, form, device)
+    steps = _steps(each, form)
+    moved = size_estimate(tiles_of(form, each)) * steps * (each.rows + each.columns) * each.depth * form.dtype.bytes
+    latency = CACHE_LATENCY + (MEMORY_LATENCY - CACHE_LATENCY) * min(1.0, least / moved)
+    return waves * (MEMORY_LATENCY + steps * latency / max(each.stages - 1, 1))
 
 
 def _exposed(each: MatrixSchedule, form: Form, device: Device) -> float:
