@@ -117,12 +117,8 @@ class Backend:
                 host = None if part else take_host_part(module)
                 if host is None:
                     return self._compile_part(module, inputs, whole, resolved)
-                alone = _Part("", f"{name}_host", None, (), (), forwards)
-                runs = [
-                    self._compile_part(host.host, inputs, alone, resolved),
-                    self._compile_part(host.device, inputs, _of_device(whole, host, len(inputs)), resolved),
-                ]
-                return _joined(host, *runs)
+                run = self._compile_part(host.device, inputs, _of_device(whole, host, len(inputs)), resolved)
+                return _joined(host, run)
 
             return compile_part
 
@@ -218,12 +214,16 @@ def _of_device(whole: _Part, host: HostPart, count: int) -> _Part:
     return replace(whole, called=called, parameters=parameters)
 
 
-def _joined(host: HostPart, on_host: Callable[[list[Any]], Any], on_device: Callable[[list[Any]], Any]) -> Callable[..., Any]:
-    """A boxed function of both parts of a graph: the host's first, whose numbers go to the device without waiting for it."""
+def _joined(host: HostPart, on_device: Callable[[list[Any]], Any]) -> Callable[..., Any]:
+    """A boxed function of both parts of a graph: the host's first, whose numbers go to the device without waiting for it.
+
+    torch computes the host's few numbers: where there is a GPU, there need not be what compiles for its CPU.
+    """
 
     def call(arguments: list[Any]) -> list[Any]:
         given = [arguments[k] for k in host.device_inputs]
-        of_host = on_host([arguments[k] for k in host.host_inputs])
+        with torch.no_grad():
+            of_host = host.host(*(arguments[k] for k in host.host_inputs))
         arguments.clear()
         of_device = on_device(given + [rows.to(host.place, non_blocking=True) for rows in of_host[: host.rows]])
         return [(of_host if is_host else of_device)[k] for is_host, k in host.results]

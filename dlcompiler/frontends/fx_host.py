@@ -90,7 +90,8 @@ def _host_graph(
     groups: Sequence[Sequence[Node]],
     results: Sequence[Node],
 ) -> tuple[GraphModule, tuple[int, ...]]:
-    graph, copies = Graph(), {}
+    graph = Graph()
+    copies: dict[Node, Node] = {}
     for node in on_host:
         copies[node] = graph.node_copy(node, lambda n: copies[n])
         copies[node].meta = dict(node.meta)
@@ -111,7 +112,8 @@ def _device_graph(
     results: Sequence[Any],
     device: torch.device,
 ) -> tuple[GraphModule, tuple[int, ...]]:
-    graph, copies = Graph(), {}
+    graph = Graph()
+    copies: dict[Node, Node] = {}
     # a number that the device writes to is its argument as before
     written = {n.args[0] for n in module.graph.nodes if n.target is aten.copy_.default and n not in on_host}
     own = [p for p in placeholders if p not in on_host or p in written]
