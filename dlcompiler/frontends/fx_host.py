@@ -70,15 +70,13 @@ def take_host_part(module: GraphModule) -> HostPart | None:
 
 
 def _on_host(module: GraphModule) -> dict[Node, None]:
-    """Numbers on the CPU that come from such numbers alone, in order."""
+    """Numbers on the CPU that come from such numbers alone, in order; none that are drawn, which have places among all draws."""
     found: dict[Node, None] = {}
     for node in module.graph.nodes:
         example = node.meta.get("val")
-        if node.op == "get_attr":
-            example = getattr(module, str(node.target), None)
-            node.meta.setdefault("val", example)
         is_number = isinstance(example, torch.Tensor) and example.device.type == "cpu" and example.dim() == 0
-        if is_number and node.op != "output" and all(n in found for n in node.all_input_nodes):
+        is_drawn = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        if is_number and not is_drawn and all(n in found for n in node.all_input_nodes):
             found[node] = None
     return found
 

@@ -44,6 +44,15 @@ def test_numbers_of_the_cpu_are_computed_there():
     assert numbers[0] == 3  # counted in place, without the device
 
 
+def test_numbers_that_are_drawn_stay_where_all_draws_are():
+    def function(p, step):
+        return aten.mul.Tensor(p, aten.mul.Tensor(step, aten.rand.default([], device=torch.device("cpu"))))
+
+    with FakeTensorMode():
+        module = make_fx(function)(torch.empty(3, device="cuda"), torch.empty(()))
+    assert take_host_part(module) is None
+
+
 def test_graphs_of_one_device_are_left_whole():
     assert take_host_part(traced(*["cpu"] * 5)) is None
     assert take_host_part(traced(*["cuda"] * 5)) is None
