@@ -165,7 +165,23 @@ def count_inductor(scheduler: Any) -> Count:
 
     nodes = [n for n in scheduler.nodes if not isinstance(n, NopKernelSchedulerNode) and not _is_view(n)]
     whole = [n for n in nodes if isinstance(n, ExternKernelSchedulerNode)]
-    return Count(len(nodes), len(whole), sum(n.get_read_write_buffers_sizes() for n in nodes))
+    return Count(sum(map(_launches, nodes)), len(whole), sum(n.get_read_write_buffers_sizes() for n in nodes))
+
+
+def _launches(node: Any) -> int:
+    """1, but for a group over lists of tensors, whose kernels take so many arguments at the most (`ComboKernel`)."""
+    from torch._inductor import config
+    from torch._inductor.scheduler import ForeachKernelSchedulerNode
+
+    if not isinstance(node, ForeachKernelSchedulerNode):
+        return 1
+    launches, arguments = 1, 0
+    for part in node.snodes:
+        own = len(part.read_writes.reads) + len(part.read_writes.writes)
+        if arguments and arguments + own > config.combo_kernel_max_num_args:
+            launches, arguments = launches + 1, 0
+        arguments += own
+    return launches
 
 
 def _is_view(node: Any) -> bool:

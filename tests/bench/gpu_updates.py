@@ -4,7 +4,7 @@
 
 Ours is the one program of `dlcompiler.train_step`, with what it prepares of weights. Inductor's are the graphs of
 `torch.compile` for loss and gradients and for the optimizer's step over lists of tensors, planned as for Triton; what it groups
-(a foreach kernel) counts as one launch, however many its limit on arguments makes of it. The optimizers alone are counted too:
+(a foreach kernel) counts as as many launches as its limit on arguments makes of it. The optimizers alone are counted too:
 ours compiled by `torch.compile`, and the least that eager's lists of tensors move (each operation reads and writes its arrays).
 """
 
