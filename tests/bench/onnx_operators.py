@@ -48,8 +48,8 @@ with all optimisations holds images in blocks of channels (`com.microsoft.nchwc`
 it and that the file does not tell: it is read as ONNX Runtime reads it on this machine.
 
 **Sizes.** Dimensions without a name (or called `?`, `None` and the like) are sizes of their own. Where a node takes its inputs
-only if two open sizes are equal they are one: the columns of a table that are inputs of their own, the past of keys and of values,
-a mask as long as past and new words together. A call with others is refused.
+only if two open sizes are equal they are one: the columns of a table that are inputs of their own, the past of keys and of
+values, a mask as long as past and new words together. A call with others is refused.
 
 **Pipelines of scikit-learn.** Scales, linear models, trees and the kernels of support vectors are kernels of ours: all samples
 walk all trees at once, a level a step. Texts, dictionaries (`ZipMap`) and vocabularies are the host's.
