@@ -40,7 +40,19 @@ requantised in the same kernel. Weights of 2, 4 or 8 bits with a scale for each 
 one op (`block_linear`), and rows that a `Gather` takes from such a table are made floats alone. Activations are not rounded for
 it: `accuracy_level` of `MatMulNBits` says how much accuracy is enough, and float32 is always enough. (ONNX Runtime takes 4, 8 bit
 activations, for a `DequantizeLinear` that it turns into `MatMulNBits`, unless told otherwise: its results are then off by some
-0.5 %.)
+0.5 %.) `DynamicQuantizeLSTM` is an LSTM of floats with the weights that its bytes say, for the same reason.
+
+**Files that tools make.** What ONNX Runtime's optimisers, quantisers and float16 converters write is taken as it is: products and
+convolutions with an activation inside, images with channels last, quantised operators, tables in blocks of few bits. A file saved
+with all optimisations holds images in blocks of channels (`com.microsoft.nchwc`), of a size that suits the processor which saved
+it and that the file does not tell: it is read as ONNX Runtime reads it on this machine.
+
+**Sizes.** Dimensions without a name (or called `?`, `None` and the like) are sizes of their own. Where a node takes its inputs
+only if two open sizes are equal they are one: the columns of a table that are inputs of their own, the past of keys and of
+values, a mask as long as past and new words together. A call with others is refused.
+
+**Pipelines of scikit-learn.** Scales, linear models, trees and the kernels of support vectors are kernels of ours: all samples
+walk all trees at once, a level a step. Texts, dictionaries (`ZipMap`) and vocabularies are the host's.
 """
 
 
@@ -79,10 +91,11 @@ def page(conformance: Sequence[str] = ()) -> str:
     lines = [INTRODUCTION]
     for domain, shown in DOMAINS.items():
         lines += [f"## `{shown}`", "", *table(domain), ""]
-    contributed = sorted({f"{domain}.{name}" if domain else name for domain, name in OPERATORS if domain == "com.microsoft"})
-    lines += ["## `com.microsoft`", "", "As ONNX Runtime documents them: " + ", ".join(f"`{n}`" for n in contributed) + ".", ""]
+    for contributed in ("com.microsoft", "com.microsoft.nchwc"):
+        names = sorted(name for domain, name in OPERATORS if domain == contributed)
+        lines += [f"## `{contributed}`", "", "As ONNX Runtime documents them: " + ", ".join(f"`{n}`" for n in names) + ".", ""]
     lines += ["## Element types", "", ", ".join(f"`{d}`" for d in dict.fromkeys(d.name for d in ELEMENT_TYPES.values())) + "; "
-              f"texts on the host. Values of the host also pass through {', '.join(sorted(TAKES_HOST_VALUES))}.", ""]  # fmt: skip
+              f"texts on the host. Values of the host are also taken by {', '.join(sorted(TAKES_HOST_VALUES))}.", ""]  # fmt: skip
     if conformance:
         lines += [f"## Conformance (onnx {onnx.__version__})", "", *conformance, ""]
     return "\n".join(lines)
