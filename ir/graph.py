@@ -228,6 +228,12 @@ class Builder:
         self.inputs.append(node)
         return node
 
+    def state_positions(self, node: Node, lowest: Dim, highest: Dim, allowed: int | None) -> None:
+        """Say of an input of the graph being built that its elements are positions, see `Graph.indices`."""
+        assert isinstance(node.attributes, dict) and node in self.inputs
+        found, stated = node.attributes.get("positions", ()), (lowest, highest, allowed)
+        node.attributes["positions"] = found if stated in found else (*found, stated)
+
     def size_input(self, name: str, symbol: str, limits: Collection[tuple[Dim, int, int | None]] = ()) -> Node:
         """An integer argument that binds the symbol; its value is a 0-d i64 tensor."""
         op = lookup("size")

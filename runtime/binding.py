@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from dlcompiler.ir.control import symbols_of
 from dlcompiler.ir.errors import InputError, VerifyError
 from dlcompiler.ir.expression import Dim, Expression, substitute, symbols, terms_of
 from dlcompiler.ir.program import Launch, LibraryCall, Program
@@ -70,6 +71,8 @@ def used_symbols(program: Program) -> set[str]:
             collect(step.attributes if isinstance(step, LibraryCall) else step.arguments)
     for view in program.outputs:
         collect((view.shape, view.strides, view.offset))
+    for node in program.graph.nodes:  # by which the plan's memory is compared with eager's, though no kernel may be left of them
+        found.update(symbols_of(node))
     return found
 
 

@@ -91,18 +91,11 @@ class KeptProgram:
             )
 
         results = tuple(KeptResult(k, at, tuple(sh), tuple(st), offset, d) for k, at, sh, st, offset, d in found["results"])
-        numbers = (found[key] for key in ("arena_bytes", "prepared_bytes", "constants"))
+        arena, prepared, constants = (found[key] for key in ("arena_bytes", "prepared_bytes", "constants"))
         functions, indices = tuple(found["functions"]), tuple(map(tuple, found["indices"]))
-        return cls(
-            tensors("inputs"),
-            tensors("outputs"),
-            results,
-            functions,
-            launches("steps"),
-            launches("preparation"),
-            *numbers,
-            indices,
-        )
+        steps, preparation = launches("steps"), launches("preparation")
+        inputs, outputs = tensors("inputs"), tensors("outputs")
+        return cls(inputs, outputs, results, functions, steps, preparation, arena, prepared, constants, indices)
 
     def as_text(self) -> str:
         return json.dumps(self.as_dict())

@@ -324,7 +324,8 @@ class Importer:
 
     def call(self, target: str, args: Sequence[Any], kwargs: Mapping[str, Any], reason: str) -> Any:
         """Append an `aten.call`. Raises UnsupportedError for one that writes to its operands, which a node never does."""
-        if target == str(self.node.target) and self.node.target._schema.is_mutable:
+        own = self.node.target
+        if isinstance(own, torch._ops.OpOverload) and str(own) == target and own._schema.is_mutable:
             raise UnsupportedError(f"{target}, which writes to its operands ({reason})", items=(target,))
         refuse_misdescribed(target, args)
         return self._append_call(target, self.node.target, *make_template(args, kwargs), reason)

@@ -49,9 +49,7 @@ def state_positions(i: Any, at: Node, size: Dim, *, from_end: bool = False) -> N
     """
     source, allowed = _source(at)
     if source.op.name == "input" and i.is_whole and source in i.b.inputs:
-        found = source.attributes.setdefault("positions", ())
-        stated = (-size if from_end else 0, size - 1, allowed)
-        source.attributes["positions"] = found if stated in found else (*found, stated)
+        i.b.state_positions(source, -size if from_end else 0, size - 1, allowed)
 
 
 def _source(at: Node) -> tuple[Node, int | None]:

@@ -49,7 +49,7 @@ THREE_PARTS = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "m
 BY_FAMILY: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
-    "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [4, 16], "attn_layers": ["local", "lsh"], "num_buckets": 4},
+    "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [4, 4], "attn_layers": ["local", "lsh"], "num_buckets": 4},
     "efficientnet": {"width_coefficient": 0.3, "depth_coefficient": 0.3, "hidden_dim": 384},
     **dict.fromkeys(("convnext", "convnextv2"), {"image_size": 64, "patch_size": 4, "num_stages": None}),
     **dict.fromkeys(("swin", "swinv2", "donut-swin", "maskformer-swin"), {"patch_size": 2, "window_size": 2, "depths": [1] * 4}),
@@ -290,9 +290,13 @@ def gradients(model: nn.Module, inputs: dict[str, Any]) -> str | None:
         if g is not None and ours[name] is None:
             return f"no gradient of {name}"
     kept = [name for name, g in eager.items() if g is not None]
-    # a sum that comes to zero, as of the gradient of a key's bias, has the rounding of what was added up
-    floor = 2.0**-22 * max(float(g.abs().max()) for g in eager.values() if g is not None and g.numel())
+    floor = _rounding(eager)
     return _difference(((name, ours[name], eager[name], truth[name]) for name in kept), dict.fromkeys(kept, floor))  # type: ignore[misc]
+
+
+def _rounding(gradients: dict[str, Tensor | None]) -> float:
+    """What does not count: a sum that comes to zero, as a key's bias's gradient, has the rounding of what was added up."""
+    return 2.0**-22 * max(float(g.abs().max()) for g in gradients.values() if g is not None and g.numel())
 
 
 def step(model: nn.Module, inputs: dict[str, Any]) -> str | None:
@@ -312,7 +316,8 @@ def step(model: nn.Module, inputs: dict[str, Any]) -> str | None:
     moved = {name: before[name] - p.detach() for name, p in model.named_parameters()}
     kept = [name for name, g in eager.items() if g is not None]
     # a difference of two parameters has the rounding of the parameters
-    sizes = {n: 2.0**-22 * float(before[n].abs().max()) if before[n].numel() else 0.0 for n in kept}
+    floor = _rounding(eager)
+    sizes = {n: floor + 2.0**-22 * float(before[n].abs().max()) if before[n].numel() else 0.0 for n in kept}
     return _difference(((n, moved[n], eager[n], truth[n]) for n in kept), sizes)  # type: ignore[misc]
 
 

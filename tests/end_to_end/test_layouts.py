@@ -226,3 +226,15 @@ def test_large_index_arithmetic_beyond_two_to_the_31() -> None:
 
     x = torch.arange(4096, dtype=torch.float32).expand(2**21, 4096)
     assert_identical(compile_with("torch.compile", function)(x), function(x))
+
+
+@pytest.mark.parametrize("size", [[0, 3], [2, 2]])
+def test_a_size_that_only_a_vanished_value_has(size: list[int]) -> None:
+    """Windows of no element: nothing is left of them in any kernel, and their size is still an argument."""
+
+    def function(x: Tensor, size: list[int], strides: list[int]) -> Tensor:
+        return x * x.as_strided(size, strides).reshape(-1).sum()
+
+    x = torch.randn(5)
+    compiled = torch.compile(function, backend="dlcompiler", dynamic=True)
+    torch.testing.assert_close(compiled(x, size, [2, 1]), function(x, size, [2, 1]))
