@@ -19,10 +19,12 @@ import torch
 from dlcompiler.codegen.target import SCANNED, Target
 from dlcompiler.devices import target_of_devices
 from dlcompiler.frontends.fx import (
+    View,
     compute_normalized_again,
     decompositions,
     import_fx,
     keep_recurrent_layers_whole,
+    leave_out_views,
     number_draws,
     own_arguments,
     result_kinds,
@@ -140,12 +142,13 @@ class Backend:
         self, module: torch.fx.GraphModule, inputs: Sequence[Any], part: _Part, options: Options
     ) -> Callable[..., Any]:
         """One of AOTAutograd's graphs as a boxed function: a list of arguments, which it empties, to a list of results."""
-        timings, places = Timings(), None
+        timings, places, views = Timings(), None, None
         is_backward = part.kind == "backward"
         try:
             target = options.configure(_target_of(module))
             with timings.stage("import"):
-                places = None if part.kind else share_memory(module)
+                if not part.kind:
+                    views, places = leave_out_views(module), share_memory(module)
                 marks = _marks(module, part.kind) if target.kind == "cpu" and self.compile is _compile_graph else None
                 graph = import_fx(
                     module,
@@ -178,7 +181,8 @@ class Backend:
             call = _boxed(run, kinds)
         if is_backward:
             call = _noting(call, part.forwards)
-        return call if places is None else _in_place(call, places)
+        call = call if places is None else _in_place(call, places)
+        return call if views is None else _with_views(call, views)
 
 
 @dataclass(frozen=True)
@@ -336,6 +340,18 @@ def _in_place(run: Callable[[list[Any]], list[Any]], places: Sequence[tuple[int,
     def call(arguments: list[Any]) -> list[Any]:
         outputs = run(arguments)
         return [outputs[k] if view is None else outputs[k].as_strided(*view) for k, view in places]
+
+    call._boxed_call = True  # type: ignore[attr-defined]
+    return call
+
+
+def _with_views(run: Callable[[list[Any]], list[Any]], views: Sequence[View | None]) -> Callable[[list[Any]], list[Any]]:
+    """A boxed function whose results are those of `run`, and views of arguments by the numbers that it gives for them."""
+
+    def call(arguments: list[Any]) -> list[Any]:
+        sources = [None if view is None else arguments[view.argument] for view in views]
+        given = iter(run(arguments))
+        return [next(given) if view is None else view.of(source, given) for view, source in zip(views, sources)]
 
     call._boxed_call = True  # type: ignore[attr-defined]
     return call

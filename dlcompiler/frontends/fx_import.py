@@ -194,7 +194,7 @@ class Importer:
             # specialised to a number, or made of other sizes: it still takes its place in the call, and nothing reads it
             number = self.b.size_input(name, symbol_name(dim) or f"unused_{name}", self.limits.get(name, ()))
             if symbol_name(dim) is None and self.told.is_of(dim):  # it may be negative, as no size can
-                self.told.tell(number, dim)
+                self.told.tell_argument(number, dim)
             self._derived.append(dim)
             return dim
         raise UnsupportedError(f"an argument of type {type_name(example)}", items=(type_name(example),), location=f"input {name}")

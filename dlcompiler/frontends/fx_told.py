@@ -210,6 +210,15 @@ class Told:
         """Whether every size in it is bound by what came before."""
         return all(self._is_bound(name) for name in symbols(dim))
 
+    def tell_argument(self, number: Node, dim: Dim) -> None:
+        """As `tell`, of an integer argument, which no kernel takes as an operand: it becomes a tensor between two programs."""
+        positive, _ = self._signed(dim)
+        self.tell(number, dim)
+        if positive is not None:
+            b, both = self.importer.b, self._bound[positive]
+            parts = [b.reshape(b.slice(both, starts=(k,), limits=(k + 1,), steps=(1,)), shape=()) for k in range(2)]
+            self._numbers[dim] = b.sub(*parts)
+
     def _signed(self, dim: Dim) -> tuple[str | None, str | None]:
         """The names in u0.plus - u0.minus, where neither is bound."""
         for name in symbols(dim):
