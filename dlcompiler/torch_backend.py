@@ -349,7 +349,7 @@ def _with_views(run: Callable[[list[Any]], list[Any]], views: Sequence[View | No
     """A boxed function whose results are those of `run`, and views of arguments by the numbers that it gives for them."""
 
     def call(arguments: list[Any]) -> list[Any]:
-        sources = [None if view is None else arguments[view.argument] for view in views]
+        sources = [arguments[0 if view is None else view.argument] for view in views]
         given = iter(run(arguments))
         return [next(given) if view is None else view.of(source, given) for view, source in zip(views, sources)]
 

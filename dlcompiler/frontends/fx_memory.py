@@ -125,7 +125,7 @@ def leave_out_views(module: torch.fx.GraphModule) -> list[View | None] | None:
     """
     (output,) = (n for n in reversed(module.graph.nodes) if n.op == "output")
     results = list(output.args[0]) if isinstance(output.args[0], list | tuple) else [output.args[0]]
-    inputs = {}
+    inputs: dict[int, tuple[int, torch.Tensor]] = {}
     for position, node in enumerate(n for n in module.graph.nodes if n.op == "placeholder"):
         example = node.meta.get("val")
         if isinstance(example, torch.Tensor) and example.layout is torch.strided:
