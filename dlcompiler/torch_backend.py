@@ -32,7 +32,7 @@ from dlcompiler.frontends.fx import (
 )
 from dlcompiler.frontends.fx_location import input_names
 from dlcompiler.frontends.fx_partition import take_log_softmax_apart
-from dlcompiler.frontends.fx_saved import leave_saved_results_open, report_strides, restrided
+from dlcompiler.frontends.fx_saved import leave_saved_results_open, report_strides, restrided, saved_positions
 from dlcompiler.garbage import collecting_later
 from dlcompiler.ir.errors import OptionError, UnsupportedError
 from dlcompiler.ir.graph import Graph
@@ -157,6 +157,7 @@ class Backend:
                     called=part.called,
                     parameters=part.parameters,
                     marks=marks,
+                    saved=saved_positions(result_kinds(module)) if part.kind == "forward" else (),
                 )
                 if marks is not None and is_backward:
                     _allow_another_backward()

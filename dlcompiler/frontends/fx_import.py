@@ -63,6 +63,7 @@ def import_fx(
     parameters: Collection[int] = (),
     marks: Mapping[int, Collection[str]] | None = None,
     limits: Mapping[str, Collection[Limit]] | None = None,
+    saved: Collection[int] = (),
 ) -> Graph:
     """The Graph of an ATen-level FX graph.
 
@@ -72,6 +73,7 @@ def import_fx(
     parameters positions of placeholders that are a module's own tensors, the same ones in nearly every call
     marks      positions of placeholders -> what is known of them, see `Builder.input`
     limits     placeholders' names -> limits of sizes that a call must keep to
+    saved      positions of results that only a backward graph reads: views of inputs among them may be copies
     mutations  results that are not outputs but new values of placeholders: position -> name (torch.export's signature)
 
     Results that are not tensors stand among the outputs as 0-d tensors (a SymInt as i64) or are left out (None): see
@@ -84,6 +86,7 @@ def import_fx(
     if len(placeholders) == len(called):
         importer.called = dict(zip(placeholders, called))
     importer.parameters = frozenset(name for k, name in enumerate(placeholders) if k in parameters)
+    importer.saved = frozenset(saved)
     importer.marks = {placeholders[k]: found for k, found in (marks or {}).items()}
     importer.limits = limits or {}
     return importer.run(inputs)
@@ -106,6 +109,7 @@ class Importer:
         self.parameters: frozenset[str] = frozenset()
         self.marks: Mapping[str, Collection[str]] = {}
         self.limits: Mapping[str, Collection[Limit]] = {}
+        self.saved: frozenset[int] = frozenset()
         self.b = Builder(name)
         self.values: dict[torch.fx.Node, Any] = {}
         self.writebacks: dict[Node, Node] = {}
@@ -493,7 +497,7 @@ class Importer:
             if position in self.mutations:
                 self._write_back(self.mutations[position], self.values[result])
             elif kind != "none":
-                results.append(result)
+                results.append((result, position in self.saved))
         outputs: list[Node] = []
         strides: list[tuple[Dim, ...] | None] = []
         owners = Owners(self)
@@ -504,12 +508,12 @@ class Importer:
             (self.b.copy(value) if root_of(value).op.name in ("input", "constant") else value, target)
             for target, value in self.writebacks.items()
         )
-        for result in results:
+        for result, is_saved in results:
             value = self.values[result] if isinstance(result, torch.fx.Node) else result
             example = result.meta["val"] if isinstance(result, torch.fx.Node) else result
             if isinstance(example, torch.Tensor):
                 strides.append(strides_of_fake(example, exact=True))
-                if owners.hides(value, example):
+                if not is_saved and owners.hides(value, example):
                     raise UnsupportedError("a view of an input from a place known only when called", items=(result.name,))
                 if owners.would_alias(value, example):
                     value = self.b.copy(value)

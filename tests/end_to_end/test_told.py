@@ -227,13 +227,20 @@ def asserts(x: Tensor, n: Tensor) -> Tensor:
     torch._check(k % 2 == 0, lambda: "must be even")
     v = x.sum().item()
     torch._check(v > 0.5)
+    torch._check((x < 2).all().item())
     return torch.ones(k) * v
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
 @pytest.mark.parametrize(
     ("n", "scale", "message"),
-    [(-3, 1, "u. that the model|does not hold"), (1, 1, "2 does not hold"), (3, 1, "even|mod"), (4, -1, "0.5")],
+    [
+        (-3, 1, "u. that the model|does not hold"),
+        (1, 1, "2 does not hold"),
+        (3, 1, "even|mod"),
+        (4, -1, "0.5"),
+        (4, 9, "True does|>= 1 does"),
+    ],
 )
 def test_what_a_model_asserts_is_asked_in_each_call(entry: str, n: int, scale: int, message: str) -> None:
     settings = {"fullgraph": True} if entry == "torch.compile" else {}
