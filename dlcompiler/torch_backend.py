@@ -19,10 +19,12 @@ import torch
 from dlcompiler.codegen.target import SCANNED, Target
 from dlcompiler.devices import target_of_devices
 from dlcompiler.frontends.fx import (
+    View,
     compute_normalized_again,
     decompositions,
     import_fx,
     keep_recurrent_layers_whole,
+    leave_out_views,
     number_draws,
     own_arguments,
     result_kinds,
@@ -31,7 +33,7 @@ from dlcompiler.frontends.fx import (
 from dlcompiler.frontends.fx_host import HostPart, take_host_part
 from dlcompiler.frontends.fx_location import input_names
 from dlcompiler.frontends.fx_partition import pad_again, take_log_softmax_apart
-from dlcompiler.frontends.fx_saved import leave_saved_results_open, report_strides, restrided
+from dlcompiler.frontends.fx_saved import leave_saved_results_open, report_strides, restrided, saved_positions
 from dlcompiler.garbage import collecting_later
 from dlcompiler.ir.errors import OptionError, UnsupportedError
 from dlcompiler.ir.graph import Graph
@@ -144,12 +146,13 @@ class Backend:
         self, module: torch.fx.GraphModule, inputs: Sequence[Any], part: _Part, options: Options
     ) -> Callable[..., Any]:
         """One of AOTAutograd's graphs as a boxed function: a list of arguments, which it empties, to a list of results."""
-        timings, places = Timings(), None
+        timings, places, views = Timings(), None, None
         is_backward = part.kind == "backward"
         try:
             target = options.configure(_target_of(module))
             with timings.stage("import"):
-                places = None if part.kind else share_memory(module)
+                if not part.kind:
+                    views, places = leave_out_views(module), share_memory(module)
                 marks = _marks(module, part.kind) if target.kind == "cpu" and self.compile is _compile_graph else None
                 graph = import_fx(
                     module,
@@ -159,6 +162,7 @@ class Backend:
                     parameters=part.parameters,
                     marks=marks,
                     numerics=options.numerics,
+                    saved=saved_positions(result_kinds(module)) if part.kind == "forward" else (),
                 )
                 if marks is not None and is_backward:
                     _allow_another_backward()
@@ -183,7 +187,8 @@ class Backend:
             call = _boxed(run, kinds)
         if is_backward:
             call = _noting(call, part.forwards)
-        return call if places is None else _in_place(call, places)
+        call = call if places is None else _in_place(call, places)
+        return call if views is None else _with_views(call, views)
 
 
 @dataclass(frozen=True)
@@ -369,6 +374,18 @@ def _in_place(run: Callable[[list[Any]], list[Any]], places: Sequence[tuple[int,
     def call(arguments: list[Any]) -> list[Any]:
         outputs = run(arguments)
         return [outputs[k] if view is None else outputs[k].as_strided(*view) for k, view in places]
+
+    call._boxed_call = True  # type: ignore[attr-defined]
+    return call
+
+
+def _with_views(run: Callable[[list[Any]], list[Any]], views: Sequence[View | None]) -> Callable[[list[Any]], list[Any]]:
+    """A boxed function whose results are those of `run`, and views of arguments by the numbers that it gives for them."""
+
+    def call(arguments: list[Any]) -> list[Any]:
+        sources = [arguments[0 if view is None else view.argument] for view in views]
+        given = iter(run(arguments))
+        return [next(given) if view is None else view.of(source, given) for view, source in zip(views, sources)]
 
     call._boxed_call = True  # type: ignore[attr-defined]
     return call

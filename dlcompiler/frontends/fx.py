@@ -6,6 +6,7 @@ decompositions   what torch is to break up before
 compute_normalized_again      what a backward pass need not be given
 number_draws     gives draws of random numbers their positions
 own_arguments    what AOTAutograd is to say of operators that write to their arguments
+leave_out_views  results that only a call can place in an input's memory, as numbers
 share_memory     results that are views of the same memory, as one result
 keep_recurrent_layers_whole   what AOTAutograd is not to break up
 """
@@ -16,13 +17,13 @@ from dlcompiler.frontends.fx_capture import Captured, capture
 from dlcompiler.frontends.fx_control import own_arguments
 from dlcompiler.frontends.fx_decompositions import decompositions
 from dlcompiler.frontends.fx_import import import_fx
-from dlcompiler.frontends.fx_memory import share_memory
+from dlcompiler.frontends.fx_memory import View, leave_out_views, share_memory
 from dlcompiler.frontends.fx_normalized import compute_normalized_again
 from dlcompiler.frontends.fx_random import number_draws
 from dlcompiler.frontends.fx_results import result_kinds
 from dlcompiler.frontends.fx_whole import keep_recurrent_layers_whole
 
 __all__ = [
-    "Captured", "capture", "compute_normalized_again", "decompositions", "import_fx", "keep_recurrent_layers_whole",
-    "number_draws", "own_arguments", "result_kinds", "share_memory",
+    "Captured", "View", "capture", "compute_normalized_again", "decompositions", "import_fx", "keep_recurrent_layers_whole",
+    "leave_out_views", "number_draws", "own_arguments", "result_kinds", "share_memory",
 ]  # fmt: skip

@@ -64,6 +64,7 @@ def import_fx(
     marks: Mapping[int, Collection[str]] | None = None,
     limits: Mapping[str, Collection[Limit]] | None = None,
     numerics: str = "fast",
+    saved: Collection[int] = (),
 ) -> Graph:
     """The Graph of an ATen-level FX graph.
 
@@ -74,6 +75,7 @@ def import_fx(
     marks      positions of placeholders -> what is known of them, see `Builder.input`
     limits     placeholders' names -> limits of sizes that a call must keep to
     numerics   eager: random numbers are drawn by ATen, also in what is traced while importing
+    saved      positions of results that only a backward graph reads: views of inputs among them may be copies
     mutations  results that are not outputs but new values of placeholders: position -> name (torch.export's signature)
 
     Results that are not tensors stand among the outputs as 0-d tensors (a SymInt as i64) or are left out (None): see
@@ -86,6 +88,7 @@ def import_fx(
     if len(placeholders) == len(called):
         importer.called = dict(zip(placeholders, called))
     importer.parameters = frozenset(name for k, name in enumerate(placeholders) if k in parameters)
+    importer.saved = frozenset(saved)
     importer.marks = {placeholders[k]: found for k, found in (marks or {}).items()}
     importer.limits = limits or {}
     importer.numerics = numerics
@@ -110,6 +113,7 @@ class Importer:
         self.marks: Mapping[str, Collection[str]] = {}
         self.limits: Mapping[str, Collection[Limit]] = {}
         self.numerics = "fast"
+        self.saved: frozenset[int] = frozenset()
         self.b = Builder(name)
         self.values: dict[torch.fx.Node, Any] = {}
         self.writebacks: dict[Node, Node] = {}
@@ -199,7 +203,7 @@ class Importer:
             # specialised to a number, or made of other sizes: it still takes its place in the call, and nothing reads it
             number = self.b.size_input(name, symbol_name(dim) or f"unused_{name}", self.limits.get(name, ()))
             if symbol_name(dim) is None and self.told.is_of(dim):  # it may be negative, as no size can
-                self.told.tell(number, dim)
+                self.told.tell_argument(number, dim)
             self._derived.append(dim)
             return dim
         raise UnsupportedError(f"an argument of type {type_name(example)}", items=(type_name(example),), location=f"input {name}")
@@ -499,7 +503,7 @@ class Importer:
             if position in self.mutations:
                 self._write_back(self.mutations[position], self.values[result])
             elif kind != "none":
-                results.append(result)
+                results.append((result, position in self.saved))
         outputs: list[Node] = []
         strides: list[tuple[Dim, ...] | None] = []
         owners = Owners(self)
@@ -510,12 +514,12 @@ class Importer:
             (self.b.copy(value) if root_of(value).op.name in ("input", "constant") else value, target)
             for target, value in self.writebacks.items()
         )
-        for result in results:
+        for result, is_saved in results:
             value = self.values[result] if isinstance(result, torch.fx.Node) else result
             example = result.meta["val"] if isinstance(result, torch.fx.Node) else result
             if isinstance(example, torch.Tensor):
                 strides.append(strides_of_fake(example, exact=True))
-                if owners.hides(value, example):
+                if not is_saved and owners.hides(value, example):
                     raise UnsupportedError("a view of an input from a place known only when called", items=(result.name,))
                 if owners.would_alias(value, example):
                     value = self.b.copy(value)

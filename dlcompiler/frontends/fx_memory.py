@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -96,6 +97,76 @@ def share_memory(module: torch.fx.GraphModule) -> list[Place] | None:
     output.args = (tuple(given),)
     module.recompile()
     return places
+
+
+@dataclass(frozen=True)
+class View:
+    """A result that shows an argument's memory: `numbers` are its shape, its strides and where it begins.
+
+    None among them is known only when called: then the graph gives it in the result's place, in order.
+    """
+
+    argument: int
+    numbers: tuple[int | None, ...]
+
+    def of(self, tensor: torch.Tensor, given: Iterator[int]) -> torch.Tensor:
+        """The view of an argument; takes the numbers that the graph gives."""
+        *layout, offset = (next(given) if number is None else number for number in self.numbers)
+        rank = len(layout) // 2
+        return tensor.as_strided(layout[:rank], layout[rank:], offset)
+
+
+def leave_out_views(module: torch.fx.GraphModule) -> list[View | None] | None:
+    """Let a graph give, of results that show an input's memory from a place known only when called, the numbers that say where.
+
+        return x[n]  -->  return n * x.stride(0),    [View of x]
+
+    An item for each result; None, and nothing changed, where there are none such.
+    """
+    (output,) = (n for n in reversed(module.graph.nodes) if n.op == "output")
+    results = list(output.args[0]) if isinstance(output.args[0], list | tuple) else [output.args[0]]
+    inputs: dict[int, tuple[int, torch.Tensor]] = {}
+    for position, node in enumerate(n for n in module.graph.nodes if n.op == "placeholder"):
+        example = node.meta.get("val")
+        if isinstance(example, torch.Tensor) and example.layout is torch.strided:
+            inputs.setdefault(example.untyped_storage()._cdata, (position, example))
+    views: list[View | None] = []
+    given: list[Any] = []
+    for result in results:
+        view, numbers = _view_of_input(module, result, inputs, output)
+        views.append(view)
+        given += [result] if view is None else numbers
+    if not any(views):
+        return None
+    output.args = (tuple(given),)
+    module.recompile()
+    return views
+
+
+def _view_of_input(module: torch.fx.GraphModule, result: Any, inputs: Mapping[int, Any], output: Any) -> tuple[Any, list[Any]]:
+    """(view, what the graph gives for it)."""
+    example = result.meta.get("val") if isinstance(result, torch.fx.Node) and result.op == "call_function" else None
+    if not isinstance(example, torch.Tensor) or example.layout is not torch.strided:
+        return None, []
+    position, source = inputs.get(example.untyped_storage()._cdata, (0, None))
+    numbers = (*example.shape, *example.stride(), example.storage_offset())
+    is_first = isinstance(numbers[-1], int) and numbers[-1] == 0
+    if source is None or source.dtype is not example.dtype or is_first or all(isinstance(n, int) for n in numbers):
+        return None, []
+    rank, operators = example.dim(), torch.ops.aten
+    asked = [
+        *((operators.sym_size.int, (result, d)) for d in range(rank)),
+        *((operators.sym_stride.int, (result, d)) for d in range(rank)),
+        (operators.sym_storage_offset.default, (result,)),
+    ]
+    nodes = []
+    with module.graph.inserting_before(output):
+        for number, (operator_, arguments) in zip(numbers, asked):
+            if not isinstance(number, int):
+                node = module.graph.call_function(operator_, arguments)
+                node.meta["val"] = number
+                nodes.append(node)
+    return View(position, tuple(n if isinstance(n, int) else None for n in numbers)), nodes
 
 
 def _owner(node: torch.fx.Node) -> torch.fx.Node | None:

@@ -24,7 +24,7 @@ def leave_saved_results_open(graph: Graph, kinds: Sequence[str]) -> Graph:
 
     kinds   of AOTAutograd's results: see `result_kinds`
     """
-    saved = _saved_positions(kinds)
+    saved = saved_positions(kinds)
     if not saved or is_staged(graph) or graph.symbols:
         return graph
     positions = [k for k, kind in enumerate(kinds) if kind != "none"]
@@ -66,7 +66,7 @@ def restrided(run: Callable[[list[Any]], Any], module: torch.fx.GraphModule, giv
     return call
 
 
-def _saved_positions(kinds: Sequence[str]) -> frozenset[int]:
+def saved_positions(kinds: Sequence[str]) -> frozenset[int]:
     """Positions of the tensors, among the results of the forward graph being compiled, that only its backward graph reads."""
     context = torch._guards.TracingContext.try_get()
     metadata = None if context is None or context.output_strides is None else context.fw_metadata

@@ -110,12 +110,19 @@ class Told:
             expression = None if isinstance(example, float) else example.node.expr
             if expression is not None and expression.is_Symbol:
                 self.floats[expression.name] = number
+            elif expression is None or expression.is_Number:  # what the model asserts of it
+                wanted = float(example if expression is None else expression)
+                self._append_truth(i.b.eq(number, i.number(wanted, f64)), f"a number that is read == {wanted}")
             return WeakNumber(number)
         if isinstance(example, torch.SymBool | bool):
             truth = i.cast(number, boolean)
-            if isinstance(example, torch.SymBool):
-                self.truths[example.node.expr] = truth
-                for told in example.node.expr.free_symbols:
+            expression = example.node.expr if isinstance(example, torch.SymBool) else None
+            if expression is None or not expression.free_symbols:  # what the model asserts of it
+                wanted = bool(example if expression is None else expression)
+                self._append_truth(truth if wanted else i.b.bitwise_not(truth), f"a truth that is read == {wanted}")
+            else:
+                self.truths[expression] = truth
+                for told in expression.free_symbols:
                     self.tell(i.cast(truth, i64), symbol(told.name))
             return WeakNumber(truth)
         dim = dim_from_torch(example)
@@ -210,6 +217,15 @@ class Told:
         """Whether every size in it is bound by what came before."""
         return all(self._is_bound(name) for name in symbols(dim))
 
+    def tell_argument(self, number: Node, dim: Dim) -> None:
+        """As `tell`, of an integer argument, which no kernel takes as an operand: it becomes a tensor between two programs."""
+        positive, _ = self._signed(dim)
+        self.tell(number, dim)
+        if positive is not None:
+            b, both = self.importer.b, self._bound[positive]
+            parts = [b.reshape(b.slice(both, starts=(k,), limits=(k + 1,), steps=(1,)), shape=()) for k in range(2)]
+            self._numbers[dim] = b.sub(*parts)
+
     def _signed(self, dim: Dim) -> tuple[str | None, str | None]:
         """The names in u0.plus - u0.minus, where neither is bound."""
         for name in symbols(dim):
@@ -271,7 +287,10 @@ class Told:
             self._append_check(relation, left, right, f"{words}{left} {_SIGNS[relation]} {right} does not hold")
             return
         truth = truth_of_sizes(self.importer, expression, environment)
-        self.importer.b.make(lookup("check"), (truth,), {"message": f"{words}{expression} does not hold"}, TupleType(()), "check")
+        self._append_truth(truth, f"{words}{expression}")
+
+    def _append_truth(self, truth: Node, asserted: str) -> None:
+        self.importer.b.make(lookup("check"), (truth,), {"message": f"{asserted} does not hold"}, TupleType(()), "check")
 
     def _append_check(self, relation: str, left: Dim, right: Dim, message: str) -> None:
         if not _always_holds(relation, left, right):

@@ -7,6 +7,7 @@ from typing import Any
 
 from dlcompiler.frontends.fx_rules import NoRule, moving
 from dlcompiler.frontends.fx_told import tells_sizes
+from dlcompiler.frontends.fx_types import dim_from_torch
 from dlcompiler.ir.expression import Dim, is_non_negative
 from dlcompiler.ir.graph import Node
 from dlcompiler.ir.types import bf16, boolean, f16, i64
@@ -127,17 +128,32 @@ def _slice(i, x, dim=0, start=None, end=None, step=1):
     return cut(i, x, axis, first, limit, step)
 
 
+def _from_the_front(i: Any, position: Dim, size: Dim) -> Node:
+    """A position of any sign, as a number, counted from the front."""
+    at = i.size(position)
+    return i.b.where(i.b.lt(at, i.number(0, i64)), i.b.add(at, i.size(size)), at)
+
+
+def _told_bound(i: Any, position: Dim | None, size: Dim, default: Dim) -> Node:
+    """A slice bound as a number, kept inside."""
+    if position is None:
+        return i.size(default)
+    return i.b.minimum(i.b.maximum(_from_the_front(i, position, size), i.number(0, i64)), i.size(size))
+
+
+def _tell_place(i: Any, axis: int, first: Node) -> None:
+    """Where in eager's memory a view begins, if torch has a symbol for it: a backward pass may be given that."""
+    source, place = i.node.args[0].meta["val"], i.meta.storage_offset()
+    if not isinstance(place, int) and not i.told.is_known(dim_from_torch(place)):
+        step, before = (i.size(dim_from_torch(n)) for n in (source.stride()[axis], source.storage_offset()))
+        i.told.tell(i.b.add(before, i.b.mul(first, step)), dim_from_torch(place))
+
+
 def _told_slice(i: Any, x: Node, axis: int, start: Dim | None, end: Dim | None, step: int) -> Node:
     """x[start:end] with bounds that may lie anywhere: how many elements there are is computed and told."""
-    b, size = i.b, i.size(x.shape[axis])
-
-    def bound(position: Dim | None, default: Node) -> Node:
-        if position is None:
-            return default
-        at = i.size(position)
-        return b.minimum(b.maximum(b.where(b.lt(at, i.number(0, i64)), b.add(at, size), at), i.number(0, i64)), size)
-
-    first, last = bound(start, i.number(0, i64)), bound(end, size)
+    b, size = i.b, x.shape[axis]
+    first, last = _told_bound(i, start, size, 0), _told_bound(i, end, size, size)
+    _tell_place(i, axis, first)
     count = b.floor_div(b.add(b.sub(last, first), i.number(step - 1, i64)), i.number(step, i64))
     i.told.tell(b.maximum(count, i.number(0, i64)), i.shape[axis])
     line = b.mul(b.iota(size=i.shape[axis]), i.number(step, i64))
@@ -148,8 +164,9 @@ def _told_slice(i: Any, x: Node, axis: int, start: Dim | None, end: Dim | None, 
 def _select(i, x, dim, index):
     axis = axis_of(dim, x.tensor.rank)
     if i.told.is_of(index):
-        at, size = i.size(index), i.size(x.shape[axis])
-        return i.b.index(x, i.b.where(i.b.lt(at, i.number(0, i64)), i.b.add(at, size), at), axes=(axis,))
+        at = _from_the_front(i, index, x.shape[axis])
+        _tell_place(i, axis, at)
+        return i.b.index(x, at, axes=(axis,))
     at = index + x.shape[axis] if i.hint(index) < 0 else index
     return reshape(i, cut(i, x, axis, at, at + 1), i.shape)
 
@@ -291,6 +308,10 @@ def _slice_scatter(i, x, source, dim=0, start=None, end=None, step=1):
         raise NoRule("a slice whose step is not known at compile time")
     if count == size and step == 1:
         return i.cast(source, x.dtype)
+    if start is not None and i.told.is_of(start):
+        line = i.b.mul(i.b.iota(size=count), i.number(step, i64))
+        at = i.b.add(_told_bound(i, start, size, 0), line)
+        return i.b.index_update(x, i.cast(source, x.dtype), at, axes=(axis,), kind="set", shape=x.shape)
     first, _ = slice_bounds(i, size, count, start, step)
     return _update(i, x, source, axis, first, step)
 
@@ -298,6 +319,10 @@ def _slice_scatter(i, x, source, dim=0, start=None, end=None, step=1):
 @moving("select_scatter.default")
 def _select_scatter(i, x, source, dim, index):
     axis = axis_of(dim, x.tensor.rank)
+    if i.told.is_of(index):
+        places = reshape(i, i.b.iota(size=x.shape[axis]), (x.shape[axis], *(1,) * (x.tensor.rank - axis - 1)))
+        part = reshape(i, i.cast(source, x.dtype), (*x.shape[:axis], 1, *x.shape[axis + 1 :]))
+        return i.b.where(i.b.eq(places, _from_the_front(i, index, x.shape[axis])), part, x)
     at = index + x.shape[axis] if i.hint(index) < 0 else index
     part = reshape(i, source, (*x.shape[:axis], 1, *x.shape[axis + 1 :]))
     return _update(i, x, part, axis, at, 1)

@@ -166,8 +166,13 @@ class TrainStep:
 
     def _call(self, batch: Any) -> Tensor:
         try:
-            # Dynamo leaves the layers of nn.LSTM and its kin alone otherwise, and gives up at a logger
-            settings = {"allow_rnn": True, "ignore_logging_functions": _logging_functions()}
+            # Dynamo leaves the layers of nn.LSTM and its kin alone otherwise, and gives up at a logger and at a mask
+            settings = {
+                "allow_rnn": True,
+                "ignore_logging_functions": _logging_functions(),
+                "capture_scalar_outputs": True,
+                "capture_dynamic_output_shape_ops": True,
+            }
             with torch._dynamo.config.patch(settings), torch.enable_grad():
                 return self._run(self.model, batch)
         except (torch._dynamo.exc.Unsupported, torch._dynamo.exc.UserError) as error:

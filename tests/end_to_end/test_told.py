@@ -128,6 +128,12 @@ def rounded_size(x: Tensor, n: Tensor) -> Any:
     return torch.ones(torch.sym_int(k * 1.5) + 1).cumsum(0), torch.zeros(max(k, 3), k // 2 + 1) + k
 
 
+def written(x: Tensor, a: Tensor, b: Tensor) -> Any:
+    y = x * 2
+    y[(a + 0).item()] = 5.0
+    return y.cos(), y[(b + 0).item()] - 1
+
+
 x54, lines = (
     random_tensor(5, 4),
     torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.2, 0.1, 1.1, 0.9], [2.0, 2.0, 3.0, 3.0], [4.0, 4.0, 5.0, 6.0]]),
@@ -135,6 +141,7 @@ x54, lines = (
 CASES: dict[Callable[..., Any], list[tuple[Any, ...]]] = {
     rows_before: [(x54, number(n)) for n in (3, 0, 5, 1)],
     any_slice: [(x54, number(a), number(b)) for a, b in ((1, 4), (-3, 9), (4, 2), (-9, -1))],
+    written: [(x54, number(a), number(b)) for a, b in ((1, 4), (-5, -1))],
     sign_of: [(x54, number(n)) for n in (2, -3, 0)],
     numbers: [(x54, number(v)) for v in (3.0, -1.5)],
     compact: [(x54,), (x54 - 9,), (x54 + 9,)],
@@ -171,12 +178,27 @@ def test_what_is_only_computed_with_is_one_program() -> None:
     assert dlcompiler.reports()[-1].pieces == 1
 
 
+def test_results_are_views_of_inputs_where_eagers_are() -> None:
+    def function(x: Tensor, n: Tensor) -> tuple[Any, ...]:
+        k = size(n, x[1:])
+        return x[k], x[k:].t(), x * 2, k, x[:k]
+
+    compiled = torch.compile(function, backend="dlcompiler", fullgraph=True)
+    for n in (2, 0, 4):
+        ours, eager = compiled(x54, number(n)), function(x54, number(n))
+        torch.testing.assert_close(ours, eager)
+        for k in (0, 1, 4):
+            assert ours[k].data_ptr() == eager[k].data_ptr() and ours[k].stride() == eager[k].stride()
+    assert all(report.target != "torch" for report in dlcompiler.reports())
+
+
 GRADIENTS: dict[str, Callable[..., Tensor]] = {
     "masked loss": lambda x, y: ((x - y) ** 2)[y > 0].mean(),
     "rows": lambda x, y: (x[torch.nonzero(y.sum(1) > 0)[:, 0]] @ y.t()).tanh().sum(),
     "selected": lambda x, y: torch.masked_select(x * y, y < 0).exp().sum(),
     "repeated": lambda x, y: (torch.repeat_interleave(x, (y[:, 0] > 0) + 1, dim=0).sin()).sum(),
     "cut": lambda x, y: (x[: (y > 0).any(1).sum().item()].exp() * 2).sum(),
+    "any cut": lambda x, y: (x[(y > 0).sum().item() - 14 :].exp() * y[(y > 1).sum().item() - 4]).sum(),
     "experts": lambda x, y: experts(x, y.t() @ y, torch.stack([y.t() @ y, (y * 2).t() @ y])).square().sum(),
     "put": lambda x, y: torch.zeros_like(y).masked_scatter(y > 0, x[y > 0] * 2).square().sum() + put(y, x).sum(),
 }
@@ -205,13 +227,20 @@ def asserts(x: Tensor, n: Tensor) -> Tensor:
     torch._check(k % 2 == 0, lambda: "must be even")
     v = x.sum().item()
     torch._check(v > 0.5)
+    torch._check((x < 2).all().item())
     return torch.ones(k) * v
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
 @pytest.mark.parametrize(
     ("n", "scale", "message"),
-    [(-3, 1, "u. that the model|does not hold"), (1, 1, "2 does not hold"), (3, 1, "even|mod"), (4, -1, "0.5")],
+    [
+        (-3, 1, "u. that the model|does not hold"),
+        (1, 1, "2 does not hold"),
+        (3, 1, "even|mod"),
+        (4, -1, "0.5"),
+        (4, 9, "True does|>= 1 does"),
+    ],
 )
 def test_what_a_model_asserts_is_asked_in_each_call(entry: str, n: int, scale: int, message: str) -> None:
     settings = {"fullgraph": True} if entry == "torch.compile" else {}
