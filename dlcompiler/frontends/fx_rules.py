@@ -23,7 +23,7 @@ class NoRule(Exception):
 
 
 def refuse_values(operator: str, values: Iterable[Any]) -> None:
-    """Raise NoRule for numbers that the operator's rule does not take, as it has not said that it does: complex and narrow ones."""
+    """Raise NoRule for numbers that the operator's rule has not said to take: complex ones, and floats of 8 bits and fewer."""
     takes_complex, takes_narrow = operator in TAKES_COMPLEX, operator in TAKES_NARROW
     stack = list(values)
     while stack:
