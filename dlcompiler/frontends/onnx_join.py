@@ -40,7 +40,7 @@ _BROADCAST = frozenset(
 # where the operators with caches of keys and of values take them
 _PAST = {"MultiHeadAttention": (6, 8), "GroupQueryAttention": (3, 5)}
 # operators whose parameters after the first input lie along its channels
-_CHANNELS = frozenset({"BatchNormalization", "InstanceNormalization", "GroupNormalization"})
+_CHANNELS = frozenset({"BatchNormalization", "InstanceNormalization"})
 
 
 Joined = Mapping[str, Dim]
