@@ -27,7 +27,7 @@ from dlcompiler.frontends.fx_location import location_of
 from dlcompiler.frontends.fx_numbers import bool_of_sizes, float_of_sizes
 from dlcompiler.frontends.fx_random import number_draws
 from dlcompiler.frontends.fx_results import flat_results, result_kinds
-from dlcompiler.frontends.fx_rules import RULES, TAKES_COMPLEX, TAKES_NARROW, NoRule
+from dlcompiler.frontends.fx_rules import RULES, NoRule, refuse_values
 from dlcompiler.frontends.fx_told import CHECKS, READ, Told, tells_sizes, unite_equal_sizes
 from dlcompiler.frontends.fx_types import (
     WeakNumber,
@@ -294,7 +294,7 @@ class Importer:
         try:
             if rule is None:
                 raise NoRule(reason)
-            _refuse_values((*args, *kwargs.values(), self.meta), target in TAKES_NARROW, target in TAKES_COMPLEX)
+            refuse_values(target, (*args, *kwargs.values(), self.meta))
             result = rule(self, *args, **kwargs)
             self._check(target, result)
             return result
@@ -565,22 +565,6 @@ class Importer:
 
 def type_name(value: Any) -> str:
     return type(value).__name__
-
-
-def _refuse_values(values: Iterable[Any], takes_narrow: bool, takes_complex: bool) -> None:
-    """Raise NoRule for numbers that a rule does not take unless it says that it does: complex ones, and narrow floats."""
-    stack = list(values)
-    while stack:
-        value = stack.pop()
-        if isinstance(value, list | tuple):
-            stack.extend(value)
-        elif isinstance(value, Node):
-            if not takes_complex and isinstance(value.type, TensorType) and value.dtype.kind == "complex":
-                raise NoRule("complex numbers")
-            if not takes_narrow and isinstance(value.type, TensorType) and value.dtype.is_narrow:
-                raise NoRule(f"nothing is computed with {value.dtype}")
-        elif not takes_complex and (isinstance(value, complex) or (isinstance(value, torch.Tensor) and value.is_complex())):
-            raise NoRule("complex numbers")
 
 
 def _holds(dtype: DType, value: Any) -> bool:

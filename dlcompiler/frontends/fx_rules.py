@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
+
+import torch
+
+from dlcompiler.ir.graph import Node
+from dlcompiler.ir.types import TensorType
 
 Rule = Callable[..., Any]
 
@@ -15,6 +20,23 @@ TAKES_COMPLEX: set[str] = set()  # and of these
 
 class NoRule(Exception):
     """Raised by a rule that does not cover these arguments; ATen runs the operator, and the message is the reason."""
+
+
+def refuse_values(operator: str, values: Iterable[Any]) -> None:
+    """Raise NoRule for numbers that the operator's rule does not take, as it has not said that it does: complex and narrow ones."""
+    takes_complex, takes_narrow = operator in TAKES_COMPLEX, operator in TAKES_NARROW
+    stack = list(values)
+    while stack:
+        value = stack.pop()
+        if isinstance(value, list | tuple):
+            stack.extend(value)
+        elif isinstance(value, Node):
+            if not takes_complex and isinstance(value.type, TensorType) and value.dtype.kind == "complex":
+                raise NoRule("complex numbers")
+            if not takes_narrow and isinstance(value.type, TensorType) and value.dtype.is_narrow:
+                raise NoRule(f"nothing is computed with {value.dtype}")
+        elif not takes_complex and (isinstance(value, complex) or (isinstance(value, torch.Tensor) and value.is_complex())):
+            raise NoRule("complex numbers")
 
 
 def rule(*names: str, takes_narrow: bool = False, takes_complex: bool = False) -> Callable[[Rule], Rule]:
