@@ -277,6 +277,11 @@ FIRES: dict[str, tuple[str, ...]] = {
         %z = constant 128 : i32[]; %w = sub(%c, %z); %y = linear(%x, %w)""",
         """input %x : i32[3, 2]; %w = constant [-128, 127, 0, 1, 2, 3] : i32[3, 2]; %y = linear(%x, %w)""",
     ),
+    "unsigned-weights": (
+        """input %x : i32[3, 2]; %v = constant [0, 255, 9, 1, 2, 3] : u8[3, 2]; %c = cast(%v) {dtype = "i32"};
+        %z = constant [100, 0, 255] : i32[3, 1]; %w = sub(%c, %z); %y = linear(%x, %w)""",
+        """input %x : i32[3, 2]; %w = constant [-129, 126, 0, 1, 2, 3] : i32[2, 3]; %y = matmul(%x, %w)""",
+    ),
     "zero-of-rows": (
         """input %q : u8[3, N, 8]; input %z : i32[1]; %zb = cast(%z) {dtype = "u8"}; %zi = cast(%zb) {dtype = "i32"};
         %a = cast(%q) {dtype = "i32"}; %x = sub(%a, %zi); input %w : i32[3, 8, 4]; %y = matmul(%x, %w)""",
@@ -541,6 +546,13 @@ MISSES: dict[str, tuple[str, ...]] = {
         """input %x : i32[3, 2]; %v = constant [0, 255] : u8[1, 2]; %c = cast(%v) {dtype = "i32"}; %z = constant 100 : i32[];
         %w = sub(%c, %z); %y = linear(%x, %w)""",
         """input %x : i32[3, 2]; %w = constant [-129, 127] : i32[1, 2]; %y = linear(%x, %w)""",
+    ),
+    "unsigned-weights": (
+        # => they are signed bytes already, span more than a byte, or lie beyond what a zero point may be
+        """input %x : i32[3, 2]; %v = constant [0, 255] : u8[1, 2]; %c = cast(%v) {dtype = "i32"}; %z = constant 128 : i32[];
+        %w = sub(%c, %z); %y = linear(%x, %w)""",
+        """input %x : i32[3, 2]; %w = constant [-129, 127] : i32[1, 2]; %y = linear(%x, %w)""",
+        """input %x : i32[3, 2]; %w = constant [256, 255] : i32[1, 2]; %y = linear(%x, %w)""",
     ),
     "zero-of-rows": (
         # => a number for each row
