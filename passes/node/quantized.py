@@ -184,7 +184,10 @@ def _fits(scales: list[Node]) -> bool:
 
 @rule("zero-of-rows", "linear", "matmul", "convolution", exact=True)
 def zero_of_rows(b: GraphRewriter, node: Node) -> Node | None:
-    """linear(i32(x) - z, W) of bytes x --> linear(i32(x), W) - z * sum(W)"""
+    """linear(i32(x) - z, W) of bytes x --> linear(i32(x), W) - z * sum(W)
+
+    Of a convolution with padding, x is padded with z where that is known, else W is summed over what is no padding.
+    """
     x = _integers(node, 0)
     if x is None or x.zero is None or not _is_one(x.zero) or node.attributes.get("transposed"):
         return None
@@ -193,7 +196,8 @@ def zero_of_rows(b: GraphRewriter, node: Node) -> Node | None:
     if node.op.name == "convolution" and any(node.attributes["padding"]):
         value = _number(x.zero)
         if value is None:
-            return None
+            sums = _sums_inside(b, node)
+            return None if sums is None else b.sub(_sum_of(b, node, wide, w), b.mul(zero, sums))
         pads = (0, 0, *node.attributes["padding"])
         wide = b.cast(b.pad(x.bytes, low=pads, high=pads, value=value), dtype="i32")
         changed = {"padding": (0,) * len(node.attributes["padding"])}
@@ -202,17 +206,54 @@ def zero_of_rows(b: GraphRewriter, node: Node) -> Node | None:
     return b.sub(total, b.mul(zero, _to_result(b, sums, node, w)))
 
 
-@rule("zero-of-columns", "linear", "matmul", exact=True)
+def _sums_inside(b: GraphRewriter, node: Node) -> Node | None:
+    """For each result of a convolution in an image of known size the sum of the weights that do not lie on padding."""
+    x, w = node.inputs
+    if not all(isinstance(d, int) for d in x.shape[2:]):
+        return None
+    spatial = x.tensor.rank - 2
+    weights = b.reshape(b.reduce_sum(w, axes=(1,)), shape=(w.shape[0], *(1,) * spatial, *w.shape[2:]))
+    ones = _windows(b, node, b.expand(b.constant(np.int32(1)), shape=(1, 1, *x.shape[2:])))
+    return b.reduce_sum(b.mul(ones, weights), axes=tuple(range(2 + spatial, 2 + 2 * spatial)))
+
+
+def _windows(b: GraphRewriter, node: Node, x: Node) -> Node:
+    """x[N, C, sizes...] with zeros as padding, as what each result of a convolution reads: [N, C, results..., taps...]."""
+    given, spatial = node.attributes, x.tensor.rank - 2
+    pads = (0, 0, *given["padding"])
+    padded = b.pad(x, low=pads, high=pads, value=0) if any(pads) else x
+    axes, taps = tuple(range(2, 2 + spatial)), node.inputs[1].shape[2:]
+    return b.window(padded, axes=axes, sizes=taps, strides=given["strides"], dilations=given["dilations"])
+
+
+@rule("zero-of-columns", "linear", "matmul", "convolution", exact=True)
 def zero_of_columns(b: GraphRewriter, node: Node) -> Node | None:
-    """linear(X, i32(w) - z) of bytes w --> linear(X, i32(w)) - z * sum(X)"""
+    """linear(X, i32(w) - z) of bytes w --> linear(X, i32(w)) - z * sum(X)
+
+    Of a convolution X is summed over its windows, once for all columns.
+    """
     w = _integers(node, 1)
     sums = as_sum(node)
     if w is None or w.zero is None or not _is_same_along(w.zero, w.bytes, sums.columns_summed) or _as_bytes(w) is not None:
         return None
+    if not _has_cheap_windows(node):
+        return None
     x = node.inputs[0]
     total = _sum_of(b, node, x, b.cast(w.bytes, dtype="i32"))
-    rows = b.reduce_sum(x, axes=sums.rows_summed, keepdims=True)
+    if node.op.name == "convolution":
+        windows = _windows(b, node, b.reduce_sum(x, axes=(1,), keepdims=True))
+        rows = b.reduce_sum(windows, axes=tuple(range(x.tensor.rank, windows.tensor.rank)))
+    else:
+        rows = b.reduce_sum(x, axes=sums.rows_summed, keepdims=True)
     return b.sub(total, b.mul(rows, _to_result(b, w.zero, node, w.bytes)))
+
+
+def _has_cheap_windows(node: Node) -> bool:
+    """Whether the sums of what each result reads are little work beside the results: not for convolutions in groups."""
+    if node.op.name != "convolution":
+        return True
+    is_sized = all(isinstance(d, int) for d in node.inputs[1].shape)
+    return is_sized and node.attributes["groups"] == 1 and not node.attributes["transposed"]
 
 
 @rule("signed-weights", "linear", "matmul", "convolution", exact=True)
@@ -228,7 +269,7 @@ def signed_weights(b: GraphRewriter, node: Node) -> Node | None:
     return None if value is None else _sum_of(b, node, node.inputs[0], b.cast(b.constant(value, i8), dtype="i32"))
 
 
-@rule("unsigned-weights", "linear", "matmul", exact=True)
+@rule("unsigned-weights", "linear", "matmul", "convolution", exact=True)
 def unsigned_weights(b: GraphRewriter, node: Node) -> Node | None:
     """linear(X, i32(w) - z) of constant unsigned bytes w --> linear(X, i32(w - 128 as a signed byte) - (z - 128))
 
@@ -236,6 +277,8 @@ def unsigned_weights(b: GraphRewriter, node: Node) -> Node | None:
     weights come as a difference of up to 255 here too.
     """
     w, middle = _integers(node, 1), 128
+    if not _has_cheap_windows(node):
+        return None
     if w is None and node.dtype is i32 and len(node.inputs) == 2 and node.inputs[1].op.name == "constant":
         w = Quantized(node.inputs[1], None, None)
         value = np.asarray(w.bytes.attributes["value"])

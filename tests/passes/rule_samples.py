@@ -281,10 +281,16 @@ FIRES: dict[str, tuple[str, ...]] = {
         """input %x : i32[3, 2]; %v = constant [0, 255, 9, 1, 2, 3] : u8[3, 2]; %c = cast(%v) {dtype = "i32"};
         %z = constant [100, 0, 255] : i32[3, 1]; %w = sub(%c, %z); %y = linear(%x, %w)""",
         """input %x : i32[3, 2]; %w = constant [-129, 126, 0, 1, 2, 3] : i32[2, 3]; %y = matmul(%x, %w)""",
+        """input %x : i32[1, 1, 4, 4]; %v = constant [[[[0, 255], [9, 1]]]] : u8[1, 1, 2, 2]; %w = cast(%v) {dtype = "i32"};
+        %y = convolution(%x, %w) {strides = (1, 1), padding = (1, 1), dilations = (1, 1), output_padding = (0, 0), groups = 1,
+        transposed = false}""",
     ),
     "zero-of-rows": (
         """input %q : u8[3, N, 8]; input %z : i32[1]; %zb = cast(%z) {dtype = "u8"}; %zi = cast(%zb) {dtype = "i32"};
         %a = cast(%q) {dtype = "i32"}; %x = sub(%a, %zi); input %w : i32[3, 8, 4]; %y = matmul(%x, %w)""",
+        """input %q : u8[2, 4, 6, 5]; input %z : u8[1]; %zi = cast(%z) {dtype = "i32"}; %a = cast(%q) {dtype = "i32"};
+        %x = sub(%a, %zi); input %w : i32[6, 2, 3, 2]; %y = convolution(%x, %w) {strides = (2, 1), padding = (1, 2),
+        dilations = (2, 1), output_padding = (0, 0), groups = 2, transposed = false}""",
         """input %q : i8[1, 4, 6, 5]; %a = cast(%q) {dtype = "i32"}; %z = constant -7 : i32[]; %x = sub(%a, %z);
         input %w : i32[6, 2, 3, 2]; %y = convolution(%x, %w) {strides = (2, 1), padding = (1, 0), dilations = (1, 1),
         output_padding = (0, 0), groups = 2, transposed = false}""",
@@ -294,6 +300,9 @@ FIRES: dict[str, tuple[str, ...]] = {
         %z = constant [1, 2, 3, 200] : i32[4, 1]; %w = sub(%c, %z); %y = linear(%x, %w)""",
         """input %x : i32[3, 8]; input %v : i8[8, N]; input %z : i8[N]; %c = cast(%v) {dtype = "i32"};
         %zi = cast(%z) {dtype = "i32"}; %w = sub(%c, %zi); %y = matmul(%x, %w)""",
+        """input %x : i32[2, 3, 6, N]; input %v : i8[4, 3, 3, 2]; input %z : i8[4, 1, 1, 1]; %c = cast(%v) {dtype = "i32"};
+        %zi = cast(%z) {dtype = "i32"}; %w = sub(%c, %zi); %y = convolution(%x, %w) {strides = (2, 1), padding = (1, 2),
+        dilations = (2, 1), output_padding = (0, 0), groups = 1, transposed = false}""",
     ),
     "signed-operands": (
         """input %q : u8[3, N, 8]; %x = cast(%q) {dtype = "i32"}; input %w : i32[3, 8, 4]; %y = matmul(%x, %w)""",
@@ -558,8 +567,8 @@ MISSES: dict[str, tuple[str, ...]] = {
         # => a number for each row
         """input %q : u8[3, 8]; %a = cast(%q) {dtype = "i32"}; %z = constant [1, 2, 3] : i32[3, 1]; %x = sub(%a, %z);
         input %w : i32[4, 8]; %y = linear(%x, %w)""",
-        # => what a padded place holds is not known
-        """input %q : u8[1, 2, 4, 4]; input %z : u8[1]; %zi = cast(%z) {dtype = "i32"}; %a = cast(%q) {dtype = "i32"};
+        # => neither what a padded place holds nor where padding begins is known
+        """input %q : u8[1, 2, 4, N]; input %z : u8[1]; %zi = cast(%z) {dtype = "i32"}; %a = cast(%q) {dtype = "i32"};
         %x = sub(%a, %zi); input %w : i32[2, 2, 3, 3]; %y = convolution(%x, %w) {strides = (1, 1), padding = (1, 1),
         dilations = (1, 1), output_padding = (0, 0), groups = 1, transposed = false}""",
     ),
@@ -575,6 +584,10 @@ MISSES: dict[str, tuple[str, ...]] = {
         # => it differs along what is summed
         """input %x : i32[3, 8]; input %v : u8[4, 8]; input %z : u8[8]; %zi = cast(%z) {dtype = "i32"};
         %c = cast(%v) {dtype = "i32"}; %w = sub(%c, %zi); %y = linear(%x, %w)""",
+        # => a group for each two results: the sums of windows are half of the work
+        """input %x : i32[1, 4, 4, 4]; input %v : u8[4, 2, 3, 3]; input %z : u8[1]; %zi = cast(%z) {dtype = "i32"};
+        %c = cast(%v) {dtype = "i32"}; %w = sub(%c, %zi); %y = convolution(%x, %w) {strides = (1, 1), padding = (1, 1),
+        dilations = (1, 1), output_padding = (0, 0), groups = 2, transposed = false}""",
     ),
 }
 
