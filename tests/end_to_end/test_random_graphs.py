@@ -34,7 +34,7 @@ CASES = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=1500, derandomize=True, deadline=None)
+@settings(max_examples=1000, derandomize=True, deadline=None)
 @given(case=CASES)
 def test_passes_and_kernels_under_the_plan_agree(case: Case):
     with np.errstate(all="ignore"):
@@ -65,7 +65,7 @@ def run_frozen(executable: Executable, inputs: Sequence[object]) -> list[np.ndar
     return [np.array(output) for output in run(arrays, threads=2)]
 
 
-@settings(max_examples=500, derandomize=True, deadline=None)
+@settings(max_examples=350, derandomize=True, deadline=None)
 @given(case=CASES)
 def test_compiled_code_agrees(case: Case):
     with np.errstate(all="ignore"):

@@ -160,8 +160,9 @@ CASES: dict[Callable[..., Any], list[tuple[Any, ...]]] = {
 
 @pytest.mark.parametrize(
     ("function", "entry"),
-    # torch.export gives such a loop to Dynamo, which refuses it
-    [(function, entry) for function in CASES for entry in ENTRIES if function is not loop or entry == "torch.compile"],
+    # what comes from torch.export goes the same way from there: some of each kind
+    [(function, "torch.compile") for function in CASES]
+    + [(function, "dlcompiler.compile") for function in (rows_before, sign_of, compact, put, parts, keep_boxes, branches)],
     ids=lambda x: getattr(x, "__name__", x),
 )
 def test_what_data_tells_is_eagers_and_no_graph_runs_in_torch(function: Callable[..., Any], entry: str) -> None:
