@@ -143,7 +143,7 @@ def _equal_sizes(node: NodeProto, tensors: Sequence[Node | None], b: FoldingBuil
     elif node.op_type in ("Conv", "FusedConv"):
         if min(len(first), len(second)) >= 2:
             yield first[1], second[1] * attributes.get("group", 1)
-    elif node.op_type in ("ConvTranspose",):
+    elif node.op_type == "ConvTranspose":
         if min(len(first), len(second)) >= 2:
             yield first[1], second[0]
     elif node.op_type in ("LSTM", "GRU", "RNN"):
