@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
@@ -23,7 +24,7 @@ from dlcompiler.ir.program import View
 from dlcompiler.ir.types import f32
 
 
-class ScanLines:
+class ScanLines(ABC):
     """The lines of one kernel. Tiles are [ROWS, UNITS]: `row` and `unit` are their indices, `inside` says which exist."""
 
     def __init__(self, scan: Scan, schedule: ScanSchedule, aligned: frozenset[str]) -> None:
@@ -127,13 +128,13 @@ class ScanLines:
         if not self.schedule.whole:
             self.line("was = time + 1" if goes_down else "was = time - 1")
 
+    @abstractmethod
     def whole(self, direction: int) -> None:
         """Lines that take some rows through all steps."""
-        raise NotImplementedError
 
+    @abstractmethod
     def step(self, direction: int) -> None:
         """Lines of one step."""
-        raise NotImplementedError
 
 
 def _product(index: str, stride: Dim) -> str:

@@ -59,10 +59,7 @@ def labelled(call: Call, place: Node, labels: Sequence[int] | Sequence[str], tex
     """The label of the class at each place [samples]."""
     if not texts:
         return call.b.index(call.b.constant(np.asarray(labels, np.int64)), place, axes=(0,))
-    if not isinstance(place.shape[0], int):
-        shape = "_"
-    else:
-        shape = str(place.shape[0])
+    shape = place.shape[0] if isinstance(place.shape[0], int) else "_"
     node = helper.make_node(
         "LabelEncoder", ["place"], ["label"], domain=ML, keys_int64s=list(range(len(labels))), values_strings=list(labels)
     )
@@ -136,8 +133,8 @@ def _linear(call: Call, x: Node, count: int) -> Node:
     """x @ coefficients + intercepts: [samples, count]."""
     width = x.shape[1]
     if not isinstance(width, int):
-        width = len(call.attribute("coefficients") or ()) // max(count, 1)
-        call.misfit(f"{x.type} has an unknown number of features, the model {width}")
+        known = len(call.attribute("coefficients") or ()) // max(count, 1)
+        call.misfit(f"{x.type} has an unknown number of features, the model {known}")
     weight = parameters(call, "coefficients", x, (count, width))
     if not call.attribute("intercepts"):
         return call.b.linear(x, weight)

@@ -209,7 +209,7 @@ def zero_of_rows(b: GraphRewriter, node: Node) -> Node | None:
 def _sums_inside(b: GraphRewriter, node: Node) -> Node | None:
     """For each result of a convolution in an image of known size the sum of the weights that do not lie on padding."""
     x, w = node.inputs
-    if not all(isinstance(d, int) for d in x.shape[2:]):
+    if not all(isinstance(d, int) for d in (*x.shape[2:], *w.shape[2:])):
         return None
     spatial = x.tensor.rank - 2
     weights = b.reshape(b.reduce_sum(w, axes=(1,)), shape=(w.shape[0], *(1,) * spatial, *w.shape[2:]))
